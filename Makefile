@@ -1,0 +1,82 @@
+# kliv_mail: make help lists the targets.
+
+EXTENSION  = kliv_mail
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" kliv_mail.control)
+
+# Preloaded into every process of the cluster: launcher, hooks, send().
+MODULE_big = kliv_mail
+OBJS = src/kliv_mail.o src/guc.o src/address.o src/mime.o src/shmem.o src/launcher.o \
+	src/utility.o src/send.o src/mailbox.o
+
+# Loaded by the sender, and by a session at its first use.
+NET_OBJS = src/kliv_mail_net.o src/smtp.o src/reply.o src/providers.o src/connection.o \
+	src/crypto.o src/settings.o src/outbox.o src/sender.o src/probe.o src/classify.o
+
+DATA_built = sql/$(EXTENSION)--$(EXTVERSION).sql
+DATA       = $(wildcard sql/*--*--*.sql)
+
+TESTS          = $(patsubst test/sql/%.sql,%,$(wildcard test/sql/*.sql))
+REGRESS        = $(TESTS)
+REGRESS_OPTS   = --inputdir=test --outputdir=.
+ISOLATION      = $(patsubst test/specs/%.spec,%,$(wildcard test/specs/*.spec))
+ISOLATION_OPTS = --inputdir=test --outputdir=.
+TAP_TESTS      = 1
+PROVE_TESTS    = test/t/*.pl
+
+PG_CONFIG ?= pg_config
+PG_CPPFLAGS = -Isrc -DKLIV_MAIL_VERSION='"$(EXTVERSION)"'
+PG_CFLAGS   = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare \
+	-Wno-missing-field-initializers -Wno-cast-function-type
+SHLIB_LINK  = -lidn2
+NET_LIBS    = -lcurl -lsodium -lidn2
+
+EXTRA_CLEAN = kliv_mail_net.so $(NET_OBJS) $(NET_OBJS:.o=.d) sql/$(EXTENSION)--$(EXTVERSION).sql
+
+# No JIT inlining of functions that wait for I/O: no bitcode is built.
+override with_llvm = no
+
+# What needs no server headers must work before they are installed.
+ifneq ($(filter-out help demo test packages lint-packages,$(or $(MAKECMDGOALS),all)),)
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+PROVE_FLAGS += -I test/perl
+
+all: kliv_mail_net.so
+
+# -l:kliv_mail.so makes the second library bring the first along; PostgreSQL
+# then runs the first one's _PG_init when the second one's asks for it.
+kliv_mail_net.so: $(NET_OBJS) kliv_mail.so
+	$(CC) $(CFLAGS) $(LDFLAGS) $(LDFLAGS_SL) -shared -o $@ $(NET_OBJS) -L. -l:kliv_mail.so \
+		-Wl,-rpath,'$$ORIGIN' $(NET_LIBS)
+
+$(OBJS) $(NET_OBJS): $(wildcard src/*.h) kliv_mail.control
+
+install: install-net
+install-net: kliv_mail_net.so
+	$(INSTALL_SHLIB) kliv_mail_net.so '$(DESTDIR)$(pkglibdir)/kliv_mail_net.so'
+uninstall: uninstall-net
+uninstall-net:
+	rm -f '$(DESTDIR)$(pkglibdir)/kliv_mail_net.so'
+.PHONY: install-net uninstall-net
+endif
+
+sql/$(EXTENSION)--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) kliv_mail.control
+	cat $(sort $(wildcard sql/install/*.sql)) > $@
+
+## demo: from packages to a mail that a real SMTP server received (root or sudo)
+demo:
+	bash demo/run
+
+## test: every test on throw-away clusters, root or not; installs what is missing
+test:
+	bash test/run
+
+## lint: layers, symbol prefix, what the preloaded library links
+lint: all
+	bash test/lint
+
+## help: this list
+help:
+	@sed -n 's/^## //p' Makefile
+
+.PHONY: demo test lint help

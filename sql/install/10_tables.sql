@@ -1,0 +1,215 @@
+-- The tables.  Hot and cold apart: _outbox holds only unfinished deliveries,
+-- finishing moves a row to _delivery, _message holds what was composed once.
+-- No foreign keys on the hot path.  Every table has a primary key, and no
+-- table holds a row that this script makes, so that dump and restore meet no
+-- conflict.  (What is dumped is registered in 95_dump.sql.)
+
+CREATE TYPE kliv_mail.attachment AS (
+    filename     text,
+    content_type text,
+    content_id   text,
+    content      bytea
+);
+COMMENT ON TYPE kliv_mail.attachment IS
+    'A file for send(); make it with kliv_mail.attach() or kliv_mail.attach_text(), which check it.';
+
+CREATE SEQUENCE kliv_mail._message_id;
+CREATE SEQUENCE kliv_mail._delivery_id;
+CREATE SEQUENCE kliv_mail._event_id;
+CREATE SEQUENCE kliv_mail._epoch;
+
+-- Where this database's mail may leave from (promise 8): one row, made at
+-- first use.  Another origin than kliv_mail._origin(): this is a copy.
+CREATE TABLE kliv_mail._state (
+    singleton  boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    origin     text COLLATE "C" NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The accounts that configure_smtp() saves.  'platform' is never a row.
+CREATE TABLE kliv_mail._account (
+    name                text COLLATE "C" PRIMARY KEY CHECK (name <> 'platform'),
+    in_use              boolean NOT NULL,       -- false after reset_smtp(), which keeps the identity
+    route_order         integer NOT NULL,       -- failover: lower first; custom is 0
+    origin              text COLLATE "C" NOT NULL,
+    provider            text,
+    region              text,
+    host                text,
+    port                integer CHECK (port BETWEEN 1 AND 65535),
+    encryption          text CHECK (encryption IN ('tls', 'starttls', 'none')),
+    auth                text CHECK (auth IN ('password', 'oauth2')),
+    username            text,                   -- NULL where secret (then username_cipher) or none
+    username_cipher     bytea,
+    username_masked     text,
+    password_cipher     bytea,                  -- names its key, bound to account, host, port, user
+    password_masked     text,
+    key_id              text,
+    from_address        text,
+    from_name           text,
+    reply_to            text,
+    allowed_senders     text[] NOT NULL DEFAULT '{}',
+    hourly_limit        integer NOT NULL DEFAULT 50 CHECK (hourly_limit >= 0),
+    daily_limit         integer NOT NULL DEFAULT 500 CHECK (daily_limit >= 0),
+    last_test_at        timestamptz,
+    last_test_ok        boolean,
+    created_at          timestamptz NOT NULL,
+    updated_at          timestamptz NOT NULL,
+    updated_by          name NOT NULL,
+    password_changed_at timestamptz
+);
+
+-- pause(): account '' is the whole database.
+CREATE TABLE kliv_mail._pause (
+    account   text COLLATE "C" PRIMARY KEY,
+    reason    text,
+    paused_at timestamptz NOT NULL,
+    paused_by name NOT NULL
+);
+
+-- One row an account, made by the first claim.  Its lock serialises the claims
+-- of the account; its columns are the hold that a reply caused.  Written by
+-- _claim() and _record() only, never by settings or send().
+CREATE TABLE kliv_mail._quota (
+    account     text COLLATE "C" PRIMARY KEY,
+    held_until  timestamptz,                    -- NULL: not held
+    held_by     text CHECK (held_by IN ('quota', 'account', 'key')),
+    held_reason text,
+    held_hint   text,
+    held_since  timestamptz,
+    failures    integer NOT NULL DEFAULT 0,     -- account-scope failures in a row
+    strikes     text[] NOT NULL DEFAULT '{}',   -- recipients failing the same unknown way in a row
+    outcomes    bigint NOT NULL DEFAULT 0,      -- since blocked was last halved
+    blocked     bigint NOT NULL DEFAULT 0,      -- of those, policy blocks
+    fingerprint text                            -- of the settings that the hold is about
+);
+
+-- What was claimed, by account name, kind of window and window.  Rows whose
+-- range contains the present count, so that neither a clock set back nor
+-- another quota_timezone opens a second window.
+CREATE TABLE kliv_mail._usage (
+    account        text COLLATE "C" NOT NULL,
+    window_name    text COLLATE "C" NOT NULL CHECK (window_name IN ('hour', 'day')),
+    window_start   timestamptz NOT NULL,
+    window_end     timestamptz NOT NULL,
+    used           integer NOT NULL DEFAULT 0 CHECK (used >= 0),
+    used_marketing integer NOT NULL DEFAULT 0 CHECK (used_marketing >= 0),
+    PRIMARY KEY (account, window_name, window_start)
+);
+
+CREATE TABLE kliv_mail._message (
+    id            bigint PRIMARY KEY,
+    created_at    timestamptz NOT NULL,
+    sender_role   name NOT NULL,
+    message_type  text NOT NULL CHECK (message_type IN ('system', 'transactional', 'marketing')),
+    template      text,
+    account       text COLLATE "C",             -- as asked for; NULL: the account in use
+    from_address  text,                         -- as wished; NULL: the account's
+    from_name     text,
+    reply_to      text,                         -- an address list
+    subject       text NOT NULL,
+    header_id     text COLLATE "C" NOT NULL,    -- Message-ID without <>
+    entity        bytea NOT NULL,               -- from Date on, CRLF, as it goes on the wire
+    smtputf8      boolean NOT NULL DEFAULT false,   -- an address in its header is not ASCII
+    send_at       timestamptz,
+    expires_at    timestamptz,
+    recipients    integer NOT NULL,
+    tags          text[],
+    metadata      jsonb
+);
+ALTER TABLE kliv_mail._message ALTER entity SET STORAGE EXTERNAL;
+CREATE INDEX _message_created ON kliv_mail._message (created_at);
+CREATE INDEX _message_header_id ON kliv_mail._message (header_id);
+
+-- Unfinished deliveries.  route '' goes by the account in use.  epoch is NULL
+-- while the row waits; a claim sets it together with account and windows, and
+-- so takes the row out of the index that claims read.  due is infinity while
+-- nothing but a call can move it (an in-doubt delivery that is held).
+CREATE TABLE kliv_mail._outbox (
+    id               bigint PRIMARY KEY,
+    message_id       bigint NOT NULL,
+    recipient        text COLLATE "C" NOT NULL, -- addr-spec as on the wire
+    kind             text NOT NULL CHECK (kind IN ('to', 'cc', 'bcc')),
+    origin           text COLLATE "C" NOT NULL,
+    route            text COLLATE "C" NOT NULL, -- '' or an account's name
+    priority         smallint NOT NULL CHECK (priority BETWEEN 0 AND 2),    -- system, transactional, marketing
+    due              timestamptz NOT NULL,
+    created_at       timestamptz NOT NULL,
+    expires_at       timestamptz,
+    attempts         integer NOT NULL DEFAULT 0,
+    first_attempt_at timestamptz,
+    doubts           integer NOT NULL DEFAULT 0,    -- times that it ended in doubt
+    doubtful         boolean NOT NULL DEFAULT false,    -- the last attempt ended in doubt
+    epoch            bigint,
+    account          text COLLATE "C",          -- that it was last claimed for
+    hour_start       timestamptz,               -- windows that the claim was counted in
+    day_start        timestamptz,
+    identity         text COLLATE "C",          -- From and the other identity lines as last sent
+    last_stage       text,
+    last_code        integer,
+    last_enhanced    text,
+    last_reply       text,
+    last_reason      text,
+    last_hint        text,
+    bounce_type      text
+);
+CREATE INDEX _outbox_ready ON kliv_mail._outbox (origin, route, priority, due, id) WHERE epoch IS NULL;
+CREATE INDEX _outbox_claimed ON kliv_mail._outbox (epoch) WHERE epoch IS NOT NULL;
+CREATE INDEX _outbox_message ON kliv_mail._outbox (message_id);
+CREATE INDEX _outbox_expires ON kliv_mail._outbox (expires_at) WHERE expires_at IS NOT NULL;
+-- Rows come and go all day: vacuum by the row count, not by a share of it.
+ALTER TABLE kliv_mail._outbox SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+-- Finished deliveries, written once, touched again only by later reports.
+CREATE TABLE kliv_mail._delivery (
+    id                bigint PRIMARY KEY,
+    message_id        bigint NOT NULL,
+    recipient         text COLLATE "C" NOT NULL,
+    kind              text NOT NULL,
+    priority          smallint NOT NULL,
+    route             text COLLATE "C" NOT NULL,
+    status            text NOT NULL CHECK (status IN ('sent', 'delivered', 'bounced', 'complained',
+                          'failed', 'suppressed', 'cancelled', 'expired')),
+    created_at        timestamptz NOT NULL,
+    expires_at        timestamptz,
+    attempts          integer NOT NULL,
+    doubts            integer NOT NULL,
+    account           text COLLATE "C",
+    identity          text COLLATE "C",
+    bounce_type       text,
+    last_stage        text,
+    last_code         integer,
+    last_enhanced     text,
+    last_reply        text,
+    reason            text,
+    hint              text,
+    server_message_id text,
+    sent_at           timestamptz,
+    finished_at       timestamptz NOT NULL
+);
+CREATE INDEX _delivery_message ON kliv_mail._delivery (message_id);
+CREATE INDEX _delivery_finished ON kliv_mail._delivery (finished_at);
+
+CREATE TABLE kliv_mail._idempotency (
+    sender_role name NOT NULL,
+    key         text COLLATE "C" NOT NULL,
+    fingerprint bytea NOT NULL,                 -- of the other arguments
+    message_id  bigint NOT NULL,
+    created_at  timestamptz NOT NULL,
+    PRIMARY KEY (sender_role, key)
+);
+CREATE INDEX _idempotency_created ON kliv_mail._idempotency (created_at);
+
+-- What the view events cannot derive: settings changed, holds, failovers, copies.
+CREATE TABLE kliv_mail._event (
+    id          bigint PRIMARY KEY,
+    at          timestamptz NOT NULL,
+    kind        text NOT NULL,
+    account     text,
+    message_id  bigint,
+    delivery_id bigint,
+    role        name,
+    detail      text,
+    data        jsonb                           -- never a secret
+);
+CREATE INDEX _event_at ON kliv_mail._event (at);

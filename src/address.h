@@ -1,0 +1,53 @@
+/*-------------------------------------------------------------------------
+ *
+ * address.h
+ *		RFC 5321/5322 addresses: parse, check, write.
+ *
+ * Layer: pure (palloc only).  All text is UTF-8.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_ADDRESS_H
+#define KLM_ADDRESS_H
+
+#include "kliv_mail.h"
+
+typedef struct KlmAddress
+{
+	char	   *name;			/* display name, decoded, not quoted; NULL if none */
+	char	   *addr;			/* addr-spec as it goes on the wire: local part
+								 * quoted where needed, domain in lower-case A-labels */
+	bool		smtputf8;		/* the local part is not ASCII (RFC 6531) */
+} KlmAddress;
+
+/*
+ * Parse an RFC 5322 address list ("Ana <ana@example.com>, bob@example.org").
+ * Exact repeats (same addr) are merged, the first one's name stays.  The array
+ * is palloc'd.  An empty list, a group, a separator other than ',', a control
+ * or bidi character, a bad address: false with *error filled.
+ */
+extern bool klm_parse_address_list(const char *list, KlmAddress **addresses, int *count,
+								   KlmError *error);
+
+/* Exactly one address, with or without a display name. */
+extern bool klm_parse_address(const char *text, KlmAddress *address, KlmError *error);
+
+/*
+ * "Name <addr>" for use in a header *value that the caller still has to
+ * encode*, or in a list given to klm_parse_address_list(): the name quoted as
+ * needed, UTF-8 kept.  For RFC 2047 encoded header lines see mime.h.
+ */
+extern char *klm_format_address(const char *name, const char *addr);
+
+/*
+ * Is addr one of the patterns (addresses, or "@domain")?  Domains compare
+ * without case, local parts exactly.
+ */
+extern bool klm_address_allowed(const char *addr, const char **patterns, int count);
+
+/* C0, C1, bidi controls, zero-width: what may stand in no header or name. */
+extern bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
+
+#endif							/* KLM_ADDRESS_H */

@@ -1,0 +1,32 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *		Every difference between PostgreSQL 15 and 18, and between the versions
+ *		of libcurl, each with the release that made it.
+ *
+ * May be included by every file; includes nothing of ours.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_COMPAT_H
+#define KLM_COMPAT_H
+
+#if PG_VERSION_NUM < 150000
+#error "kliv_mail needs PostgreSQL 15 or newer"
+#endif
+
+/* PostgreSQL 16 moved the varlena macros out of postgres.h. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* PostgreSQL 18: a module tells its name and version. */
+#ifdef PG_MODULE_MAGIC_EXT
+#define KLM_MODULE_MAGIC(module) PG_MODULE_MAGIC_EXT(.name = module, .version = KLIV_MAIL_VERSION)
+#else
+#define KLM_MODULE_MAGIC(module) PG_MODULE_MAGIC
+#endif
+
+#endif							/* KLM_COMPAT_H */

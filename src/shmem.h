@@ -1,0 +1,122 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.h
+ *		What launcher, senders and backends share: databases that have mail,
+ *		who serves them, when they are next due.
+ *
+ * Layer: edge (shared memory, latches).  Everything here works without the
+ * preload too, doing nothing, so that mail can be queued before the
+ * administrator has changed shared_preload_libraries.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_SHMEM_H
+#define KLM_SHMEM_H
+
+#include "datatype/timestamp.h"
+#include "storage/latch.h"
+
+#include "kliv_mail.h"
+
+/* Is the library preloaded, so that a launcher exists? */
+extern PGDLLEXPORT bool klm_preloaded(void);
+
+/* From _PG_init while preloading: hooks that size and make the shared state. */
+extern void klm_shmem_init(void);
+
+/* ---- backends ---- */
+
+/*
+ * This transaction queued mail for the database (or changed what may go): at
+ * its commit, or at COMMIT PREPARED, a sender is woken or started.  due: when
+ * the earliest is due in real time; 0: now.
+ */
+extern PGDLLEXPORT void klm_wake_at_commit(TimestampTz due);
+
+/*
+ * At commit the database's senders end cleanly and are started anew, since
+ * what ALTER DATABASE ... SET changes is read at the start of a session.
+ */
+extern PGDLLEXPORT void klm_restart_at_commit(Oid database);
+
+/*
+ * Bar the database: no sender is started, and those that run are asked to
+ * leave.  klm_bar_database() returns once none is attached (interruptible, no
+ * time limit but the caller's own); each needs its klm_unbar_database(), also
+ * on error.
+ */
+extern void klm_bar_database(Oid database);
+extern void klm_unbar_database(Oid database);
+
+/*
+ * Sleep until a sender has recorded something since *seen, or timeout_ms is
+ * over; interruptible.  Start with *seen = klm_records(); false at the timeout
+ * or when not preloaded.
+ */
+extern PGDLLEXPORT uint64 klm_records(void);
+extern PGDLLEXPORT bool klm_wait_for_record(uint64 *seen, long timeout_ms);
+
+/* For the view status. */
+typedef struct KlmProcessStatus
+{
+	bool		preloaded;
+	int			launcher_pid;	/* 0: not running */
+	int			sender_pid;		/* of this database; 0: none */
+	TimestampTz next_due;		/* real time; DT_NOEND: nothing known */
+	bool		slots_exhausted;	/* the last sender could not be started: max_worker_processes */
+	char		last_error[256];	/* the last error of a sender of this database, UTF-8 */
+} KlmProcessStatus;
+
+extern PGDLLEXPORT void klm_process_status(KlmProcessStatus *status);
+
+/* ---- senders ---- */
+
+/*
+ * Take the place that the launcher reserved (its number is the worker's
+ * argument); registers the exit callback that gives it back and, after an
+ * error, lets the launcher start another no sooner than its throttle allows.
+ * false: the place is no longer ours (barred meanwhile): exit.
+ */
+extern PGDLLEXPORT bool klm_sender_attach(Datum worker_argument, Oid *database);
+
+/* Asked to leave (bar, restart)?  The request also sets our latch. */
+extern PGDLLEXPORT bool klm_sender_must_leave(void);
+
+/* Something moved: a reply was read, a result recorded. */
+extern PGDLLEXPORT void klm_sender_progress(void);
+
+/*
+ * Do other databases want our place, and has it been ours long enough (5 s
+ * without progress, 30 s in all)?  Otherwise *check_ms says when to ask again
+ * (-1: nobody waits; the latch is set when somebody begins to).
+ */
+extern PGDLLEXPORT bool klm_sender_place_wanted(long *check_ms);
+
+/* The number of wake-ups of this database so far. */
+extern PGDLLEXPORT uint64 klm_sender_wakes(void);
+
+/*
+ * Leave, with the real time at which a sender is next needed (DT_NOEND:
+ * never).  false if a wake-up came after wakes_seen and force is not set: stay
+ * and claim again.  With force the time becomes "now" instead.
+ */
+extern PGDLLEXPORT bool klm_sender_leave(uint64 wakes_seen, TimestampTz next_due, bool force);
+
+/* Results were committed: wake those in klm_wait_for_record(). */
+extern PGDLLEXPORT void klm_sender_recorded(void);
+
+/* Remember an error for the view status ("" clears it). */
+extern PGDLLEXPORT void klm_sender_set_error(const char *utf8);
+
+/* The database lost (or never had) the extension: forget it and its label. */
+extern PGDLLEXPORT void klm_sender_forget_database(void);
+
+/*
+ * Put the label on the database by which the launcher finds it, if it is not
+ * there; in a transaction.
+ */
+extern PGDLLEXPORT void klm_label_database(void);
+
+#endif							/* KLM_SHMEM_H */
