@@ -6,11 +6,11 @@ EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" kliv_mail.contr
 # Preloaded into every process of the cluster: launcher, hooks, send().
 MODULE_big = kliv_mail
 OBJS = src/kliv_mail.o src/guc.o src/address.o src/mime.o src/shmem.o src/launcher.o \
-	src/utility.o src/send.o src/mailbox.o
+	src/utility.o src/loghook.o src/status.o src/send.o src/mailbox.o
 
 # Loaded by the sender, and by a session at its first use.
 NET_OBJS = src/kliv_mail_net.o src/smtp.o src/reply.o src/providers.o src/connection.o \
-	src/crypto.o src/settings.o src/outbox.o src/sender.o src/probe.o src/classify.o
+	src/crypto.o src/settings.o src/outbox.o src/sender.o src/probe.o src/configure.o src/classify.o
 
 DATA_built = sql/$(EXTENSION)--$(EXTVERSION).sql
 DATA       = $(wildcard sql/*--*--*.sql)
