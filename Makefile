@@ -17,9 +17,9 @@ DATA       = $(wildcard sql/*--*--*.sql)
 
 TESTS          = $(patsubst test/sql/%.sql,%,$(wildcard test/sql/*.sql))
 REGRESS        = $(TESTS)
-REGRESS_OPTS   = --inputdir=test --outputdir=.
+REGRESS_OPTS   = --inputdir=test --outputdir=. --load-extension=pgcrypto --load-extension=kliv_mail
 ISOLATION      = $(patsubst test/specs/%.spec,%,$(wildcard test/specs/*.spec))
-ISOLATION_OPTS = --inputdir=test --outputdir=.
+ISOLATION_OPTS = --inputdir=test --outputdir=. --load-extension=pgcrypto --load-extension=kliv_mail
 TAP_TESTS      = 1
 PROVE_TESTS    = test/t/*.pl
 
@@ -36,7 +36,7 @@ EXTRA_CLEAN = kliv_mail_net.so $(NET_OBJS) $(NET_OBJS:.o=.d) sql/$(EXTENSION)--$
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo test packages lint-packages,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo test test-chroot,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -71,12 +71,16 @@ demo:
 test:
 	bash test/run
 
+## test-chroot: make demo and make test in a fresh Debian chroot (root, debootstrap)
+test-chroot:
+	bash test/chroot
+
 ## lint: layers, symbol prefix, what the preloaded library links
 lint: all
-	bash test/lint
+	perl test/lint
 
 ## help: this list
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test lint help
+.PHONY: demo test test-chroot lint help

@@ -47,7 +47,23 @@ extern char *klm_format_address(const char *name, const char *addr);
  */
 extern bool klm_address_allowed(const char *addr, const char **patterns, int count);
 
-/* C0, C1, bidi controls, zero-width: what may stand in no header or name. */
+/*
+ * C0, C1, bidi controls, line separators, zero-width: what may stand in no
+ * name.  The joiners U+200C and U+200D pass between two characters that are
+ * not ASCII, since Persian, Indic scripts and emoji are written with them.
+ */
 extern bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
+
+/*
+ * For the pure modules.  The code point at *text, which moves on (a byte that
+ * is no UTF-8 counts as U+FFFD); text made printable and cut to some 80
+ * characters for a message; an error filled in, false returned (error NULL:
+ * the caller wants no words).
+ */
+extern uint32 klm_utf8_next(const char **text, const char *end);
+extern bool klm_is_space(uint32 ch);
+extern char *klm_shown(const char *text, Size length);
+extern bool klm_fail(KlmError *error, int sqlstate, const char *hint, const char *format,...)
+	pg_attribute_printf(4, 5);
 
 #endif							/* KLM_ADDRESS_H */

@@ -29,4 +29,25 @@
 #define KLM_MODULE_MAGIC(module) PG_MODULE_MAGIC
 #endif
 
+/*
+ * PostgreSQL 16 gave the values of check hooks an allocator of their own, and
+ * made the ownership checks of all kinds of objects one function.
+ */
+#if PG_VERSION_NUM >= 160000
+#define klm_guc_malloc(size) guc_malloc(LOG, size)
+#define klm_owns_database(oid, role) object_ownercheck(DatabaseRelationId, oid, role)
+#define klm_owns_extension(oid, role) object_ownercheck(ExtensionRelationId, oid, role)
+#else
+#define klm_guc_malloc(size) malloc(size)
+#define klm_owns_database(oid, role) pg_database_ownercheck(oid, role)
+#define klm_owns_extension(oid, role) pg_extension_ownercheck(oid, role)
+#endif
+
+/* PostgreSQL 17 put the local transaction id into a struct. */
+#if PG_VERSION_NUM >= 170000
+#define KLM_MY_LXID (MyProc->vxid.lxid)
+#else
+#define KLM_MY_LXID (MyProc->lxid)
+#endif
+
 #endif							/* KLM_COMPAT_H */

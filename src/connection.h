@@ -39,6 +39,13 @@ typedef struct KlmTarget
 	const char *ehlo_name;
 } KlmTarget;
 
+/*
+ * Is an address (AF_INET or AF_INET6, network order) closed to accounts that
+ * users configure: loopback, link-local or private, and neither it nor the
+ * host in kliv_mail.allowed_hosts?
+ */
+extern bool klm_address_closed(const char *host, int family, const void *address);
+
 typedef struct KlmConnector KlmConnector;	/* one multi, one epoll descriptor */
 typedef struct KlmConnection KlmConnection;
 
@@ -49,6 +56,7 @@ typedef struct KlmConnection KlmConnection;
 typedef struct KlmConnectReport
 {
 	bool		ok;
+	bool		refused;		/* by the address guard: nothing was sent */
 	KlmReply	reply;			/* on failure: the stage and what the server said there */
 	char	   *detail;			/* on failure: our words and the library's; never a secret */
 	char	   *hint;			/* what to do, or NULL */
@@ -59,6 +67,7 @@ typedef struct KlmConnectReport
 	char	   *cert_subject;
 	char	   *cert_issuer;
 	char	   *cert_expires;
+	char	   *cert_names;		/* what it is for: "DNS:mail.example.com" */
 	double		dns_ms;
 	double		connect_ms;
 	double		tls_ms;
@@ -84,7 +93,11 @@ extern int	klm_connector_fd(const KlmConnector *connector);
 /* Milliseconds until klm_connector_next() must be called anyway; -1: never. */
 extern long klm_connector_timeout(const KlmConnector *connector);
 
-/* Drive everything that is ready; the next event and its connection. */
+/*
+ * Drive everything that is ready; the next event and its connection.  To be
+ * called until KLM_CONN_NONE.  After KLM_CONN_READABLE receive until 0 or -1:
+ * TLS may hold bytes that the descriptor no longer shows.
+ */
 extern KlmConnEvent klm_connector_next(KlmConnector *connector, KlmConnection **connection);
 
 /* Start to open; returns NULL with *error when it cannot even start (out of memory, descriptors). */
@@ -95,7 +108,10 @@ extern void *klm_connection_owner(const KlmConnection *connection);
 /* The report, palloc'd in the current context. */
 extern void klm_connection_report(KlmConnection *connection, KlmConnectReport *report);
 
-/* > 0 bytes; 0: would block; -1: broken or ended. */
+/*
+ * > 0 bytes; 0: would block; -1: broken or ended.  A send that would block must
+ * be repeated with the same data (more may have been added behind it).
+ */
 extern ssize_t klm_connection_send(KlmConnection *connection, const char *data, Size length);
 extern ssize_t klm_connection_recv(KlmConnection *connection, char *buffer, Size length);
 extern void klm_connection_want_write(KlmConnection *connection, bool want);

@@ -31,7 +31,7 @@ typedef struct KlmHeader
 typedef struct KlmAttachment
 {
 	const char *filename;
-	const char *content_type;	/* "type/subtype", checked */
+	const char *content_type;	/* "type/subtype", perhaps with parameters; checked */
 	const char *content_id;		/* without <>; NULL: a plain attachment */
 	const char *data;
 	Size		length;
@@ -66,7 +66,13 @@ typedef struct KlmIdentity
 	int			header_count;
 } KlmIdentity;
 
-/* Append header lines (Date first) and body to out.  Content must be checked. */
+#define KLM_MAX_HEADERS 100
+#define KLM_MAX_ATTACHMENTS 100
+
+/*
+ * Append header lines (Date first) and body to out, which grows once, to the
+ * size needed.  Content must be checked.
+ */
 extern void klm_mime_compose(const KlmContent *content, StringInfo out);
 
 /* Append the identity lines to out. */
@@ -80,6 +86,13 @@ extern void klm_mime_identity(const KlmIdentity *identity, StringInfo out);
  */
 extern bool klm_mime_check_header(const char *name, const char *value, KlmError *error);
 
+/*
+ * All headers of a message: each by itself, none twice, not more than
+ * KLM_MAX_HEADERS (54000), List-Unsubscribe-Post only beside an https
+ * List-Unsubscribe (RFC 8058).
+ */
+extern bool klm_mime_check_headers(const KlmHeader *headers, int count, KlmError *error);
+
 /* May this be a subject?  CR, LF, controls 22023; over 16,000 octets 54000. */
 extern bool klm_mime_check_subject(const char *subject, KlmError *error);
 
@@ -91,6 +104,16 @@ extern bool klm_mime_check_subject(const char *subject, KlmError *error);
  */
 extern bool klm_mime_check_attachment(KlmAttachment *attachment, const char *prohibited,
 									  KlmError *error);
+
+/*
+ * All attachments of a message: each by itself, no Content-ID twice, not more
+ * than KLM_MAX_ATTACHMENTS (54000).
+ */
+extern bool klm_mime_check_attachments(KlmAttachment *attachments, int count,
+									   const char *prohibited, KlmError *error);
+
+/* The content type that a file name's extension stands for; NULL if unknown. */
+extern const char *klm_mime_type_by_name(const char *filename);
 
 /* A readable plain text for an HTML body; palloc'd. */
 extern char *klm_mime_text_from_html(const char *html);

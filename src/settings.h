@@ -39,4 +39,7 @@ typedef struct KlmAccount
  */
 extern KlmAccount *klm_load_account(const char *name);
 
+/* What we call ourselves in EHLO: points into the address, or is static. */
+extern const char *klm_ehlo_name(const char *from_address);
+
 #endif							/* KLM_SETTINGS_H */

@@ -119,4 +119,75 @@ extern PGDLLEXPORT void klm_sender_forget_database(void);
  */
 extern PGDLLEXPORT void klm_label_database(void);
 
+/* From _PG_init: the provider of that label; needed without the preload too. */
+extern void klm_label_init(void);
+
+/* ---- utility.c ---- */
+
+/* In a transaction: the extension is gone; remove the label. */
+extern void klm_unlabel_database(void);
+
+/* In a transaction: does the database bear the label? */
+extern bool klm_database_labelled(Oid database);
+
+/* At commit: nothing of this database is to be sent any more. */
+extern void klm_forget_at_commit(Oid database);
+
+/* At commit: a sender has a look whether this (new) database has mail. */
+extern void klm_look_at_commit(Oid database);
+
+/* Now: a prepared transaction was committed; does nothing where no mail ever was. */
+extern void klm_wake_after_prepared(void);
+
+/* ---- launcher.c ---- */
+
+/* A place taken for a sender that is to be started. */
+typedef struct KlmReservation
+{
+	int			place;
+	uint32		generation;
+	Oid			database;
+	int			failures;		/* of senders there, in a row */
+} KlmReservation;
+
+/* What there is to do once nothing more can be started now. */
+typedef struct KlmOutlook
+{
+	TimestampTz next_start;		/* real time; DT_NOEND: none known */
+	bool		room;			/* a place is free and nobody waits */
+} KlmOutlook;
+
+/* This process is the launcher; what an earlier one reserved is free again. */
+extern void klm_launcher_attach(void);
+
+/* Take a place for the database that has waited longest; false: none due, or no place. */
+extern bool klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook);
+
+/* The worker's argument from which klm_sender_attach() knows its place. */
+extern Datum klm_launcher_argument(const KlmReservation *reservation);
+
+/* Has the sender not come (yet)? */
+extern bool klm_launcher_awaited(const KlmReservation *reservation);
+
+/*
+ * Nothing came of it.  failed: the sender died before it attached, and the
+ * throttle applies; otherwise it was never started.
+ */
+extern void klm_launcher_cancel(const KlmReservation *reservation, bool failed);
+
+/* For the view status: the last sender found no worker slot. */
+extern void klm_launcher_set_exhausted(bool exhausted);
+
+/* These databases are due now; false if the table has no room for them all. */
+extern bool klm_launcher_mark_due(const Oid *databases, int count);
+
+/* Has the table an entry for the database? */
+extern bool klm_launcher_knows(Oid database);
+
+/* Free the entries of databases that are not among the existing ones. */
+extern void klm_launcher_prune(const Oid *existing, int count);
+
+/* Did a database find no room in the table since the last call? */
+extern bool klm_launcher_overflowed(void);
+
 #endif							/* KLM_SHMEM_H */

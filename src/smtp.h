@@ -30,7 +30,8 @@ typedef struct KlmSmtpCaps
 	bool		starttls;
 	bool		auth;
 	char		auth_mechanisms[256];	/* "PLAIN LOGIN" */
-	uint64		size;			/* SIZE; 0: no limit stated */
+	bool		size_offered;	/* the SIZE extension, so that MAIL may state ours */
+	uint64		size;			/* its limit; 0: none stated */
 } KlmSmtpCaps;
 
 /* Parse the bytes of a whole EHLO reply; keywords without case. */
@@ -51,7 +52,8 @@ typedef struct KlmSmtpDelivery
 {
 	void	   *tag;			/* the caller's */
 	const char *mail_from;		/* "" for the null sender */
-	const char *rcpt_to;
+	const char *rcpt_to;		/* NULL: only ask whether mail_from may send (MAIL, then
+								 * RSET); the result is MAIL's reply */
 	bool		smtputf8;
 	KlmSmtpPart parts[3];
 	int			part_count;
@@ -63,6 +65,12 @@ typedef struct KlmSmtpDelivery
  * the last byte of the final dot had been reported by klm_smtp_sent(), and a
  * delivery with started == false had put nothing on the wire that could count
  * as an attempt (its envelope behind another's dot included).
+ *
+ * A session that served other deliveries before may end at any moment (idle,
+ * N messages a connection): then a delivery of which nothing was answered, or
+ * whose MAIL was answered with 421, has started == false; lost == false in the
+ * second case.  The first delivery of a session always counts once a byte of
+ * it was sent, so that a server which hangs up at once is no endless loop.
  */
 typedef struct KlmSmtpResult
 {
@@ -82,6 +90,7 @@ extern void klm_smtp_destroy(KlmSmtp *smtp);
  * Can it take one more delivery now?  false while full, and for ever after the
  * session turned bad (421, a reply out of step, EOF): then klm_smtp_usable()
  * is false and the caller closes the connection once no result is open.
+ * open_count: deliveries begun whose result is not yet known.
  */
 extern bool klm_smtp_can_begin(const KlmSmtp *smtp);
 extern bool klm_smtp_usable(const KlmSmtp *smtp);
@@ -115,11 +124,15 @@ extern bool klm_smtp_result(KlmSmtp *smtp, KlmSmtpResult *result);
 
 /*
  * The stage whose reply is awaited now (the final dot has a longer timeout);
- * false if none is.
+ * false if none is (QUIT's reply counts as none: nobody needs it).  While the
+ * body is put out the stage is KLM_STAGE_DATA and the time is a time to send in.
  */
 extern bool klm_smtp_awaits(const KlmSmtp *smtp, KlmStage *stage);
 
-/* Ask the session to end politely: QUIT is put out once nothing is open. */
+/*
+ * Ask the session to end politely: QUIT is put out once nothing is open.  No
+ * delivery can begin any more; close when there is no output left.
+ */
 extern void klm_smtp_quit(KlmSmtp *smtp);
 
 #endif							/* KLM_SMTP_H */

@@ -50,6 +50,7 @@ CREATE TABLE kliv_mail._account (
     allowed_senders     text[] NOT NULL DEFAULT '{}',
     hourly_limit        integer NOT NULL DEFAULT 50 CHECK (hourly_limit >= 0),
     daily_limit         integer NOT NULL DEFAULT 500 CHECK (daily_limit >= 0),
+    renewed_at          timestamptz NOT NULL,   -- moves with every configure and successful test: ends a hold
     last_test_at        timestamptz,
     last_test_ok        boolean,
     created_at          timestamptz NOT NULL,
@@ -100,7 +101,7 @@ CREATE TABLE kliv_mail._message (
     id            bigint PRIMARY KEY,
     created_at    timestamptz NOT NULL,
     sender_role   name NOT NULL,
-    message_type  text NOT NULL CHECK (message_type IN ('system', 'transactional', 'marketing')),
+    message_type  text NOT NULL,                -- system | transactional | marketing
     template      text,
     account       text COLLATE "C",             -- as asked for; NULL: the account in use
     from_address  text,                         -- as wished; NULL: the account's
@@ -120,6 +121,7 @@ ALTER TABLE kliv_mail._message ALTER entity SET STORAGE EXTERNAL;
 CREATE INDEX _message_created ON kliv_mail._message (created_at);
 CREATE INDEX _message_header_id ON kliv_mail._message (header_id);
 
+-- Few CHECKs on the hot tables: each is parsed anew by every INSERT.
 -- Unfinished deliveries.  route '' goes by the account in use.  epoch is NULL
 -- while the row waits; a claim sets it together with account and windows, and
 -- so takes the row out of the index that claims read.  due is infinity while
@@ -128,7 +130,7 @@ CREATE TABLE kliv_mail._outbox (
     id               bigint PRIMARY KEY,
     message_id       bigint NOT NULL,
     recipient        text COLLATE "C" NOT NULL, -- addr-spec as on the wire
-    kind             text NOT NULL CHECK (kind IN ('to', 'cc', 'bcc')),
+    kind             text NOT NULL,             -- to | cc | bcc
     origin           text COLLATE "C" NOT NULL,
     route            text COLLATE "C" NOT NULL, -- '' or an account's name
     priority         smallint NOT NULL CHECK (priority BETWEEN 0 AND 2),    -- system, transactional, marketing

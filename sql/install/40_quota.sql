@@ -1,0 +1,161 @@
+-- Quotas and what else can stop an account: one function, _availability(),
+-- that the claim, the views, next due times and send()'s NOTICE all ask.
+--
+-- Windows are hours and days of the clock of kliv_mail.quota_timezone.  A
+-- claim adds to the windows of its time.  What is used "now" is the sum of all
+-- stored windows whose range contains now, so that neither a clock set back
+-- nor another time zone opens a second window.
+
+-- The share of a window that marketing may fill.
+CREATE FUNCTION kliv_mail._marketing_share(window_limit integer) RETURNS integer
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT (window_limit::bigint * (100 - current_setting('kliv_mail.reserved_share')::integer) / 100)::integer;
+END;
+
+-- May mail of an account leave now, and if not, why and until when?
+-- blocked_until: NULL = it may; infinity = until somebody calls something.
+-- An exhausted quota is not a block here: remaining says it.
+CREATE FUNCTION kliv_mail._availability(
+    p_account text, at timestamptz,
+    OUT hour_limit integer, OUT day_limit integer,
+    OUT hour_start timestamptz, OUT hour_end timestamptz, OUT hour_used integer,
+    OUT day_start timestamptz, OUT day_end timestamptz, OUT day_used integer,
+    OUT remaining integer, OUT remaining_marketing integer,
+    OUT hour_open_at timestamptz,       -- when a window opens anew in which something is left
+    OUT day_open_at timestamptz,
+    OUT blocked_until timestamptz, OUT held_by text, OUT reason text, OUT hint text, OUT probing boolean)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    a record;
+    q record;
+    p record;
+    zone text;
+    share integer;
+BEGIN
+    probing := false;
+    SELECT * INTO a FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
+    zone := current_setting('kliv_mail.quota_timezone');
+    share := 100 - current_setting('kliv_mail.reserved_share')::integer;
+    hour_start := date_trunc('hour', at, zone);
+    hour_end := hour_start + interval '1 hour';
+    -- A day has 23 or 25 hours where the zone changes its clocks.
+    day_start := date_trunc('day', at, zone);
+    day_end := ((day_start AT TIME ZONE zone) + interval '1 day') AT TIME ZONE zone;
+    hour_limit := coalesce(a.hourly_limit, 0);
+    day_limit := coalesce(a.daily_limit, 0);
+    SELECT coalesce(sum(u.used) FILTER (WHERE u.window_name = 'hour'), 0),
+           coalesce(sum(u.used) FILTER (WHERE u.window_name = 'day'), 0),
+           coalesce(max(u.window_end) FILTER (WHERE u.window_name = 'hour' AND u.used > 0), hour_end),
+           coalesce(max(u.window_end) FILTER (WHERE u.window_name = 'day' AND u.used > 0), day_end)
+    INTO hour_used, day_used, hour_open_at, day_open_at
+    FROM kliv_mail._usage AS u
+    WHERE u.account = p_account AND u.window_start <= at AND u.window_end > at;
+    remaining := greatest(0, least(hour_limit - hour_used, day_limit - day_used));
+    remaining_marketing := greatest(0, least(hour_limit::bigint * share / 100 - hour_used,
+                                             day_limit::bigint * share / 100 - day_used));
+
+    -- The order is that of what an administrator has to do first.
+    IF EXISTS (SELECT FROM kliv_mail._state AS s WHERE s.origin <> kliv_mail._origin()) THEN
+        blocked_until := 'infinity';
+        held_by := 'restore';
+        reason := 'this database is a copy of another one, and a copy sends nothing until it is told to';
+        hint := 'SELECT kliv_mail.resume(); releases the mail, if this copy is the one that shall send it.';
+    ELSIF current_setting('kliv_mail.delivery') = 'hold' THEN
+        blocked_until := 'infinity';
+        held_by := 'paused';
+        reason := 'the setting kliv_mail.delivery is hold';
+        hint := format('ALTER DATABASE %I RESET kliv_mail.delivery; releases the mail.', current_database());
+    ELSE
+        SELECT * INTO p FROM kliv_mail._pause AS x WHERE x.account IN ('', p_account) ORDER BY x.account LIMIT 1;
+        IF FOUND THEN
+            blocked_until := 'infinity';
+            held_by := 'paused';
+            reason := CASE WHEN p.account = '' THEN 'all mail is paused' ELSE format('the account "%s" is paused', p_account) END
+                || coalesce(': ' || p.reason, '');
+            hint := CASE WHEN p.account = '' THEN 'SELECT kliv_mail.resume(); releases it.'
+                         ELSE format('SELECT kliv_mail.resume(%L); releases it.', p_account) END;
+        ELSIF a.name IS NULL OR NOT a.in_use THEN
+            blocked_until := 'infinity';
+            held_by := 'account';
+            reason := format('the account "%s" is not in use', p_account);
+            hint := format('SELECT kliv_mail.configure_smtp(account => %L, ...); puts it in use again.', p_account);
+        ELSIF a.problem IS NOT NULL THEN
+            blocked_until := 'infinity';
+            held_by := CASE WHEN a.own THEN 'restore' ELSE 'account' END;   -- own: a copy's account
+            reason := a.problem;
+            hint := a.hint;
+        ELSE
+            SELECT * INTO q FROM kliv_mail._quota AS x WHERE x.account = p_account;
+            -- A hold is about the settings that it was met with.
+            IF q.held_until IS NOT NULL AND q.fingerprint IS NOT DISTINCT FROM a.fingerprint THEN
+                probing := q.failures > 0;
+                IF q.held_until > at THEN
+                    blocked_until := q.held_until;
+                    held_by := q.held_by;
+                    reason := q.held_reason;
+                    hint := q.held_hint;
+                END IF;
+            END IF;
+        END IF;
+    END IF;
+    IF held_by IS NULL AND remaining = 0 THEN
+        held_by := 'quota';
+        IF hour_limit = 0 OR day_limit = 0 THEN
+            reason := format('the limit of the account "%s" is 0', p_account);
+            hint := format('SELECT kliv_mail.set_limits(hourly_limit => 50, daily_limit => 500, account => %L); opens it.', p_account);
+        ELSIF day_used >= day_limit THEN
+            reason := format('the account "%s" has used its %s recipients of this day', p_account, day_limit);
+        ELSE
+            reason := format('the account "%s" has used its %s recipients of this hour', p_account, hour_limit);
+        END IF;
+        hint := coalesce(hint, 'It goes out by itself when the next window opens. ' || CASE WHEN p_account = 'platform'
+            THEN 'SELECT kliv_mail.configure_smtp(...); moves to your own provider and its higher limits.'
+            ELSE format('SELECT kliv_mail.set_limits(hourly_limit => ..., daily_limit => ..., account => %L); raises the limit.', p_account) END);
+    END IF;
+END;
+$$;
+
+-- The time at which the n-th recipient from now (n > 0) fits into an account's
+-- windows.  Arithmetic, so that ten thousand in line cost nothing much; what
+-- stands in other windows of the future than the present ones is not there yet.
+CREATE FUNCTION kliv_mail._slot_time(
+    n bigint, at timestamptz, hour_limit integer, day_limit integer,
+    hour_used integer, hour_start timestamptz, hour_open_at timestamptz,
+    day_used integer, day_start timestamptz, day_open_at timestamptz)
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    zone text := current_setting('kliv_mail.quota_timezone');
+    k bigint := n;
+    here integer := greatest(0, least(hour_limit - hour_used, day_limit - day_used));
+    hours integer;
+    per_day integer;
+    fits bigint;
+    day timestamptz;
+BEGIN
+    IF hour_limit = 0 OR day_limit = 0 THEN
+        RETURN 'infinity';
+    END IF;
+    -- The present hour.
+    IF k <= here THEN
+        RETURN at;
+    END IF;
+    k := k - here;
+    -- The later hours of the present day.
+    hours := greatest(0, ceil(extract(epoch FROM day_open_at - hour_open_at) / 3600)::integer);
+    fits := least(greatest(0, day_limit - day_used - here), hours::bigint * hour_limit);
+    IF k <= fits THEN
+        RETURN hour_open_at + ((k - 1) / hour_limit) * interval '1 hour';
+    END IF;
+    k := k - fits;
+    -- Whole days; those on which the clocks change are an hour longer or shorter.
+    day := day_open_at;
+    per_day := least(day_limit::bigint, 24::bigint * hour_limit);
+    IF k > per_day THEN
+        day := ((day AT TIME ZONE zone) + ((k - 1) / per_day) * interval '1 day') AT TIME ZONE zone;
+        k := (k - 1) % per_day + 1;
+    END IF;
+    RETURN day + ((k - 1) / hour_limit) * interval '1 hour';
+END;
+$$;

@@ -1,0 +1,520 @@
+-- The outbox: enqueue, claim, record, and what is due next.  All of it is SQL,
+-- so that tests exercise it without a network and upgrades carry it; the
+-- sender calls these functions with batches.
+--
+-- Lock order: _quota (by account name), then _outbox, then _usage.
+
+-- Serialises nothing: one message and its deliveries, in the caller's
+-- transaction.  With a key that is already used: the first message's id when
+-- the fingerprint of the arguments is the same, else 23505.
+CREATE FUNCTION kliv_mail._enqueue(
+    p_sender name, p_type text, p_priority smallint, p_template text, p_route text,
+    p_from_address text, p_from_name text, p_reply_to text, p_subject text,
+    p_header_id text, p_entity bytea, p_smtputf8 boolean,
+    p_send_at timestamptz, p_expires_at timestamptz, p_tags text[], p_metadata jsonb,
+    p_recipients text[], p_kinds text[], p_key text, p_fingerprint bytea, p_now timestamptz,
+    OUT message_id bigint, OUT is_new boolean)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    v_id bigint := nextval('kliv_mail._message_id');
+    v_origin text := kliv_mail._origin();
+    k record;
+BEGIN
+    message_id := v_id;
+    is_new := true;
+    IF p_key IS NOT NULL THEN
+        INSERT INTO kliv_mail._idempotency AS i (sender_role, key, fingerprint, message_id, created_at)
+        VALUES (p_sender, p_key, p_fingerprint, v_id, p_now)
+        ON CONFLICT (sender_role, key) DO NOTHING;
+        IF NOT FOUND THEN
+            SELECT i.fingerprint, i.message_id INTO k FROM kliv_mail._idempotency AS i
+            WHERE i.sender_role = p_sender AND i.key = p_key;
+            IF k.fingerprint = p_fingerprint THEN
+                message_id := k.message_id;
+                is_new := false;
+                RETURN;
+            END IF;
+            RAISE unique_violation USING
+                MESSAGE = format('idempotency_key: "%s" was used for message %s with other arguments', left(p_key, 100), k.message_id),
+                HINT = 'Give every mail a key of its own; the same key and the same arguments give the first message''s id.';
+        END IF;
+    END IF;
+    -- Promise 8: whose mail this is stands in the row; the state row is made at first use.
+    IF NOT EXISTS (SELECT FROM kliv_mail._state) THEN
+        INSERT INTO kliv_mail._state (origin) VALUES (v_origin) ON CONFLICT DO NOTHING;
+    END IF;
+    INSERT INTO kliv_mail._message (id, created_at, sender_role, message_type, template, account, from_address, from_name,
+        reply_to, subject, header_id, entity, smtputf8, send_at, expires_at, recipients, tags, metadata)
+    VALUES (v_id, p_now, p_sender, p_type, p_template, nullif(p_route, ''), p_from_address, p_from_name,
+        p_reply_to, p_subject, p_header_id, p_entity, p_smtputf8, p_send_at, p_expires_at, cardinality(p_recipients),
+        p_tags, p_metadata);
+    INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at, expires_at)
+    SELECT nextval('kliv_mail._delivery_id'), v_id, r.recipient, r.kind, v_origin, p_route, p_priority,
+           coalesce(p_send_at, p_now), p_now, p_expires_at
+    FROM unnest(p_recipients, p_kinds) AS r (recipient, kind);
+END;
+$$;
+
+-- Finish deliveries whose expiry has come.
+CREATE FUNCTION kliv_mail._expire(at timestamptz) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_count bigint;
+BEGIN
+    IF NOT EXISTS (SELECT FROM kliv_mail._outbox AS x WHERE x.expires_at <= at AND x.epoch IS NULL) THEN
+        RETURN 0;
+    END IF;
+    WITH gone AS (
+        DELETE FROM kliv_mail._outbox AS o
+        WHERE o.id IN (SELECT x.id FROM kliv_mail._outbox AS x
+                       WHERE x.expires_at <= at AND x.epoch IS NULL AND x.origin = kliv_mail._origin()
+                       ORDER BY x.expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED)
+        RETURNING o.*)
+    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
+        attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, hint, finished_at)
+    SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'expired', g.created_at, g.expires_at,
+        g.attempts, g.doubts, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply,
+        'it expired before it could be delivered' || coalesce('; last: ' || g.last_reason, ''),
+        format('SELECT kliv_mail.retry(%s); sends it all the same.', g.message_id), at
+    FROM gone AS g;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END;
+$$;
+
+-- The routes that an account serves: its own, and '' while it is the one in use.
+CREATE FUNCTION kliv_mail._routes(p_account text) RETURNS text[]
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT CASE WHEN p_account = kliv_mail._default_account() THEN ARRAY[p_account, ''] ELSE ARRAY[p_account] END;
+END;
+
+-- Claim for one account: rows that are due, within both windows, at most
+-- p_room of them and (but for the first, when p_first) p_bytes octets.  Counts
+-- them in the windows in the same transaction.
+CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean)
+RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_origin text := kliv_mail._origin();
+    v_routes text[] := kliv_mail._routes(p_account);
+    v_cap integer := current_setting('kliv_mail.recipient_hourly_limit')::integer;
+    v record;
+    v_room integer;
+BEGIN
+    -- A glance without a lock, so that a look in vain writes nothing: is anything
+    -- waiting at all, and may it leave?
+    IF NOT EXISTS (SELECT FROM unnest(v_routes) AS r (route), LATERAL (
+            SELECT FROM kliv_mail._outbox AS o WHERE o.origin = v_origin AND o.route = r.route AND o.epoch IS NULL LIMIT 1) AS x) THEN
+        RETURN;
+    END IF;
+    SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
+    IF v.blocked_until > v_at OR v.remaining = 0 THEN
+        RETURN;
+    END IF;
+    PERFORM FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        INSERT INTO kliv_mail._quota (account) VALUES (p_account) ON CONFLICT DO NOTHING;
+        PERFORM FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE SKIP LOCKED;
+        IF NOT FOUND THEN
+            RETURN;             -- another sender is claiming for it
+        END IF;
+    END IF;
+    -- From here each statement has a snapshot that sees what the lock's last owner wrote.
+    v_at := kliv_mail._now();
+    SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
+    IF v.blocked_until > v_at OR v.remaining = 0 THEN
+        RETURN;
+    END IF;
+    -- After trouble, one delivery tries whether it has ended.
+    v_room := least(CASE WHEN v.probing THEN 1 ELSE p_room END, v.remaining);
+    IF v_cap > 0 THEN
+        PERFORM kliv_mail._cap_recipients(v_routes, v_room, v_cap, v_at, v.hour_start, v.hour_end);
+    END IF;
+    -- One statement: system before transactional before marketing, older first;
+    -- marketing only as far as it leaves its share of the windows free.
+    RETURN QUERY
+        WITH ready AS (
+            SELECT c.id, c.due, c.message_id, p.priority
+            FROM unnest(v_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
+                SELECT o.id, o.message_id, o.due FROM kliv_mail._outbox AS o
+                WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
+                  AND o.epoch IS NULL AND o.due <= v_at
+                ORDER BY o.due, o.id LIMIT v_room FOR NO KEY UPDATE SKIP LOCKED) AS c
+            ORDER BY p.priority, c.due, c.id LIMIT v_room),
+        sized AS (
+            SELECT y.id, coalesce(octet_length(m.entity), 0) AS size, y.priority,
+                   sum(coalesce(octet_length(m.entity), 0)) OVER w AS upto, row_number() OVER w AS n
+            FROM ready AS y LEFT JOIN kliv_mail._message AS m ON m.id = y.message_id
+            WINDOW w AS (ORDER BY y.priority, y.due, y.id)),
+        claimed AS (
+            UPDATE kliv_mail._outbox AS o
+            SET epoch = p_epoch, account = p_account, hour_start = v.hour_start, day_start = v.day_start,
+                attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at)
+            FROM sized AS s
+            WHERE o.id = s.id AND (s.upto <= p_bytes OR (p_first AND s.n = 1))
+              AND (s.priority < 2 OR s.n <= v.remaining_marketing)
+            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, s.size, s.n, o.priority),
+        counted AS (
+            INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, used, used_marketing)
+            SELECT p_account, w.window_name, w.window_start, w.window_end, count(*), count(*) FILTER (WHERE c.priority = 2)
+            FROM claimed AS c, (VALUES ('hour', v.hour_start, v.hour_end), ('day', v.day_start, v.day_end))
+                AS w (window_name, window_start, window_end)
+            GROUP BY 1, 2, 3, 4
+            UNION ALL
+            SELECT '@' || c.recipient, 'hour', v.hour_start, v.hour_end, count(*), 0 FROM claimed AS c WHERE v_cap > 0 GROUP BY 1
+            ON CONFLICT (account, window_name, window_start) DO UPDATE
+            SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
+        SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts, c.size FROM claimed AS c ORDER BY c.n;
+END;
+$$;
+
+-- recipient_hourly_limit: who had their share of this hour waits for the next
+-- one.  Looks at those that a claim would take now.
+CREATE FUNCTION kliv_mail._cap_recipients(p_routes text[], p_room integer, p_cap integer, at timestamptz,
+                                          p_hour_start timestamptz, p_hour_end timestamptz) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE kliv_mail._outbox AS o SET due = p_hour_end,
+        last_reason = format('this address has had its %s mails of this hour (kliv_mail.recipient_hourly_limit)', p_cap)
+    WHERE o.id IN (
+        SELECT x.id FROM (
+            SELECT c.id, c.recipient, row_number() OVER (PARTITION BY c.recipient ORDER BY c.priority, c.due, c.id) AS n
+            FROM unnest(p_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
+                SELECT o.id, o.recipient, o.priority, o.due FROM kliv_mail._outbox AS o
+                WHERE o.origin = kliv_mail._origin() AND o.route = r.route AND o.priority = p.priority
+                  AND o.epoch IS NULL AND o.due <= at
+                ORDER BY o.due, o.id LIMIT p_room FOR NO KEY UPDATE SKIP LOCKED) AS c) AS x
+        LEFT JOIN kliv_mail._usage AS u ON u.account = '@' || x.recipient AND u.window_name = 'hour'
+            AND u.window_start = p_hour_start
+        WHERE x.n + coalesce(u.used, 0) > p_cap);
+END;
+$$;
+
+-- Claim for all accounts in turn.  p_accounts and p_busy: how many deliveries
+-- the sender already has of some of them.
+-- settings changes whenever the account was changed in any way.
+CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint, p_first boolean,
+                                 p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}')
+RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer, settings text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    a record;
+    c record;
+    v_bytes bigint := p_bytes;
+    v_first boolean := p_first;
+BEGIN
+    FOR a IN
+        SELECT x.name, p_room - coalesce(b.busy, 0) AS room, md5(x::text) AS settings
+        FROM kliv_mail._accounts() AS x
+        LEFT JOIN unnest(p_accounts, p_busy) AS b (name, busy) ON b.name = x.name
+        WHERE x.in_use AND x.problem IS NULL AND p_room > coalesce(b.busy, 0)
+        ORDER BY coalesce(b.busy, 0), x.route_order, x.name
+    LOOP
+        FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room, v_bytes, v_first) LOOP
+            id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
+            attempts := c.attempts; doubts := c.doubts; size := c.size; settings := a.settings;
+            v_bytes := v_bytes - c.size;
+            v_first := false;
+            RETURN NEXT;
+        END LOOP;
+    END LOOP;
+END;
+$$;
+
+-- What the sender needs of the messages it does not hold yet.
+CREATE FUNCTION kliv_mail._messages(p_ids bigint[])
+RETURNS TABLE (id bigint, message_type text, from_address text, from_name text, reply_to text, smtputf8 boolean, entity bytea)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT m.id, m.message_type, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.entity
+    FROM kliv_mail._message AS m WHERE m.id = ANY (p_ids);
+END;
+
+-- Seconds to wait before try number n+1: 30 s doubling to an hour, a quarter of
+-- it either way by chance, so that what failed together does not come back together.
+CREATE FUNCTION kliv_mail._backoff(n integer) RETURNS interval
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT make_interval(secs => least(3600, 30 * power(2, least(greatest(n, 1), 20) - 1)) * (0.75 + random() / 2));
+END;
+
+-- Give back to the windows they were taken from what the server surely did not accept.
+CREATE FUNCTION kliv_mail._refund(p_accounts text[], p_hours timestamptz[], p_days timestamptz[], p_priorities smallint[])
+RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH given AS (
+        SELECT x.account, w.window_name, w.window_start, count(*) AS n, count(*) FILTER (WHERE x.priority = 2) AS marketing
+        FROM unnest(p_accounts, p_hours, p_days, p_priorities) AS x (account, hour_start, day_start, priority),
+             LATERAL (VALUES ('hour', x.hour_start), ('day', x.day_start)) AS w (window_name, window_start)
+        GROUP BY 1, 2, 3)
+    UPDATE kliv_mail._usage AS u
+    SET used = greatest(0, u.used - g.n), used_marketing = greatest(0, u.used_marketing - g.marketing)
+    FROM given AS g
+    WHERE u.account = g.account AND u.window_name = g.window_name AND u.window_start = g.window_start;
+END;
+
+-- Hold an account, or leave the hold that already reaches further.
+CREATE FUNCTION kliv_mail._hold_account(p_account text, p_by text, p_pause interval, p_reason text, p_hint text, p_failure boolean)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_print text;
+    v_held record;
+    v_failures integer;
+    v_until timestamptz;
+BEGIN
+    SELECT x.fingerprint INTO v_print FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
+    INSERT INTO kliv_mail._quota (account) VALUES (p_account) ON CONFLICT DO NOTHING;
+    SELECT * INTO v_held FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE;
+    -- A hold that was met with other settings is over.
+    v_failures := CASE WHEN v_held.fingerprint IS NOT DISTINCT FROM v_print THEN v_held.failures ELSE 0 END
+        + p_failure::integer;
+    v_until := v_at + greatest(coalesce(p_pause, interval '0'),
+                               CASE WHEN p_failure OR p_pause IS NULL THEN kliv_mail._backoff(v_failures) ELSE interval '0' END);
+    UPDATE kliv_mail._quota AS q
+    SET held_until = CASE WHEN q.fingerprint IS NOT DISTINCT FROM v_print THEN greatest(q.held_until, v_until) ELSE v_until END,
+        held_by = p_by, held_reason = p_reason, held_hint = p_hint,
+        held_since = CASE WHEN q.held_until IS NULL OR q.fingerprint IS DISTINCT FROM v_print THEN v_at ELSE q.held_since END,
+        failures = v_failures, fingerprint = v_print
+    WHERE q.account = p_account;
+    IF v_held.held_until IS NULL OR v_held.fingerprint IS DISTINCT FROM v_print OR v_held.held_reason IS DISTINCT FROM p_reason THEN
+        PERFORM kliv_mail._log_event('account_held', p_account, p_reason,
+            jsonb_build_object('by', p_by, 'until', v_until));
+    END IF;
+END;
+$$;
+
+-- Record outcomes, all in one go.  verdict is one of classify_reply()'s, or
+-- 'returned': nothing that counts reached a server, the row goes back as it was.
+-- Rows that are no longer claimed by this epoch are left alone.
+CREATE FUNCTION kliv_mail._record(
+    p_epoch bigint, p_ids bigint[], p_verdicts text[], p_scopes text[], p_bounce_types text[], p_pauses integer[],
+    p_stages text[], p_codes integer[], p_enhanced text[], p_replies text[], p_reasons text[], p_hints text[],
+    p_server_ids text[], p_identities text[])
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_retry_for interval := make_interval(secs => extract(epoch FROM current_setting('kliv_mail.retry_for')::interval));
+    v_doubts integer := CASE WHEN current_setting('kliv_mail.on_in_doubt') = 'hold' THEN 0
+                             ELSE current_setting('kliv_mail.max_in_doubt_retries')::integer END;
+    v_count integer;
+    v_trouble boolean := EXISTS (SELECT FROM unnest(p_verdicts) AS v (verdict) WHERE v.verdict <> 'accepted');
+    a record;
+BEGIN
+    -- What was accepted: the only statement of an untroubled batch.
+    WITH r AS MATERIALIZED (
+        SELECT x.* FROM unnest(p_ids, p_verdicts, p_stages, p_codes, p_enhanced, p_replies, p_server_ids, p_identities)
+            AS x (id, verdict, stage, code, enhanced, reply, server_id, identity)
+        WHERE x.verdict = 'accepted'),
+    gone AS (
+        DELETE FROM kliv_mail._outbox AS o USING r WHERE o.id = r.id AND o.epoch = p_epoch
+        RETURNING o.*, r.stage, r.code, r.enhanced, r.reply, r.server_id, r.identity AS sent_identity)
+    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at, attempts,
+        doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, server_message_id, sent_at, finished_at)
+    SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'sent', g.created_at, g.expires_at, g.attempts,
+        g.doubts, g.account, g.sent_identity, g.stage, g.code, g.enhanced, g.reply,
+        'the server accepted it', g.server_id, v_at, v_at
+    FROM gone AS g;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+
+    IF v_trouble THEN
+        PERFORM FROM kliv_mail._quota AS q
+        WHERE q.account IN (SELECT o.account FROM kliv_mail._outbox AS o WHERE o.id = ANY (p_ids) AND o.epoch = p_epoch)
+        ORDER BY q.account FOR NO KEY UPDATE;
+
+        -- The quota, for all but what a server may have.
+        PERFORM kliv_mail._refund(array_agg(o.account), array_agg(o.hour_start), array_agg(o.day_start), array_agg(o.priority))
+        FROM kliv_mail._outbox AS o JOIN unnest(p_ids, p_verdicts) AS x (id, verdict) ON x.id = o.id
+        WHERE o.epoch = p_epoch AND x.verdict NOT IN ('accepted', 'in_doubt')
+        HAVING count(*) > 0;
+
+        -- The account's own troubles, one hold an account.
+        FOR a IN
+            SELECT DISTINCT ON (o.account) o.account, x.verdict, x.pause, x.reason, x.hint
+            FROM kliv_mail._outbox AS o
+            JOIN unnest(p_ids, p_verdicts, p_scopes, p_pauses, p_reasons, p_hints) AS x (id, verdict, scope, pause, reason, hint)
+                ON x.id = o.id
+            WHERE o.epoch = p_epoch AND x.scope = 'account' AND x.verdict IN ('temporary', 'permanent', 'provider_limit', 'account_trouble')
+            ORDER BY o.account, x.pause DESC NULLS LAST, x.id
+        LOOP
+            PERFORM kliv_mail._hold_account(a.account, CASE a.verdict WHEN 'provider_limit' THEN 'quota' ELSE 'account' END,
+                make_interval(secs => nullif(a.pause, 0)), a.reason, a.hint, a.verdict <> 'provider_limit');
+        END LOOP;
+
+        -- Refused for good.
+        WITH r AS MATERIALIZED (
+            SELECT x.* FROM unnest(p_ids, p_verdicts, p_scopes, p_bounce_types, p_stages, p_codes, p_enhanced, p_replies, p_reasons,
+                                   p_hints, p_identities)
+                AS x (id, verdict, scope, bounce_type, stage, code, enhanced, reply, reason, hint, identity)),
+        verdict AS (
+            SELECT o.id,
+                   CASE WHEN r.verdict = 'permanent' THEN 'bounced'
+                        WHEN r.verdict IN ('policy_block', 'message_fault') THEN 'failed'
+                        WHEN r.verdict = 'temporary' AND v_at >= o.first_attempt_at + v_retry_for THEN 'bounced' END AS status,
+                   CASE WHEN r.verdict = 'temporary' THEN 'soft' ELSE r.bounce_type END AS bounce_type,
+                   CASE WHEN r.verdict = 'temporary' THEN 'it was tried for ' || current_setting('kliv_mail.retry_for') || '; last: '
+                        ELSE '' END || r.reason AS reason,
+                   r.hint, r.stage, r.code, r.enhanced, r.reply, r.identity
+            FROM kliv_mail._outbox AS o JOIN r ON r.id = o.id
+            WHERE o.epoch = p_epoch AND r.scope <> 'account'),
+        gone AS (
+            DELETE FROM kliv_mail._outbox AS o USING verdict AS v WHERE o.id = v.id AND v.status IS NOT NULL
+            RETURNING o.*, v.status, v.bounce_type AS bounce, v.reason, v.hint, v.stage, v.code, v.enhanced, v.reply, v.identity AS sent_identity)
+        INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at, attempts,
+            doubts, account, identity, bounce_type, last_stage, last_code, last_enhanced, last_reply, reason, hint, finished_at)
+        SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, g.status, g.created_at, g.expires_at, g.attempts,
+            g.doubts, g.account, coalesce(g.sent_identity, g.identity), g.bounce, g.stage, g.code, g.enhanced, g.reply, g.reason, g.hint, v_at
+        FROM gone AS g;
+
+        -- The rest goes back: at its old time where the account or nobody is to
+        -- blame (no attempt burned), later where the recipient or the message is,
+        -- and in doubt at once, or never without a call.
+        UPDATE kliv_mail._outbox AS o
+        SET epoch = NULL,
+            attempts = CASE WHEN x.verdict = 'returned' OR (x.scope = 'account' AND x.verdict <> 'in_doubt')
+                            THEN o.attempts - 1 ELSE o.attempts END,
+            first_attempt_at = CASE WHEN o.attempts = 1 AND (x.verdict = 'returned' OR (x.scope = 'account' AND x.verdict <> 'in_doubt'))
+                                    THEN NULL ELSE o.first_attempt_at END,
+            due = CASE WHEN x.verdict = 'in_doubt' THEN CASE WHEN o.doubts + 1 > v_doubts THEN 'infinity' ELSE v_at END
+                       WHEN x.verdict = 'returned' OR x.scope = 'account' THEN o.due
+                       ELSE v_at + greatest(make_interval(secs => coalesce(x.pause, 0)), kliv_mail._backoff(o.attempts)) END,
+            doubts = o.doubts + (x.verdict = 'in_doubt')::integer,
+            doubtful = CASE WHEN x.verdict = 'returned' THEN o.doubtful ELSE x.verdict = 'in_doubt' END,
+            identity = coalesce(x.identity, o.identity),
+            last_stage = CASE WHEN x.verdict = 'returned' THEN o.last_stage ELSE x.stage END,
+            last_code = CASE WHEN x.verdict = 'returned' THEN o.last_code ELSE x.code END,
+            last_enhanced = CASE WHEN x.verdict = 'returned' THEN o.last_enhanced ELSE x.enhanced END,
+            last_reply = CASE WHEN x.verdict = 'returned' THEN o.last_reply ELSE x.reply END,
+            last_reason = CASE WHEN x.verdict = 'returned' THEN o.last_reason ELSE x.reason END,
+            last_hint = CASE WHEN x.verdict = 'returned' THEN o.last_hint ELSE x.hint END
+        FROM unnest(p_ids, p_verdicts, p_scopes, p_pauses, p_stages, p_codes, p_enhanced, p_replies, p_reasons, p_hints, p_identities)
+            AS x (id, verdict, scope, pause, stage, code, enhanced, reply, reason, hint, identity)
+        WHERE o.id = x.id AND o.epoch = p_epoch;
+    END IF;
+
+    -- An accepted mail ends the account's trouble, unless the same batch brought it.
+    UPDATE kliv_mail._quota AS q
+    SET held_until = NULL, held_by = NULL, held_reason = NULL, held_hint = NULL, held_since = NULL, failures = 0, fingerprint = NULL
+    WHERE q.held_until IS NOT NULL AND q.held_until <= v_at
+      AND q.account IN (SELECT d.account FROM kliv_mail._delivery AS d JOIN unnest(p_ids, p_verdicts) AS x (id, verdict)
+                        ON d.id = x.id WHERE x.verdict = 'accepted');
+    RETURN v_count;
+END;
+$$;
+
+-- The claims of an epoch whose sender is gone: a server may have any of them.
+-- p_dead: the epochs to look at, found by their locks.
+CREATE FUNCTION kliv_mail._recover() RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_doubts integer := CASE WHEN current_setting('kliv_mail.on_in_doubt') = 'hold' THEN 0
+                             ELSE current_setting('kliv_mail.max_in_doubt_retries')::integer END;
+    v_epoch bigint;
+    v_total bigint := 0;
+    v_count bigint;
+BEGIN
+    FOR v_epoch IN SELECT DISTINCT o.epoch FROM kliv_mail._outbox AS o WHERE o.epoch IS NOT NULL LOOP
+        CONTINUE WHEN NOT kliv_mail._epoch_dead(v_epoch);
+        UPDATE kliv_mail._outbox AS o
+        SET epoch = NULL, doubtful = true, doubts = o.doubts + 1,
+            due = CASE WHEN o.doubts + 1 > v_doubts THEN 'infinity' ELSE v_at END,
+            last_stage = NULL, last_code = NULL, last_enhanced = NULL, last_reply = NULL,
+            last_reason = 'the sender ended before the outcome was recorded', last_hint = NULL
+        WHERE o.epoch = v_epoch;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_total := v_total + v_count;
+    END LOOP;
+    RETURN v_total;
+END;
+$$;
+
+-- Set a row aside that could not even be read; the sender goes on without it.
+CREATE FUNCTION kliv_mail._set_aside(p_id bigint, p_reason text) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    WITH gone AS (DELETE FROM kliv_mail._outbox AS o WHERE o.id = p_id RETURNING o.*)
+    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
+        attempts, doubts, account, reason, hint, finished_at)
+    SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'failed', g.created_at, g.expires_at,
+        g.attempts, g.doubts, g.account, p_reason, 'The queued row was changed by hand; send the mail anew.', kliv_mail._now()
+    FROM gone AS g;
+    RETURN FOUND;
+END;
+$$;
+
+-- When a sender is next needed, by this database's clock; infinity: not before a call.
+CREATE FUNCTION kliv_mail._next_due() RETURNS timestamptz
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_origin text := kliv_mail._origin();
+    v_next timestamptz := 'infinity';
+    v_due timestamptz[];
+    v record;
+    a record;
+BEGIN
+    SELECT coalesce(min(o.expires_at), 'infinity') INTO v_next FROM kliv_mail._outbox AS o WHERE o.expires_at IS NOT NULL;
+    FOR a IN SELECT x.name FROM kliv_mail._accounts() AS x WHERE x.in_use AND x.problem IS NULL LOOP
+        -- The first in line of each priority.
+        SELECT array_agg((SELECT min(d.due) FROM unnest(kliv_mail._routes(a.name)) AS r (route), LATERAL (
+                    SELECT o.due FROM kliv_mail._outbox AS o
+                    WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority AND o.epoch IS NULL
+                    ORDER BY o.due, o.id LIMIT 1) AS d) ORDER BY p.priority)
+        INTO v_due FROM generate_series(0, 2) AS p (priority);
+        CONTINUE WHEN v_due[1] IS NULL AND v_due[2] IS NULL AND v_due[3] IS NULL;
+        SELECT * INTO v FROM kliv_mail._availability(a.name, v_at);
+        CONTINUE WHEN v.blocked_until = 'infinity' OR v.hour_limit = 0 OR v.day_limit = 0;
+        v_next := least(v_next, greatest(
+            least(greatest(least(v_due[1], v_due[2]),
+                           CASE WHEN v.remaining > 0 THEN '-infinity'::timestamptz
+                                WHEN v.day_used >= v.day_limit THEN v.day_open_at ELSE v.hour_open_at END),
+                  greatest(v_due[3],
+                           CASE WHEN v.remaining_marketing > 0 THEN '-infinity'::timestamptz
+                                WHEN v.day_used >= kliv_mail._marketing_share(v.day_limit) THEN v.day_open_at ELSE v.hour_open_at END)),
+            coalesce(v.blocked_until, '-infinity')));
+    END LOOP;
+    RETURN v_next;
+END;
+$$;
+
+-- Old history, in small batches; the sender calls it when it has nothing to do.
+CREATE FUNCTION kliv_mail._retain(p_before timestamptz, p_limit integer) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_count bigint;
+    v_total bigint := 0;
+BEGIN
+    DELETE FROM kliv_mail._delivery AS d
+    WHERE d.id IN (SELECT x.id FROM kliv_mail._delivery AS x WHERE x.finished_at < p_before ORDER BY x.finished_at LIMIT p_limit);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM kliv_mail._message AS m
+    WHERE m.id IN (SELECT x.id FROM kliv_mail._message AS x
+                   WHERE x.created_at < p_before
+                     AND NOT EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.message_id = x.id)
+                     AND NOT EXISTS (SELECT FROM kliv_mail._delivery AS d WHERE d.message_id = x.id)
+                   ORDER BY x.created_at LIMIT p_limit);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM kliv_mail._idempotency AS i
+    WHERE (i.sender_role, i.key) IN (SELECT x.sender_role, x.key FROM kliv_mail._idempotency AS x
+                                     WHERE x.created_at < p_before ORDER BY x.created_at LIMIT p_limit);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM kliv_mail._event AS e
+    WHERE e.id IN (SELECT x.id FROM kliv_mail._event AS x WHERE x.at < p_before ORDER BY x.at LIMIT p_limit);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM kliv_mail._usage AS u WHERE u.window_end < least(p_before, kliv_mail._now() - interval '8 days');
+    RETURN v_total;
+END;
+$$;

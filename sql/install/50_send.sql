@@ -1,0 +1,159 @@
+-- Sending, and what a caller can do with a message afterwards.
+
+CREATE FUNCTION kliv_mail.send(
+    recipients text, subject text, body text DEFAULT NULL, html text DEFAULT NULL,
+    cc text DEFAULT NULL, bcc text DEFAULT NULL, from_address text DEFAULT NULL, from_name text DEFAULT NULL,
+    reply_to text DEFAULT NULL, headers jsonb DEFAULT NULL, attachments kliv_mail.attachment[] DEFAULT NULL,
+    message_type text DEFAULT 'transactional', send_at timestamptz DEFAULT NULL, expires_at timestamptz DEFAULT NULL,
+    idempotency_key text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL,
+    account text DEFAULT NULL, on_limit text DEFAULT 'defer')
+RETURNS bigint
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'kliv_mail_send';
+COMMENT ON FUNCTION kliv_mail.send IS
+$$Queues a mail, sent if and only if this transaction commits; returns the message's id.
+recipients, cc, bcc, reply_to: address lists ('Ana <ana@example.com>, bob@example.org'), at most 50 addresses together. body: plain text; html: HTML; at least one of them. from_address: the account's address or one of its allowed_senders. headers: {"X-Name": "value"}. attachments: ARRAY[kliv_mail.attach(...)]. message_type: system, transactional (default) or marketing, which is also the order in which mail leaves. send_at: not before; expires_at: not after. idempotency_key: the same key and arguments give the first id. account: NULL is the one in use. on_limit: defer (default; over quota waits) or error (53400).
+Mail trouble never raises: the mail waits, and a NOTICE and kliv_mail.deliveries say why. Errors: 22023 an argument, 54000 a size, 53400 an asked-for quota error, 23505 a reused key, 25006 read-only, 42501 rights, 55000 marketing mail without an unsubscribe URL.
+Example: SELECT kliv_mail.send('ana@example.com', 'Welcome', 'Hello Ana');$$;
+
+-- What send() wants to know once per transaction and account: whether the
+-- account exists, its addresses, how many more recipients fit, and what stops
+-- it. room: NULL = it waits anyway (problem says for what).
+CREATE FUNCTION kliv_mail._send_check(
+    p_route text, p_priority smallint,
+    OUT known boolean, OUT account text, OUT own boolean, OUT from_address text, OUT allowed_senders text[],
+    OUT room integer, OUT problem text, OUT hint text, OUT quota_problem text, OUT quota_hint text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v record;
+    v_left integer;
+    v_waiting integer;
+    v_origin text := kliv_mail._origin();
+BEGIN
+    account := CASE WHEN p_route = '' THEN kliv_mail._default_account() ELSE p_route END;
+    SELECT true, a.own, a.from_address, a.allowed_senders INTO known, own, from_address, allowed_senders
+    FROM kliv_mail._accounts() AS a WHERE a.name = account AND (a.in_use OR a.name = 'platform');
+    known := coalesce(known, false);
+    IF NOT known THEN
+        RETURN;
+    END IF;
+    SELECT * INTO v FROM kliv_mail._availability(account, v_at);
+    IF v.blocked_until > v_at THEN
+        problem := v.reason;
+        hint := v.hint;
+    END IF;
+    -- What is queued before this takes its share; counted only as far as it matters.
+    v_left := CASE WHEN p_priority = 2 THEN v.remaining_marketing ELSE v.remaining END;
+    SELECT count(*) INTO v_waiting
+    FROM (SELECT FROM unnest(kliv_mail._routes(account)) AS r (route), generate_series(0, p_priority) AS p (priority), LATERAL (
+              SELECT FROM kliv_mail._outbox AS o
+              WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
+                AND o.epoch IS NULL AND o.due <= v_at
+              LIMIT v_left + 1) AS w
+          LIMIT v_left + 1) AS x;
+    room := greatest(0, v_left - v_waiting);
+    quota_problem := coalesce(CASE WHEN v.held_by = 'quota' AND v.blocked_until IS NULL THEN v.reason END, format(
+        'the account "%s" has no more than %s recipients an hour and %s a day%s', account, v.hour_limit, v.day_limit,
+        CASE WHEN p_priority = 2 THEN format(', of which marketing mail leaves %s %% free', current_setting('kliv_mail.reserved_share')) ELSE '' END));
+    quota_hint := coalesce(CASE WHEN v.held_by = 'quota' AND v.blocked_until IS NULL THEN v.hint END,
+        'It goes out by itself when the next window opens. ' || CASE WHEN account = 'platform'
+            THEN 'SELECT kliv_mail.configure_smtp(...); moves to your own provider and its higher limits.'
+            ELSE format('SELECT kliv_mail.set_limits(hourly_limit => ..., daily_limit => ..., account => %L); raises the limit.', account) END);
+END;
+$$;
+
+-- May the present user see or touch a message of that sender?
+CREATE FUNCTION kliv_mail._may_touch(p_role name, p_sender name) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT has_table_privilege(p_role, 'kliv_mail._manages_all', 'SELECT')
+        OR coalesce(pg_has_role(p_role, to_regrole(quote_ident(p_sender))::oid, 'MEMBER'), false);
+END;
+
+CREATE FUNCTION kliv_mail.cancel(message_id bigint) RETURNS boolean
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'kliv_mail_cancel';
+COMMENT ON FUNCTION kliv_mail.cancel IS
+'Stops what of the message has not left yet; true if something was stopped. A delivery that a server is being given is not. Errors: 22023 a message that is not there or not yours.';
+
+CREATE FUNCTION kliv_mail._cancel(p_id bigint) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH gone AS (
+        DELETE FROM kliv_mail._outbox AS o WHERE o.message_id = p_id AND o.epoch IS NULL RETURNING o.*),
+    kept AS (
+        INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
+            attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, finished_at)
+        SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'cancelled', g.created_at, g.expires_at,
+            g.attempts, g.doubts, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply,
+            'it was cancelled' || CASE WHEN g.doubtful THEN ' while in doubt: a copy may have arrived' ELSE '' END, kliv_mail._now()
+        FROM gone AS g RETURNING 1)
+    SELECT count(*) FROM kept;
+END;
+
+CREATE FUNCTION kliv_mail.retry(message_id bigint) RETURNS integer
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'kliv_mail_retry';
+COMMENT ON FUNCTION kliv_mail.retry IS
+'Queues anew the deliveries of the message that failed, bounced, expired or are in doubt, and tries at once those that wait for a retry; returns how many. Errors: 22023 a message that is not there or not yours.';
+
+CREATE FUNCTION kliv_mail._retry(p_id bigint) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_count integer;
+    v_total integer;
+BEGIN
+    WITH gone AS (
+        DELETE FROM kliv_mail._delivery AS d
+        WHERE d.message_id = p_id AND d.status IN ('failed', 'bounced', 'expired')
+          AND EXISTS (SELECT FROM kliv_mail._message AS m WHERE m.id = p_id)
+        RETURNING d.*)
+    INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at, expires_at,
+        attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, last_reason)
+    SELECT g.id, g.message_id, g.recipient, g.kind, kliv_mail._origin(), g.route, g.priority, v_at, g.created_at,
+        CASE WHEN g.expires_at > v_at THEN g.expires_at END,
+        g.attempts, 0, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply, g.reason
+    FROM gone AS g;
+    GET DIAGNOSTICS v_total = ROW_COUNT;
+    UPDATE kliv_mail._outbox AS o
+    SET due = v_at, doubts = CASE WHEN o.doubtful THEN 0 ELSE o.doubts END, first_attempt_at = NULL
+    WHERE o.message_id = p_id AND o.epoch IS NULL AND o.due > v_at AND o.attempts > 0;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_total + v_count;
+END;
+$$;
+
+CREATE FUNCTION kliv_mail.wait(message_id bigint, timeout interval DEFAULT '30 seconds') RETURNS text
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'kliv_mail_wait';
+COMMENT ON FUNCTION kliv_mail.wait IS
+'Waits until the message is finished, or until nothing more can happen before the timeout, and returns its status. Call it after the commit of send(). Errors: 55000 a message of the same transaction, 22023 one that is not there or not yours, 25001 above READ COMMITTED.';
+
+-- The status of a message, whether it is finished, and the earliest time at
+-- which something can happen to it (infinity: not before a call).
+CREATE FUNCTION kliv_mail._wait_state(p_id bigint, OUT status text, OUT finished boolean, OUT next_at timestamptz, OUT at timestamptz)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v record;
+    o record;
+BEGIN
+    at := kliv_mail._now();
+    -- In this order: each statement has a snapshot of its own, and a status read
+    -- before the row left the outbox would be given as the final one.
+    finished := NOT EXISTS (SELECT FROM kliv_mail._outbox AS x WHERE x.message_id = p_id);
+    SELECT m.status INTO status FROM kliv_mail._message_status AS m WHERE m.message_id = p_id;
+    next_at := 'infinity';
+    FOR o IN SELECT x.*, CASE WHEN x.route = '' THEN kliv_mail._default_account() ELSE x.route END AS goes_by
+             FROM kliv_mail._outbox AS x WHERE x.message_id = p_id LOOP
+        IF o.epoch IS NOT NULL THEN
+            next_at := at;
+            RETURN;
+        END IF;
+        CONTINUE WHEN o.origin <> kliv_mail._origin();
+        SELECT * INTO v FROM kliv_mail._availability(o.goes_by, at);
+        next_at := least(next_at, greatest(o.due, v.blocked_until,
+            CASE WHEN (CASE WHEN o.priority = 2 THEN v.remaining_marketing ELSE v.remaining END) > 0 THEN NULL
+                 WHEN v.hour_limit = 0 OR v.day_limit = 0 THEN 'infinity'
+                 WHEN v.day_used >= v.day_limit THEN v.day_open_at ELSE v.hour_open_at END),
+            coalesce(o.expires_at, 'infinity'));
+    END LOOP;
+END;
+$$;

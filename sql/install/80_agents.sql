@@ -1,0 +1,131 @@
+-- For agents that have nothing but SQL: what there is, and what is missing.
+-- Both are made from the catalogue, the comments and the views' own reasons, so
+-- that they cannot say something else than those.
+
+-- In a function's comment a line "name: a | b | c" lists the allowed values of
+-- an argument, a line that begins with "Example: " is a statement to copy.
+CREATE FUNCTION kliv_mail.describe() RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT jsonb_build_object(
+        'what', obj_description((SELECT e.oid FROM pg_extension AS e WHERE e.extname = 'kliv_mail'), 'pg_extension'),
+        'version', (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'kliv_mail'),
+        'first', 'SELECT * FROM kliv_mail.next_step();',
+        'functions', (
+            SELECT jsonb_agg(jsonb_build_object(
+                       'name', 'kliv_mail.' || p.proname,
+                       'purpose', regexp_replace(d.comment, '\n?Example: [^\n]*', '', 'g'),
+                       'returns', pg_get_function_result(p.oid),
+                       'arguments', coalesce((
+                           SELECT jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+                                      'name', a.name,
+                                      'type', format_type(a.type, NULL),
+                                      'default', pg_get_function_arg_default(p.oid, a.n::integer),
+                                      'required', CASE WHEN pg_get_function_arg_default(p.oid, a.n::integer) IS NULL THEN true END,
+                                      'values', to_jsonb(string_to_array((regexp_match(d.comment, '(?:^|\n|\. )' || a.name || ': ([a-z_0-9]+(?: \| [a-z_0-9]+)+)'))[1], ' | '))))
+                                  ORDER BY a.n)
+                           FROM unnest(p.proargnames, coalesce(p.proallargtypes, p.proargtypes::oid[]), p.proargmodes)
+                                WITH ORDINALITY AS a (name, type, mode, n)
+                           WHERE coalesce(a.mode, 'i') IN ('i', 'b', 'v')), '[]'),
+                       'examples', (SELECT coalesce(jsonb_agg(x.m[1]), '[]') FROM regexp_matches(d.comment, 'Example: ([^\n]*)', 'g') AS x (m)))
+                   ORDER BY p.proname)
+            FROM pg_proc AS p
+            CROSS JOIN LATERAL (SELECT coalesce(obj_description(p.oid, 'pg_proc'), '') AS comment) AS d
+            WHERE p.pronamespace = 'kliv_mail'::regnamespace AND p.proname !~ '^_' AND has_function_privilege(p.oid, 'EXECUTE')),
+        'views', (
+            SELECT jsonb_object_agg('kliv_mail.' || c.relname, jsonb_build_object(
+                       'purpose', obj_description(c.oid, 'pg_class'),
+                       'columns', (SELECT jsonb_object_agg(t.attname, col_description(c.oid, t.attnum))
+                                   FROM pg_attribute AS t WHERE t.attrelid = c.oid AND t.attnum > 0)))
+            FROM pg_class AS c
+            WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v' AND c.relname !~ '^_'
+              AND has_table_privilege(c.oid, 'SELECT')));
+END;
+COMMENT ON FUNCTION kliv_mail.describe() IS
+$$Everything that you may call and read here, as jsonb: each function's purpose, arguments, types, defaults, allowed values and examples, each view's columns.
+Example: SELECT jsonb_pretty(kliv_mail.describe());$$;
+
+-- The statement in a hint, if it begins with one.
+CREATE FUNCTION kliv_mail._statement_of(hint text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT (regexp_match(hint, '((?:SELECT|ALTER|UPDATE)\M[^;]*;)'))[1];
+END;
+
+CREATE FUNCTION kliv_mail.next_step(message_id bigint DEFAULT NULL) RETURNS TABLE (problem text, statement text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    p record;
+    a record;
+    u record;
+    d record;
+    custom boolean;
+BEGIN
+    IF message_id IS NOT NULL THEN
+        -- Why this mail has not arrived, one row for each reason.
+        IF NOT EXISTS (SELECT FROM kliv_mail.messages AS m WHERE m.id = next_step.message_id) THEN
+            RAISE invalid_parameter_value USING
+                MESSAGE = format('message_id: there is no message %s of yours', message_id),
+                HINT = 'SELECT id, subject FROM kliv_mail.messages; lists them.';
+        END IF;
+        FOR d IN
+            SELECT v.status, v.reason, v.hint, count(*) AS n, min(v.recipient) AS recipient
+            FROM kliv_mail.deliveries AS v
+            WHERE v.message_id = next_step.message_id AND v.status NOT IN ('sent', 'delivered')
+            GROUP BY v.status, v.reason, v.hint ORDER BY count(*) DESC
+        LOOP
+            problem := format('%s%s is %s: %s', d.recipient, CASE WHEN d.n > 1 THEN format(' (and %s others)', d.n - 1) ELSE '' END,
+                              d.status, d.reason);
+            statement := coalesce(kliv_mail._statement_of(d.hint), d.hint);
+            RETURN NEXT;
+        END LOOP;
+        IF NOT FOUND THEN
+            problem := 'nothing: the server has accepted every copy';
+            statement := format('SELECT recipient, status, last_reply FROM kliv_mail.deliveries WHERE message_id = %s;', message_id);
+            RETURN NEXT;
+        END IF;
+        RETURN;
+    END IF;
+
+    SELECT * INTO p FROM kliv_mail._process_status() AS s;
+    IF NOT p.preloaded THEN
+        problem := 'nothing sends mail: kliv_mail is not preloaded; after this statement restart the server (add to the list what it had)';
+        statement := 'ALTER SYSTEM SET shared_preload_libraries = ''kliv_mail'';';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    custom := kliv_mail._default_account() = 'custom';
+    SELECT * INTO a FROM kliv_mail.smtp_settings AS s WHERE s.account = kliv_mail._default_account();
+    SELECT h.* INTO u FROM kliv_mail._account_holds() AS h WHERE h.account = a.account;
+    IF a.status = 'key missing' THEN
+        problem := a.status_detail;
+        statement := 'SELECT key_state, hint FROM kliv_mail.status;';
+    ELSIF u.held_by IN ('restore', 'paused') OR (u.held_by IS NOT NULL AND custom) THEN
+        problem := u.reason;
+        statement := coalesce(kliv_mail._statement_of(u.hint), u.hint);
+    ELSIF NOT custom AND u.held_by = 'account' THEN
+        problem := u.reason || ', and there is no account of your own';
+        statement := (SELECT v.example FROM kliv_mail.providers AS v ORDER BY v.name LIMIT 1);
+    ELSIF NOT custom THEN
+        problem := 'mail goes by the platform''s server, which is held to a few a day; save an account of your own (SELECT name, required, example FROM kliv_mail.providers)';
+        statement := (SELECT v.example FROM kliv_mail.providers AS v ORDER BY v.name LIMIT 1);
+    ELSIF a.status = 'untested' THEN
+        problem := coalesce(a.status_detail, 'the account is not tested');
+        statement := 'SELECT * FROM kliv_mail.test_smtp();';
+    ELSIF p.slots_exhausted THEN
+        problem := 'no worker slot is free for a sender; restart the server after this statement';
+        statement := 'ALTER SYSTEM SET max_worker_processes = 16;';
+    ELSIF p.last_error <> '' THEN
+        problem := 'the sender met an error: ' || p.last_error;
+        statement := 'SELECT * FROM kliv_mail.status;';
+    ELSE
+        problem := 'nothing: mail can be sent';
+        statement := 'SELECT kliv_mail.send(''you@example.com'', ''Hello'', ''It works'');';
+    END IF;
+    RETURN NEXT;
+END;
+$$;
+COMMENT ON FUNCTION kliv_mail.next_step(bigint) IS
+$$What is missing, in one row, and the statement that cures it; with a message's id: why that mail has not arrived. Errors: 22023 a message that is not there or not yours.
+Example: SELECT * FROM kliv_mail.next_step();
+Example: SELECT * FROM kliv_mail.next_step(1);$$;

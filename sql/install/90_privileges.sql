@@ -1,0 +1,120 @@
+-- Who may what.  Everything is taken from everybody but the owner, also what
+-- default privileges added; grant_*() give back what design and README name.
+-- The lists of functions and views stand in _grantable() alone.
+
+-- kind: f = function, v = view.
+CREATE FUNCTION kliv_mail._grantable() RETURNS TABLE (grant_name text, kind text, object text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT g.grant_name, g.kind, g.object FROM (VALUES
+        ('send', 'f', 'send'), ('send', 'f', 'attach'), ('send', 'f', 'attach_text'), ('send', 'f', 'mailbox'),
+        ('send', 'f', 'is_address'), ('send', 'f', 'parse_addresses'), ('send', 'f', 'classify_reply'),
+        ('send', 'f', 'cancel'), ('send', 'f', 'retry'), ('send', 'f', 'wait'),
+        ('send', 'v', 'messages'), ('send', 'v', 'deliveries'), ('send', 'v', 'events'), ('send', 'v', 'usage'),
+        ('send', 'f', '_now'), ('send', 'f', '_origin'), ('send', 'f', '_default_account'), ('send', 'f', '_process_status'),
+        ('send', 'f', '_account_holds'), ('send', 'f', '_line'), ('send', 'f', '_usage_now'),
+        ('read', 'f', 'parse_addresses'), ('read', 'f', 'classify_reply'), ('read', 'f', 'is_address'), ('read', 'f', 'mailbox'),
+        ('read', 'v', 'messages'), ('read', 'v', 'deliveries'), ('read', 'v', 'events'), ('read', 'v', 'usage'),
+        ('read', 'v', 'status'), ('read', 'v', 'smtp_settings'), ('read', 'v', 'providers'), ('read', 'v', '_sees_all'),
+        ('read', 'f', '_now'), ('read', 'f', '_origin'), ('read', 'f', '_default_account'), ('read', 'f', '_process_status'),
+        ('read', 'f', '_account_holds'), ('read', 'f', '_line'), ('read', 'f', '_usage_now'),
+        ('read', 'f', '_availability'), ('read', 'f', '_accounts'), ('read', 'f', '_key_state'), ('read', 'f', '_providers')
+    ) AS g (grant_name, kind, object);
+END;
+
+CREATE FUNCTION kliv_mail._grant(p_role name, p_grant text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    g record;
+BEGIN
+    IF to_regrole(quote_ident(p_role)) IS NULL THEN
+        RAISE undefined_object USING MESSAGE = format('role: "%s" does not exist', p_role), HINT = 'CREATE ROLE makes one.';
+    END IF;
+    EXECUTE format('GRANT USAGE ON SCHEMA kliv_mail TO %I', p_role);
+    FOR g IN
+        SELECT DISTINCT c.kind, c.object_name FROM (
+            SELECT x.kind, CASE x.kind WHEN 'f' THEN f.signature ELSE format('kliv_mail.%I', x.object) END AS object_name
+            FROM kliv_mail._grantable() AS x
+            LEFT JOIN LATERAL (SELECT p.oid::regprocedure::text AS signature FROM pg_proc AS p
+                               WHERE p.pronamespace = 'kliv_mail'::regnamespace AND p.proname = x.object) AS f ON x.kind = 'f'
+            WHERE x.grant_name = p_grant
+            UNION ALL
+            -- An administrator may all that is public, and what the views need.
+            SELECT 'f', p.oid::regprocedure::text FROM pg_proc AS p
+            WHERE p_grant = 'admin' AND p.pronamespace = 'kliv_mail'::regnamespace
+              AND (p.proname !~ '^_' OR p.proname IN (SELECT y.object FROM kliv_mail._grantable() AS y WHERE y.kind = 'f'))
+            UNION ALL
+            SELECT 'v', c.oid::regclass::text FROM pg_class AS c
+            WHERE p_grant = 'admin' AND c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v'
+              AND (c.relname !~ '^_' OR c.relname IN ('_sees_all', '_manages_all'))) AS c
+    LOOP
+        EXECUTE CASE g.kind WHEN 'f' THEN format('GRANT EXECUTE ON FUNCTION %s TO %I', g.object_name, p_role)
+                            ELSE format('GRANT SELECT ON %s TO %I', g.object_name, p_role) END;
+    END LOOP;
+    PERFORM kliv_mail._log_event('access_granted', NULL, format('grant_%s to %I', p_grant, p_role), NULL);
+END;
+$$;
+
+CREATE FUNCTION kliv_mail.grant_send(role name) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC SELECT kliv_mail._grant(role, 'send'); END;
+COMMENT ON FUNCTION kliv_mail.grant_send IS 'Lets the role send mail and see, cancel and retry its own (and its member roles'') messages. Errors: 42704 no such role.';
+
+CREATE FUNCTION kliv_mail.grant_admin(role name) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC SELECT kliv_mail._grant(role, 'admin'); END;
+COMMENT ON FUNCTION kliv_mail.grant_admin IS 'Lets the role do everything: settings, all mail, grants. Errors: 42704 no such role.';
+
+CREATE FUNCTION kliv_mail.grant_read(role name) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC SELECT kliv_mail._grant(role, 'read'); END;
+COMMENT ON FUNCTION kliv_mail.grant_read IS 'Lets the role read all views, of all senders, but no bodies. Errors: 42704 no such role.';
+
+CREATE FUNCTION kliv_mail._revoke(p_role name) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF to_regrole(quote_ident(p_role)) IS NULL THEN
+        RAISE undefined_object USING MESSAGE = format('role: "%s" does not exist', p_role);
+    END IF;
+    EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA kliv_mail FROM %I', p_role);
+    EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA kliv_mail FROM %I', p_role);
+    EXECUTE format('REVOKE ALL ON SCHEMA kliv_mail FROM %I', p_role);
+    PERFORM kliv_mail._log_event('access_revoked', NULL, format('revoke_access from %I', p_role), NULL);
+END;
+$$;
+
+CREATE FUNCTION kliv_mail.revoke_access(role name) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC SELECT kliv_mail._revoke(role); END;
+COMMENT ON FUNCTION kliv_mail.revoke_access IS 'Takes from the role whatever a grant function gave it. Errors: 42704 no such role.';
+
+-- Walk the members' ACLs and leave the owner alone: default privileges of the
+-- installing role may have given anything to anybody.
+DO $$
+DECLARE
+    o record;
+BEGIN
+    FOR o IN
+        SELECT CASE WHEN p.prokind = 'p' THEN 'PROCEDURE ' ELSE 'FUNCTION ' END || p.oid::regprocedure::text AS what,
+               g.grantee, p.proowner AS owner
+        FROM pg_proc AS p, LATERAL (SELECT DISTINCT x.grantee FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS x) AS g
+        WHERE p.pronamespace = 'kliv_mail'::regnamespace
+        UNION ALL
+        SELECT CASE WHEN c.relkind = 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::regclass::text, g.grantee, c.relowner
+        FROM pg_class AS c, LATERAL (SELECT DISTINCT x.grantee FROM aclexplode(c.relacl) AS x) AS g
+        WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind IN ('r', 'v', 'S')
+        UNION ALL
+        SELECT 'TYPE ' || t.oid::regtype::text, g.grantee, t.typowner
+        FROM pg_type AS t, LATERAL (SELECT DISTINCT x.grantee FROM aclexplode(t.typacl) AS x) AS g
+        WHERE t.oid = 'kliv_mail.attachment'::regtype
+        UNION ALL
+        SELECT 'SCHEMA ' || n.nspname, g.grantee, n.nspowner
+        FROM pg_namespace AS n, LATERAL (SELECT DISTINCT x.grantee FROM aclexplode(n.nspacl) AS x) AS g
+        WHERE n.nspname = 'kliv_mail'
+    LOOP
+        CONTINUE WHEN o.grantee = o.owner;
+        EXECUTE format('REVOKE ALL ON %s FROM %s CASCADE', o.what,
+                       CASE o.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(o.grantee)) END);
+    END LOOP;
+END;
+$$;

@@ -1,0 +1,22 @@
+-- What pg_dump takes along: every table and the sequences of their ids (and of
+-- epochs, so that no claim of old is taken for ours).  A test sees that none is forgotten.
+SELECT pg_extension_config_dump('kliv_mail._state', '');
+SELECT pg_extension_config_dump('kliv_mail._account', '');
+SELECT pg_extension_config_dump('kliv_mail._pause', '');
+SELECT pg_extension_config_dump('kliv_mail._quota', '');
+SELECT pg_extension_config_dump('kliv_mail._usage', '');
+SELECT pg_extension_config_dump('kliv_mail._message', '');
+SELECT pg_extension_config_dump('kliv_mail._outbox', '');
+SELECT pg_extension_config_dump('kliv_mail._delivery', '');
+SELECT pg_extension_config_dump('kliv_mail._idempotency', '');
+SELECT pg_extension_config_dump('kliv_mail._event', '');
+SELECT pg_extension_config_dump('kliv_mail._message_id', '');
+SELECT pg_extension_config_dump('kliv_mail._delivery_id', '');
+SELECT pg_extension_config_dump('kliv_mail._event_id', '');
+SELECT pg_extension_config_dump('kliv_mail._epoch', '');
+
+COMMENT ON EXTENSION kliv_mail IS 'the mail system of an application: start with SELECT kliv_mail.send(''you@example.com'', ''Hello'', ''It works'')';
+
+-- The database gets the label by which the launcher finds it; without the
+-- preload, the line to add.
+SELECT kliv_mail._installed();

@@ -1,0 +1,375 @@
+/*-------------------------------------------------------------------------
+ *
+ * loghook.c
+ *		The log hook: no password of a statement reaches the server's log.
+ *
+ * Owns the hook.  Calls nothing of ours.
+ *
+ * An error that our own functions raise hides its statement by itself.  What
+ * PostgreSQL raises or reports around them does not: a wrong argument name, a
+ * bad cast, a duration line, a deadlock's report of the other session's query.
+ * So whenever a line for the log is about a statement that names one of our
+ * functions that take a password, its statement and context are left out, and
+ * what the message quotes is masked.
+ *
+ * The server hands the same ErrorData to the client after the log.  hide_stmt,
+ * hide_ctx and detail_log rule the log alone; the message has no such twin, and
+ * what it quotes is masked for the client too, whose cursor position stays.
+ *
+ * This code runs while an error is being reported, perhaps for lack of memory:
+ * it allocates nothing, raises nothing, and writes only over text that is
+ * there, never longer than that.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <ctype.h>
+
+#include "commands/prepare.h"
+#include "tcop/tcopprot.h"
+#include "utils/plancache.h"
+
+#include "kliv_mail.h"
+
+#include "hooks.h"
+
+/* Public functions that have a password or another secret among their arguments. */
+static const char *const secret_functions[] = {
+	"configure_smtp", "test_smtp", "configure_webhook", "configure_bounce_mailbox"
+};
+
+/*
+ * Lines that consist of a statement, by the beginning of their untranslated
+ * format: durations (also auto_explain's), log_statement (simple and extended
+ * protocol), the parse line of DEBUG2, pgaudit.
+ */
+static const char *const statement_lines[] = {
+	"duration: ", "statement: ", "%s %s%s%s: %s", "parse %s: %s", "AUDIT: "
+};
+
+/* debug_print_parse and its kin: the tree is the detail. */
+static const char tree_line[] = "%s:";
+
+/* A variable: ErrorData's strings are not const. */
+static char hidden[] = "<hidden>";
+
+static emit_log_hook_type previous_hook = NULL;
+
+static void hide_secrets(ErrorData *edata);
+static bool is_statement_line(const ErrorData *edata);
+static bool names_secret(const char *text, bool as_call);
+static bool executes_secret(const char *query);
+static const char *find_word(const char *text, const char *word);
+static void hide_statement_line(char *message);
+static void mask_message(char *message, const char *format);
+static bool is_made_by(const char *message, const char *format);
+static void mask_quoted(char *text, bool pairwise);
+static bool is_harmless(const char *text, Size length);
+static int	count_quotes(const char *text);
+static void overwrite(char *text, const char *with);
+static bool is_word_char(char c);
+
+void
+klm_loghook_init(void)
+{
+	previous_hook = emit_log_hook;
+	emit_log_hook = hide_secrets;
+}
+
+static void
+hide_secrets(ErrorData *edata)
+{
+	bool		about_secret = names_secret(debug_query_string, false) ||
+		names_secret(edata->internalquery, false) ||
+		names_secret(edata->context, false) ||
+		executes_secret(debug_query_string);
+
+	if (is_statement_line(edata))
+	{
+		if (about_secret || names_secret(edata->message, false) || names_secret(edata->detail, false))
+		{
+			hide_statement_line(edata->message);
+			edata->detail = NULL;
+		}
+	}
+	else if (about_secret && !edata->hide_stmt)
+	{
+		/* Not ours, which hide their statement and say nothing secret. */
+		mask_message(edata->message, edata->message_id);
+		mask_quoted(edata->hint, false);
+		if (edata->elevel >= ERROR)
+		{
+			if (edata->detail != NULL || edata->detail_log != NULL)
+				edata->detail_log = hidden;
+		}
+		else
+		{
+			edata->detail_log = NULL;
+			if (edata->message_id != NULL && strcmp(edata->message_id, tree_line) == 0)
+				overwrite(edata->detail, hidden);
+			else
+				mask_quoted(edata->detail, false);
+		}
+	}
+
+	/*
+	 * Another session's statement: a deadlock's other side (where the client
+	 * is told nothing of it), the postmaster's word on a process that crashed.
+	 */
+	if (names_secret(edata->detail_log, true))
+		edata->detail_log = NULL;
+	if (names_secret(edata->detail, true))
+		overwrite(edata->detail, hidden);
+
+	if (about_secret)
+	{
+		edata->hide_stmt = true;
+		edata->hide_ctx = true;
+		edata->internalquery = NULL;
+	}
+
+	if (previous_hook)
+		previous_hook(edata);
+}
+
+static bool
+is_statement_line(const ErrorData *edata)
+{
+	if (edata->elevel >= WARNING || edata->message_id == NULL || edata->message == NULL)
+		return false;
+	for (int i = 0; i < lengthof(statement_lines); i++)
+	{
+		if (strncmp(edata->message_id, statement_lines[i], strlen(statement_lines[i])) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* as_call: only where a parenthesis follows, as it does not in plain words. */
+static bool
+names_secret(const char *text, bool as_call)
+{
+	for (int i = 0; text != NULL && i < lengthof(secret_functions); i++)
+	{
+		const char *found = text;
+
+		while ((found = find_word(found, secret_functions[i])) != NULL)
+		{
+			found += strlen(secret_functions[i]);
+			if (*found == '"')
+				found++;
+			if (!as_call || found[strspn(found, " \t\r\n")] == '(')
+				return true;
+		}
+	}
+	return false;
+}
+
+/* EXECUTE of a prepared statement that names one, with the secret as its parameter. */
+static bool
+executes_secret(const char *query)
+{
+	const char *from = query != NULL ? find_word(query, "execute") : NULL;
+	char		name[NAMEDATALEN];
+	int			length = 0;
+	bool		quoted;
+	PreparedStatement *prepared;
+
+	if (from == NULL)
+		return false;
+
+	from += strlen("execute");
+	from += strspn(from, " \t\r\n");
+	quoted = *from == '"';
+	if (quoted)
+		from++;
+	while (length < NAMEDATALEN - 1 && *from != '\0')
+	{
+		if (quoted ? *from == '"' : !is_word_char(*from))
+			break;
+		name[length++] = quoted ? *from : pg_tolower((unsigned char) *from);
+		from++;
+	}
+	name[length] = '\0';
+
+	prepared = FetchPreparedStatement(name, false);
+	return prepared != NULL && names_secret(prepared->plansource->query_string, false);
+}
+
+/* A whole word, in any case. */
+static const char *
+find_word(const char *text, const char *word)
+{
+	Size		length = strlen(word);
+	bool		inside = false;
+
+	for (; *text != '\0'; text++)
+	{
+		if (!inside && pg_strncasecmp(text, word, length) == 0 && !is_word_char(text[length]))
+			return text;
+		inside = is_word_char(*text);
+	}
+	return NULL;
+}
+
+static bool
+is_word_char(char c)
+{
+	return isalnum((unsigned char) c) || c == '_' || c == '$' || IS_HIGHBIT_SET(c);
+}
+
+/*
+ * Keep what stands before the statement, in whatever language: the statement
+ * is this session's current one, or follows a duration (auto_explain's plans,
+ * prepared statements), or at the least the first word.
+ */
+static void
+hide_statement_line(char *message)
+{
+	char	   *statement = NULL;
+
+	if (debug_query_string != NULL && *debug_query_string != '\0')
+		statement = strstr(message, debug_query_string);
+	if (statement == NULL && (statement = strstr(message, " ms  ")) != NULL)
+		statement += strlen(" ms  ");
+	if (statement == NULL && (statement = strstr(message, ": ")) != NULL)
+		statement += strlen(": ");
+	if (statement == NULL)
+		statement = message;
+	overwrite(statement, hidden);
+}
+
+/*
+ * Mask what the message quotes.  A value may hold quotes itself: only where
+ * there are as many as in the format is each pair a value.  A translation may
+ * use other quotes: then the bare format has to tell enough.
+ */
+static void
+mask_message(char *message, const char *format)
+{
+	int			quotes = format != NULL ? count_quotes(format) : 0;
+
+	if (message == NULL)
+		return;
+	if (quotes > 0 && !is_made_by(message, format))
+		overwrite(message, format);
+	else
+		mask_quoted(message, quotes == count_quotes(message));
+}
+
+/* Do the fixed parts of the format stand in the message, in their order? */
+static bool
+is_made_by(const char *message, const char *format)
+{
+	bool		first = true;
+
+	while (*format != '\0')
+	{
+		Size		length = strcspn(format, "%");
+
+		if (first && strncmp(message, format, length) != 0)
+			return false;
+		while (!first && strncmp(message, format, length) != 0)
+		{
+			if (*message++ == '\0')
+				return false;
+		}
+		message += length;
+		format += length;
+		if (*format == '%')
+		{
+			/* flags, width, precision, length modifier; then the conversion */
+			format += 1 + strspn(format + 1, "0123456789.*-+ #hlqjzt");
+			if (*format != '\0')
+				format++;
+		}
+		first = false;
+	}
+	return true;
+}
+
+/* pairwise: each "..." by itself; otherwise all from the first quote to the last. */
+static void
+mask_quoted(char *text, bool pairwise)
+{
+	char	   *from;
+	char	   *to;
+
+	if (text == NULL)
+		return;
+
+	from = to = strchr(text, '"');
+	if (from == NULL)
+		return;
+	while (*from != '\0')
+	{
+		char	   *end = *from == '"' ? strchr(from + 1, '"') : NULL;
+
+		if (end != NULL && !pairwise)
+			end = strrchr(from + 1, '"');
+		if (end == NULL && *from == '"' && from[1] != '\0')
+			end = from + strlen(from) - 1;	/* unbalanced: the rest */
+		if (end == NULL || is_harmless(from + 1, end - from - 1))
+		{
+			Size		length = end == NULL ? 1 : end - from + 1;
+
+			memmove(to, from, length);
+			to += length;
+			from += length;
+			continue;
+		}
+
+		/* In place: as long as the quoted was, and at most four. */
+		*to++ = '"';
+		for (int i = 0; i < Min(end - from - 1, 4); i++)
+			*to++ = '*';
+		*to++ = '"';
+		from = end + 1;
+	}
+	*to = '\0';
+}
+
+/* Our schema and functions, which errors about a mistyped call quote. */
+static bool
+is_harmless(const char *text, Size length)
+{
+	if (length > strlen(KLM_SCHEMA ".") && pg_strncasecmp(text, KLM_SCHEMA ".", strlen(KLM_SCHEMA ".")) == 0)
+	{
+		text += strlen(KLM_SCHEMA ".");
+		length -= strlen(KLM_SCHEMA ".");
+	}
+	if (length == strlen(KLM_SCHEMA) && pg_strncasecmp(text, KLM_SCHEMA, length) == 0)
+		return true;
+	for (int i = 0; i < lengthof(secret_functions); i++)
+	{
+		if (length == strlen(secret_functions[i]) &&
+			pg_strncasecmp(text, secret_functions[i], length) == 0)
+			return true;
+	}
+	return false;
+}
+
+static int
+count_quotes(const char *text)
+{
+	int			count = 0;
+
+	for (; *text != '\0'; text++)
+		count += *text == '"';
+	return count;
+}
+
+static void
+overwrite(char *text, const char *with)
+{
+	Size		length;
+
+	if (text == NULL)
+		return;
+	length = Min(strlen(text), strlen(with));
+	memcpy(text, with, length);
+	text[length] = '\0';
+}

@@ -1,0 +1,100 @@
+/*-------------------------------------------------------------------------
+ *
+ * outbox.h
+ *		The outbox as the sender sees it: claim, record, what is due next.
+ *
+ * Layer: edge (SPI).  In kliv_mail_net.  Everything here runs between
+ * klm_outbox_begin() and klm_outbox_commit(): one transaction, as the
+ * extension's owner, in a security-restricted operation.  The logic is that of
+ * sql/install/45_outbox.sql; text comes back in UTF-8, palloc'd in the context
+ * that klm_outbox_begin() was given.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_OUTBOX_H
+#define KLM_OUTBOX_H
+
+#include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
+
+#include "kliv_mail.h"
+
+typedef struct KlmClaim
+{
+	int64		id;
+	int64		message_id;
+	char	   *recipient;
+	char	   *account;
+	char	   *settings;		/* changes with any setting of the account */
+	int			size;
+} KlmClaim;
+
+typedef struct KlmStoredMessage
+{
+	int64		id;
+	char	   *message_type;
+	char	   *from_address;	/* as wished, or NULL; so the next two */
+	char	   *from_name;
+	char	   *reply_to;
+	bool		smtputf8;
+	char	   *entity;
+	Size		entity_length;
+} KlmStoredMessage;
+
+/* A delivery's outcome: a decision of reply.c, or verdict "returned". */
+typedef struct KlmOutcome
+{
+	int64		id;
+	const char *verdict;
+	const char *scope;
+	const char *bounce_type;
+	int			pause_s;
+	const char *stage;
+	int			code;
+	const char *enhanced;
+	const char *reply;
+	const char *reason;
+	const char *hint;
+	const char *server_id;
+	const char *identity;
+} KlmOutcome;
+
+extern void klm_outbox_begin(MemoryContext results);
+
+/* Both leave the context current that was so at klm_outbox_begin(). */
+extern void klm_outbox_commit(void);
+
+/* After an error in between: abort, nothing stays open. */
+extern void klm_outbox_abort(void);
+
+/*
+ * The extension's version here, NULL when it is not installed.  Looks up the
+ * owner for the calls after it.
+ */
+extern char *klm_outbox_version(void);
+
+/* A new epoch under its session lock; what dead epochs had claimed becomes in doubt (*recovered). */
+extern int64 klm_outbox_open_epoch(int64 *recovered);
+
+/* List of KlmClaim. */
+extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first,
+							  char **accounts, int *busy, int count);
+
+/* List of KlmStoredMessage. */
+extern List *klm_outbox_messages(const int64 *ids, int count);
+
+extern void klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count);
+extern void klm_outbox_hold(const char *account, const char *by, int pause_s, const char *reason,
+							const char *hint, bool failure);
+extern void klm_outbox_set_aside(int64 id, const char *reason);
+extern void klm_outbox_expire(void);
+
+/* In this database's time; DT_NOEND: not before a call. */
+extern TimestampTz klm_outbox_next_due(void);
+
+/* Delete history older than the retention, a batch; how many rows. */
+extern int64 klm_outbox_retain(void);
+
+#endif							/* KLM_OUTBOX_H */

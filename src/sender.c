@@ -1,0 +1,1418 @@
+/*-------------------------------------------------------------------------
+ *
+ * sender.c
+ *		'kliv_mail sender': one database's worker.
+ *
+ * The loop: one transaction that records what is known and claims what there
+ * is room for -> SMTP on many connections -> sleep until a socket, the latch,
+ * a timeout or the next due time.  Nothing of a transaction is open while the
+ * network is waited for.
+ *
+ * What belongs to whom: an account in use has a Pool with its Links
+ * (connections) and the queue of claimed deliveries that no link has begun.  A
+ * claim's deliveries and their messages live in one Batch, freed when the last
+ * of them is finished.  Outcomes wait in a context of their own until a
+ * transaction has recorded them; while that fails nothing new is begun, so no
+ * more than two deliveries a connection can be accepted and unrecorded.
+ *
+ * Layer: process.  May call outbox.c, settings.c, connection.c, smtp.c,
+ * reply.c, mime.c, shmem.c, guc.c.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "lib/ilist.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "connection.h"
+#include "guc.h"
+#include "mime.h"
+#include "outbox.h"
+#include "reply.h"
+#include "settings.h"
+#include "shmem.h"
+#include "smtp.h"
+
+/* The SQL that this library serves besides its own: the release before.  This is the first one. */
+#define PREVIOUS_VERSION	KLIV_MAIL_VERSION
+
+/* RFC 5321 section 4.5.3.2.6: the server may take ten minutes over the final dot. */
+#define DOT_TIMEOUT_MS		600000
+
+/* An idle connection is closed after this, before most servers would. */
+#define LINK_IDLE_MS		60000
+
+/* What a leaving sender waits for replies that may be under way. */
+#define LEAVE_GRACE_MS		1000
+#define SHUTDOWN_GRACE_MS	500
+
+/* A transaction that failed is tried again after 1 s, doubling to this. */
+#define MAX_RETRY_MS		30000
+
+#define RETAIN_EVERY_MS		3600000
+
+/* An account's settings, kept while a pool or a link uses them. */
+typedef struct Settings
+{
+	MemoryContext context;
+	int			users;
+	KlmAccount *account;
+} Settings;
+
+typedef struct Pool
+{
+	dlist_node	node;
+	char	   *name;
+	char	   *version;		/* KlmClaim.settings that the settings were loaded for */
+	Settings   *settings;
+	dlist_head	queue;			/* Deliveries not begun */
+	int			queued;
+	int			open;			/* Deliveries begun on a link */
+	dlist_head	links;
+	int			link_count;
+	int			opening;
+	int			allowed;		/* connections now; grows on success, shrinks on trouble */
+	/* Trouble of the account itself, to be recorded. */
+	bool		hold;
+	const char *hold_by;
+	int			hold_pause_s;
+	char	   *hold_reason;	/* in outcome_context */
+	char	   *hold_hint;
+	bool		hold_failure;
+} Pool;
+
+typedef enum LinkState
+{
+	LINK_OPENING,
+	LINK_OPEN
+} LinkState;
+
+typedef struct Link
+{
+	dlist_node	node;
+	Pool	   *pool;
+	Settings   *settings;
+	MemoryContext context;
+	LinkState	state;
+	KlmConnection *connection;
+	KlmSmtp    *smtp;
+	TimestampTz deadline;		/* of the reply that is awaited, or of idleness */
+	int			finished;		/* deliveries that got their reply here */
+} Link;
+
+typedef struct Batch
+{
+	MemoryContext context;
+	int			open;			/* deliveries without an outcome */
+	int64		bytes;
+} Batch;
+
+typedef struct Delivery
+{
+	dlist_node	node;
+	int64		id;
+	Batch	   *batch;
+	Pool	   *pool;
+	char	   *identity;		/* the identity lines */
+	KlmSmtpDelivery smtp;
+} Delivery;
+
+static MemoryContext sender_context;
+static MemoryContext outcome_context;
+static KlmConnector *connector;
+static WaitEventSet *wait_set;
+static dlist_head pools = DLIST_STATIC_INIT(pools);
+
+static int64 epoch;
+static KlmOutcome *outcomes;
+static int	outcome_count;
+static int	outcome_space;
+static int64 claimed_bytes;		/* of all batches */
+static MemoryContext claim_context; /* the batch of the transaction under way */
+static int64 *tried_ids;		/* the rows that it reads, for blame when it fails */
+static int	tried_count;
+
+static bool claim_wanted = true;
+static bool claim_again;		/* the last claim found something, so there may be more */
+static TimestampTz next_claim = DT_NOEND;	/* real time */
+static bool isolating;			/* one row at a time, to find one that cannot be read */
+static int	failures;			/* transactions failed in a row */
+static TimestampTz retry_at = 0;
+
+PGDLLEXPORT void klm_sender_main(Datum argument) pg_attribute_noreturn();
+
+static void pin_session(void);
+static bool open_for_business(void);
+static void loop(void) pg_attribute_noreturn();
+static void leave(TimestampTz next_due, uint64 wakes) pg_attribute_noreturn();
+static bool run_transaction(bool may_claim);
+static void claim(void);
+static void prepare(Batch *batch, KlmClaim *claim, KlmStoredMessage *message, Pool *pool);
+static char *compose_identity(MemoryContext context, const KlmAccount *account, const KlmStoredMessage *message,
+							  const char *recipient, const char **from, const char **problem);
+static Pool *find_pool(const char *name);
+static void load_settings(Pool *pool, const char *version);
+static void release_settings(Settings *settings);
+static void add_outcome(Delivery *delivery, const KlmReply *reply, const KlmDecision *decision);
+static void add_local_outcome(int64 id, const char *verdict, const char *reason);
+static KlmOutcome *new_outcome(int64 id);
+static void finish(Delivery *delivery);
+static void return_queue(Pool *pool);
+static void note_hold(Pool *pool, const char *by, int pause_s, const char *reason, const char *hint, bool failure);
+static void feed(Pool *pool);
+static void begin(Link *link, Delivery *delivery);
+static void open_link(Pool *pool);
+static void close_link(Link *link, const char *why);
+static void link_opened(Link *link);
+static void link_failed(Link *link);
+static void flush_link(Link *link);
+static void read_link(Link *link);
+static void take_results(Link *link);
+static void set_deadline(Link *link);
+static void drive_network(void);
+static void check_deadlines(TimestampTz now);
+static bool busy(void);
+static bool has_room(void);
+static bool holds_to_record(void);
+static void blame(const ErrorData *edata);
+static long wait_time(TimestampTz now, TimestampTz until);
+static void retain(void);
+
+/* ----------------------------------------------------------------
+ * Start and end
+ * ----------------------------------------------------------------
+ */
+
+void
+klm_sender_main(Datum argument)
+{
+	Oid			database;
+
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	BackgroundWorkerUnblockSignals();
+
+	if (!klm_sender_attach(argument, &database))
+		proc_exit(0);
+	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
+	pgstat_report_appname("kliv_mail sender");
+	pin_session();
+
+	sender_context = AllocSetContextCreate(TopMemoryContext, "kliv_mail sender", ALLOCSET_DEFAULT_SIZES);
+	outcome_context = AllocSetContextCreate(sender_context, "kliv_mail outcomes", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(sender_context);
+
+	if (!open_for_business())
+		leave(DT_NOEND, klm_sender_wakes());
+
+	connector = klm_connector_create();
+	wait_set = CreateWaitEventSet(TopMemoryContext, 3);
+	AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, klm_connector_fd(connector), NULL, NULL);
+
+	loop();
+}
+
+/* As autovacuum does: what a role or the database sets must not change what the sender does. */
+static void
+pin_session(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"session_replication_role", "replica"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"synchronous_commit", "on"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "1s"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"zero_damaged_pages", "off"},
+		{"jit", "off"},
+		/* The outbox's statistics are always of another moment: its indexes are what claims are made for. */
+		{"enable_seqscan", "off"},
+		{"enable_bitmapscan", "off"},
+		{"row_security", "off"},
+		{"extra_float_digits", "1"},
+		{"datestyle", "ISO, MDY"},
+		{"intervalstyle", "postgres"},
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * Look whether the extension is here in a version that we know, open an epoch.
+ * false: there is nothing to do in this database.  Errors end the process; the
+ * launcher starts another, no sooner than its throttle allows.
+ */
+static bool
+open_for_business(void)
+{
+	char	   *version;
+	int64		recovered;
+
+	if (klm_test_clock_offset != 0)
+		ereport(WARNING,
+				(errmsg("kliv_mail.test_clock_offset moves the clock of database \"%s\"", MyBgworkerEntry->bgw_extra),
+				 errhint("It is for tests only.")));
+
+	klm_outbox_begin(sender_context);
+	version = klm_outbox_version();
+	klm_outbox_commit();
+	if (version == NULL)
+	{
+		klm_sender_forget_database();
+		return false;
+	}
+	if (strcmp(version, KLIV_MAIL_VERSION) != 0 && strcmp(version, PREVIOUS_VERSION) != 0)
+	{
+		char	   *message = psprintf("the library has version %s, the extension in this database version %s",
+									   KLIV_MAIL_VERSION, version);
+
+		klm_sender_set_error(message);
+		ereport(LOG,
+				(errmsg("kliv_mail sends nothing: %s", message),
+				 errhint("Run ALTER EXTENSION kliv_mail UPDATE, or restart the server after installing a new version.")));
+		return false;
+	}
+	klm_outbox_begin(sender_context);
+	klm_label_database();
+	epoch = klm_outbox_open_epoch(&recovered);
+	klm_outbox_commit();
+	if (recovered > 0)
+	{
+		ereport(LOG,
+				(errmsg("kliv_mail: %lld deliveries of a sender that ended are in doubt", (long long) recovered)));
+		klm_sender_recorded();
+	}
+	return true;
+}
+
+/* Give the place back; a wake-up that came meanwhile makes the launcher start another at once. */
+static void
+leave(TimestampTz next_due, uint64 wakes)
+{
+	klm_sender_leave(wakes, next_due, true);
+	proc_exit(0);
+}
+
+/* ----------------------------------------------------------------
+ * The loop
+ * ----------------------------------------------------------------
+ */
+
+static void
+loop(void)
+{
+	uint64		seen_wakes = klm_sender_wakes();
+	TimestampTz idle_since = GetCurrentTimestamp();
+	TimestampTz leave_at = 0;	/* not 0: leaving, and when at the latest */
+	TimestampTz next_retain = TimestampTzPlusMilliseconds(idle_since, 1000);
+
+	for (;;)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz until;
+		long		timeout;
+		long		place_ms = -1;
+		uint64		wakes;
+		bool		may_claim;
+		dlist_iter	iter;
+		WaitEvent	events[3];
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			/* Files that settings name may have changed with them. */
+			dlist_foreach(iter, &pools)
+			{
+				Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+				if (pool->version)
+					pool->version[0] = '\0';
+			}
+			claim_wanted = true;
+		}
+		wakes = klm_sender_wakes();
+		if (wakes != seen_wakes)
+		{
+			seen_wakes = wakes;
+			claim_wanted = true;
+		}
+		if (now >= next_claim)
+			claim_wanted = true;
+
+		if (leave_at == 0 &&
+			(ShutdownRequestPending || klm_sender_must_leave() || klm_sender_place_wanted(&place_ms)))
+		{
+			leave_at = TimestampTzPlusMilliseconds(now, ShutdownRequestPending ? SHUTDOWN_GRACE_MS : LEAVE_GRACE_MS);
+			dlist_foreach(iter, &pools)
+				return_queue(dlist_container(Pool, node, iter.cur));
+		}
+		if (leave_at != 0 && now >= leave_at)
+		{
+			/* Whose reply has not come by now is given up; what had its dot is in doubt. */
+			dlist_foreach(iter, &pools)
+			{
+				Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+				while (!dlist_is_empty(&pool->links))
+					close_link(dlist_head_element(Link, node, &pool->links), "the sender was asked to stop");
+			}
+		}
+
+		/* Record, and claim beside it what there is room for. */
+		may_claim = leave_at == 0 && (claim_wanted || (claim_again && outcome_count > 0 && has_room()));
+		if (now >= retry_at && (outcome_count > 0 || holds_to_record() || may_claim))
+			run_transaction(may_claim);
+
+		if (leave_at != 0 && !busy())
+		{
+			if (outcome_count == 0 || now >= leave_at)
+				leave(0, seen_wakes);
+		}
+
+		/* Feed the connections, unless results wait that could not be recorded. */
+		if (leave_at == 0 && outcome_count == 0)
+		{
+			dlist_foreach(iter, &pools)
+				feed(dlist_container(Pool, node, iter.cur));
+			/* Look for more, or for the next due time, while the network is busy. */
+			if (claim_again && outcome_count == 0 && has_room() && now >= retry_at)
+			{
+				run_transaction(true);
+				continue;
+			}
+		}
+
+		now = GetCurrentTimestamp();
+		if (busy() || outcome_count > 0)
+			idle_since = now;
+		else if (leave_at == 0 && !claim_wanted)
+		{
+			if (now >= next_retain)
+			{
+				retain();
+				next_retain = TimestampTzPlusMilliseconds(now, RETAIN_EVERY_MS);
+			}
+			if (now >= TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout))
+			{
+				dlist_foreach(iter, &pools)
+				{
+					Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+					while (!dlist_is_empty(&pool->links))
+						close_link(dlist_head_element(Link, node, &pool->links), NULL);
+				}
+				if (klm_sender_leave(seen_wakes, next_claim, false))
+					proc_exit(0);
+				claim_wanted = true;
+				continue;
+			}
+		}
+
+		/* Sleep. */
+		until = next_claim;
+		if (claim_wanted || outcome_count > 0)
+			until = Min(until, Max(retry_at, now));
+		if (leave_at != 0)
+			until = Min(until, leave_at);
+		if (!busy() && outcome_count == 0)
+			until = Min(until, TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout));
+		dlist_foreach(iter, &pools)
+		{
+			Pool	   *pool = dlist_container(Pool, node, iter.cur);
+			dlist_iter	link_iter;
+
+			dlist_foreach(link_iter, &pool->links)
+			{
+				Link	   *link = dlist_container(Link, node, link_iter.cur);
+
+				if (link->state == LINK_OPEN)
+					until = Min(until, link->deadline);
+			}
+		}
+		timeout = wait_time(now, until);
+		if (place_ms >= 0)
+			timeout = timeout < 0 ? place_ms : Min(timeout, place_ms);
+		if (klm_connector_timeout(connector) >= 0)
+			timeout = timeout < 0 ? klm_connector_timeout(connector) : Min(timeout, klm_connector_timeout(connector));
+
+		WaitEventSetWait(wait_set, timeout, events, lengthof(events), PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+
+		drive_network();
+		check_deadlines(GetCurrentTimestamp());
+	}
+}
+
+/* Milliseconds to a time, rounded up; -1: for ever. */
+static long
+wait_time(TimestampTz now, TimestampTz until)
+{
+	int64		ms;
+
+	if (until == DT_NOEND)
+		return -1;
+	if (until <= now)
+		return 0;
+	ms = (until - now + 999) / 1000;
+	return (long) Min(ms, (int64) INT_MAX / 2);
+}
+
+/* Is a delivery in our hands? */
+static bool
+busy(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &pools)
+	{
+		Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+		if (pool->queued > 0 || pool->open > 0)
+			return true;
+	}
+	return false;
+}
+
+/* Is there an account with room for another claim worth its transaction? */
+static bool
+has_room(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &pools)
+	{
+		Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+		if (pool->queued + pool->open <= 2 * klm_connections_per_account)
+			return true;
+	}
+	return dlist_is_empty(&pools);
+}
+
+static bool
+holds_to_record(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &pools)
+	{
+		if (dlist_container(Pool, node, iter.cur)->hold)
+			return true;
+	}
+	return false;
+}
+
+/* Old history goes when there is nothing better to do. */
+static void
+retain(void)
+{
+	volatile int64 deleted;
+
+	do
+	{
+		deleted = 0;
+		PG_TRY();
+		{
+			klm_outbox_begin(sender_context);
+			deleted = klm_outbox_retain();
+			klm_outbox_commit();
+		}
+		PG_CATCH();
+		{
+			EmitErrorReport();
+			FlushErrorState();
+			klm_outbox_abort();
+			MemoryContextSwitchTo(sender_context);
+		}
+		PG_END_TRY();
+		CHECK_FOR_INTERRUPTS();
+	} while (deleted > 0 && !ShutdownRequestPending && !klm_sender_must_leave());
+}
+
+/* ----------------------------------------------------------------
+ * The transaction: record, hold, expire, claim
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * false: it failed and is tried again later; what was to be recorded is kept.
+ */
+static bool
+run_transaction(bool wanted)
+{
+	/* After a failure results are recorded alone, so that a claim cannot stand in their way. */
+	volatile bool may_claim = wanted && !(failures > 0 && outcome_count > 0);
+	volatile bool ok = false;
+	volatile bool recorded = outcome_count > 0;
+	dlist_iter	iter;
+
+	tried_count = 0;
+	pgstat_report_activity(STATE_RUNNING, "recording and claiming");
+	PG_TRY();
+	{
+		if (may_claim)
+			claim_context = AllocSetContextCreate(sender_context, "kliv_mail batch", ALLOCSET_DEFAULT_SIZES);
+		klm_outbox_begin(may_claim ? claim_context : sender_context);
+		if (outcome_count > 0)
+			klm_outbox_record(epoch, outcomes, outcome_count);
+		dlist_foreach(iter, &pools)
+		{
+			Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+			if (pool->hold)
+			{
+				klm_outbox_hold(pool->name, pool->hold_by, pool->hold_pause_s, pool->hold_reason, pool->hold_hint,
+								pool->hold_failure);
+				recorded = true;
+			}
+		}
+		if (may_claim)
+			claim();
+		else
+			klm_outbox_commit();
+		ok = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(sender_context);
+		edata = CopyErrorData();
+		EmitErrorReport();
+		FlushErrorState();
+		klm_outbox_abort();
+		MemoryContextSwitchTo(sender_context);
+		klm_sender_set_error(edata->message ? edata->message : "unknown error");
+		if (may_claim && outcome_count == 0)
+			blame(edata);
+		if (claim_context)
+			MemoryContextDelete(claim_context);
+		claim_context = NULL;
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
+	pgstat_report_activity(STATE_IDLE, NULL);
+
+	if (!ok)
+	{
+		failures++;
+		retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+											   Min(MAX_RETRY_MS, 500 << Min(failures, 8)));
+		return false;
+	}
+
+	if (failures > 0)
+		klm_sender_set_error("");
+	failures = 0;
+	retry_at = 0;
+	if (recorded)
+	{
+		outcome_count = outcome_space = 0;
+		outcomes = NULL;
+		dlist_foreach(iter, &pools)
+			dlist_container(Pool, node, iter.cur)->hold = false;
+		MemoryContextReset(outcome_context);
+		klm_sender_recorded();
+		klm_sender_progress();
+	}
+	return true;
+}
+
+/*
+ * A claim failed although nothing was to be recorded.  If it is bad data, read
+ * rows one at a time until it fails with a single one, and set that aside.
+ */
+static void
+blame(const ErrorData *edata)
+{
+	char	   *reason;
+	int64		id;
+
+	if (tried_count == 0 ||
+		(ERRCODE_TO_CATEGORY(edata->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
+		 edata->sqlerrcode != ERRCODE_DATA_CORRUPTED))
+		return;
+	if (!isolating || tried_count > 1)
+	{
+		isolating = true;
+		return;
+	}
+	id = tried_ids[0];
+	reason = psprintf("the queued row could not be read: %s", edata->message ? edata->message : "unknown error");
+	PG_TRY();
+	{
+		klm_outbox_begin(sender_context);
+		klm_outbox_set_aside(id, reason);
+		klm_outbox_commit();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(sender_context);
+		EmitErrorReport();
+		FlushErrorState();
+		klm_outbox_abort();
+	}
+	PG_END_TRY();
+	pfree(reason);
+}
+
+/*
+ * Claim what there is room for, read what is needed of it, commit, and queue
+ * it.  The commit is durable before anything reaches a socket.
+ */
+static void
+claim(void)
+{
+	Batch	   *batch;
+	List	   *claims;
+	List	   *messages = NIL;
+	ListCell   *lc;
+	dlist_iter	iter;
+	int			pool_count = 0;
+	char	  **names;
+	int		   *counts;
+	int			room = isolating ? 1 : 4 * klm_connections_per_account;
+	MemoryContext context = claim_context;
+	int64		memory = (int64) klm_sender_memory * 1024;
+
+	batch = MemoryContextAllocZero(context, sizeof(Batch));
+	batch->context = context;
+
+	dlist_foreach(iter, &pools)
+		pool_count++;
+	names = palloc(Max(1, pool_count) * sizeof(char *));
+	counts = palloc(Max(1, pool_count) * sizeof(int));
+	pool_count = 0;
+	dlist_foreach(iter, &pools)
+	{
+		Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+		names[pool_count] = pool->name;
+		counts[pool_count++] = pool->queued + pool->open;
+	}
+
+	klm_outbox_expire();
+	claims = klm_outbox_claim(epoch, room, Max(0, memory - claimed_bytes), claimed_bytes == 0, names, counts, pool_count);
+
+	if (claims != NIL)
+	{
+		int64	   *ids = palloc(list_length(claims) * sizeof(int64));
+		int			count = 0;
+
+		foreach(lc, claims)
+		{
+			KlmClaim   *claimed = lfirst(lc);
+			Pool	   *pool = find_pool(claimed->account);
+
+			if (pool->version == NULL || strcmp(pool->version, claimed->settings) != 0)
+				load_settings(pool, claimed->settings);
+		}
+		tried_ids = MemoryContextAlloc(context, list_length(claims) * sizeof(int64));
+		foreach(lc, claims)
+		{
+			KlmClaim   *claimed = lfirst(lc);
+			bool		known = false;
+
+			tried_ids[tried_count++] = claimed->id;
+			for (int i = 0; i < count && !known; i++)
+				known = ids[i] == claimed->message_id;
+			if (!known)
+				ids[count++] = claimed->message_id;
+		}
+		messages = klm_outbox_messages(ids, count);
+	}
+	else
+	{
+		TimestampTz due = klm_outbox_next_due();
+
+		next_claim = TIMESTAMP_NOT_FINITE(due) ? due : due - klm_test_clock_offset;
+		/* What is due and yet was not claimed is another sender's, or held meanwhile. */
+		if (next_claim < TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000))
+			next_claim = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+	}
+
+	klm_outbox_commit();
+	claim_context = NULL;
+	claim_wanted = false;
+	claim_again = claims != NIL;
+	if (claims == NIL)
+	{
+		isolating = false;
+		MemoryContextDelete(context);
+		return;
+	}
+	/* Until a claim finds nothing, the next due time is "when there is room". */
+	next_claim = DT_NOEND;
+
+	foreach(lc, claims)
+	{
+		KlmClaim   *claimed = lfirst(lc);
+		KlmStoredMessage *message = NULL;
+		Pool	   *pool = find_pool(claimed->account);
+		ListCell   *mc;
+
+		foreach(mc, messages)
+		{
+			if (((KlmStoredMessage *) lfirst(mc))->id == claimed->message_id)
+				message = lfirst(mc);
+		}
+		batch->bytes += claimed->size;
+		prepare(batch, claimed, message, pool);
+	}
+	claimed_bytes += batch->bytes;
+	if (batch->open == 0)
+	{
+		claimed_bytes -= batch->bytes;
+		MemoryContextDelete(context);
+	}
+	/* Held accounts give everything back at once. */
+	dlist_foreach(iter, &pools)
+	{
+		Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+		if (pool->settings && pool->settings->account->problem)
+		{
+			note_hold(pool, pool->settings->account->key_missing ? "key" : "account", 0,
+					  pool->settings->account->problem, pool->settings->account->hint, true);
+			return_queue(pool);
+		}
+	}
+}
+
+/* Make a delivery of a claimed row, or its outcome if it cannot be one. */
+static void
+prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
+{
+	Delivery   *delivery;
+	const char *problem = NULL;
+	const char *from = NULL;
+	MemoryContext old;
+
+	if (pool->settings == NULL)
+	{
+		add_local_outcome(claimed->id, "returned", "");
+		return;
+	}
+	if (message == NULL)
+	{
+		add_local_outcome(claimed->id, "message_fault", "its message is not there any more");
+		return;
+	}
+	old = MemoryContextSwitchTo(batch->context);
+	delivery = palloc0(sizeof(Delivery));
+	delivery->id = claimed->id;
+	delivery->batch = batch;
+	delivery->pool = pool;
+	if (pool->settings->account->problem == NULL)
+		delivery->identity = compose_identity(batch->context, pool->settings->account, message, claimed->recipient,
+											  &from, &problem);
+	MemoryContextSwitchTo(old);
+	if (problem)
+	{
+		add_local_outcome(claimed->id, "message_fault", problem);
+		return;
+	}
+	delivery->smtp.tag = delivery;
+	delivery->smtp.mail_from = from;
+	delivery->smtp.rcpt_to = klm_redirect_to && klm_redirect_to[0] ? klm_redirect_to : claimed->recipient;
+	delivery->smtp.smtputf8 = message->smtputf8;
+	if (delivery->identity)
+	{
+		delivery->smtp.parts[0].data = delivery->identity;
+		delivery->smtp.parts[0].length = strlen(delivery->identity);
+	}
+	delivery->smtp.parts[1].data = message->entity;
+	delivery->smtp.parts[1].length = message->entity_length;
+	delivery->smtp.part_count = 2;
+	batch->open++;
+	dlist_push_tail(&pool->queue, &delivery->node);
+	pool->queued++;
+}
+
+/*
+ * From, Reply-To and what else says who sends: the account's, with what the
+ * message wishes as far as the account may.  The same inputs give the same
+ * lines, so a retry is the same bytes until the account changes.
+ */
+static char *
+compose_identity(MemoryContext context, const KlmAccount *account, const KlmStoredMessage *message, const char *recipient,
+				 const char **from, const char **problem)
+{
+	KlmIdentity identity = {0};
+	KlmHeader	original;
+	const char *reply_to = message->reply_to;
+	KlmAddress *addresses = NULL;
+	KlmError	error;
+	StringInfoData out;
+	bool		platform = strcmp(account->name, KLM_PLATFORM) == 0;
+
+	identity.from_address = account->from_address;
+	if (message->from_address)
+	{
+		if (!platform &&
+			(strcmp(message->from_address, account->from_address) == 0 ||
+			 klm_address_allowed(message->from_address, (const char **) account->allowed_senders,
+								 account->allowed_sender_count)))
+			identity.from_address = message->from_address;
+		else if (reply_to == NULL)
+			reply_to = message->from_address;
+	}
+	identity.from_name = message->from_name ? message->from_name : account->from_name;
+	if (identity.from_name && klm_has_unsafe_char(identity.from_name, false))
+	{
+		*problem = "the sender's name has a line break or control character";
+		return NULL;
+	}
+	if (reply_to == NULL)
+		reply_to = account->reply_to;
+	if (reply_to && reply_to[0])
+	{
+		if (!klm_parse_address_list(reply_to, &addresses, &identity.reply_to_count, &error))
+		{
+			*problem = psprintf("reply_to: %s", error.message);
+			return NULL;
+		}
+		identity.reply_to = addresses;
+	}
+	if (klm_redirect_to && klm_redirect_to[0])
+	{
+		original.name = "X-Kliv-Mail-Original-Recipient";
+		original.value = recipient;
+		identity.headers = &original;
+		identity.header_count = 1;
+		if (klm_has_unsafe_char(recipient, false))
+		{
+			*problem = "the recipient's address has a line break or control character";
+			return NULL;
+		}
+	}
+	*from = MemoryContextStrdup(context, identity.from_address);
+	initStringInfo(&out);
+	klm_mime_identity(&identity, &out);
+	return out.data;
+}
+
+/* ----------------------------------------------------------------
+ * Pools and their settings
+ * ----------------------------------------------------------------
+ */
+
+static Pool *
+find_pool(const char *name)
+{
+	dlist_iter	iter;
+	Pool	   *pool;
+
+	dlist_foreach(iter, &pools)
+	{
+		pool = dlist_container(Pool, node, iter.cur);
+		if (strcmp(pool->name, name) == 0)
+			return pool;
+	}
+	pool = MemoryContextAllocZero(sender_context, sizeof(Pool));
+	pool->name = MemoryContextStrdup(sender_context, name);
+	dlist_init(&pool->queue);
+	dlist_init(&pool->links);
+	pool->allowed = Min(4, klm_connections_per_account);
+	dlist_push_tail(&pools, &pool->node);
+	return pool;
+}
+
+/*
+ * Read the account's settings, in the transaction.  Links keep those that they
+ * were opened with; where a new connection would differ, they finish what they
+ * have begun and are then closed (feed()).
+ */
+static void
+load_settings(Pool *pool, const char *version)
+{
+	MemoryContext context = AllocSetContextCreate(sender_context, "kliv_mail account", ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Settings   *settings = palloc0(sizeof(Settings));
+	Settings   *before = pool->settings;
+
+	settings->context = context;
+	settings->account = klm_load_account(pool->name);
+	MemoryContextSwitchTo(old);
+	if (settings->account == NULL)
+	{
+		MemoryContextDelete(context);
+		settings = NULL;
+	}
+	else
+		settings->users = 1;
+	pool->settings = settings;
+	if (pool->version)
+		pfree(pool->version);
+	pool->version = MemoryContextStrdup(sender_context, version);
+	release_settings(before);
+}
+
+static void
+release_settings(Settings *settings)
+{
+	if (settings && --settings->users == 0)
+		MemoryContextDelete(settings->context);
+}
+
+/* ----------------------------------------------------------------
+ * Outcomes
+ * ----------------------------------------------------------------
+ */
+
+static KlmOutcome *
+new_outcome(int64 id)
+{
+	KlmOutcome *outcome;
+
+	if (outcome_count == outcome_space)
+	{
+		outcome_space = Max(64, 2 * outcome_space);
+		outcomes = outcomes ? repalloc(outcomes, outcome_space * sizeof(KlmOutcome))
+			: MemoryContextAlloc(outcome_context, outcome_space * sizeof(KlmOutcome));
+	}
+	outcome = &outcomes[outcome_count++];
+	memset(outcome, 0, sizeof(KlmOutcome));
+	outcome->id = id;
+	return outcome;
+}
+
+/* An outcome that no server gave: "returned", or what is wrong with the row. */
+static void
+add_local_outcome(int64 id, const char *verdict, const char *reason)
+{
+	KlmOutcome *outcome = new_outcome(id);
+
+	outcome->verdict = verdict;
+	outcome->scope = klm_scope_name(KLM_SCOPE_MESSAGE);
+	outcome->reason = MemoryContextStrdup(outcome_context, reason);
+}
+
+static void
+add_outcome(Delivery *delivery, const KlmReply *reply, const KlmDecision *decision)
+{
+	KlmOutcome *outcome = new_outcome(delivery->id);
+	MemoryContext old = MemoryContextSwitchTo(outcome_context);
+
+	outcome->verdict = klm_verdict_name(decision->verdict);
+	outcome->scope = klm_scope_name(decision->scope);
+	outcome->bounce_type = decision->bounce_type;
+	outcome->pause_s = decision->pause_s;
+	outcome->stage = klm_stage_name(reply->stage);
+	outcome->code = reply->code;
+	outcome->enhanced = reply->enhanced[0] ? pstrdup(reply->enhanced) : NULL;
+	outcome->reply = pstrdup(reply->text ? reply->text : "");
+	outcome->reason = decision->reason;
+	outcome->hint = decision->hint;
+	outcome->identity = delivery->identity ? pstrdup(delivery->identity) : NULL;
+	if (decision->verdict == KLM_ACCEPTED)
+		outcome->server_id = klm_server_message_id(reply, delivery->pool->settings ?
+												   delivery->pool->settings->account->provider : NULL);
+	MemoryContextSwitchTo(old);
+}
+
+/* A delivery has its outcome. */
+static void
+finish(Delivery *delivery)
+{
+	Batch	   *batch = delivery->batch;
+
+	if (--batch->open == 0)
+	{
+		claimed_bytes -= batch->bytes;
+		MemoryContextDelete(batch->context);
+	}
+}
+
+/* What no link has begun goes back as it was. */
+static void
+return_queue(Pool *pool)
+{
+	while (!dlist_is_empty(&pool->queue))
+	{
+		Delivery   *delivery = dlist_container(Delivery, node, dlist_pop_head_node(&pool->queue));
+
+		pool->queued--;
+		add_local_outcome(delivery->id, "returned", "");
+		finish(delivery);
+	}
+}
+
+static void
+note_hold(Pool *pool, const char *by, int pause_s, const char *reason, const char *hint, bool failure)
+{
+	pool->hold = true;
+	pool->hold_by = by;
+	pool->hold_pause_s = pause_s;
+	pool->hold_reason = MemoryContextStrdup(outcome_context, reason);
+	pool->hold_hint = hint ? MemoryContextStrdup(outcome_context, hint) : NULL;
+	pool->hold_failure = failure;
+}
+
+/* ----------------------------------------------------------------
+ * Connections
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Hand queued deliveries to links: idle ones first, then new ones as far as
+ * the pool may grow, then behind another delivery's dot.
+ */
+static void
+feed(Pool *pool)
+{
+	for (int open = 0; open < 2 && pool->queued > 0; open++)
+	{
+		dlist_mutable_iter iter;
+
+		dlist_foreach_modify(iter, &pool->links)
+		{
+			Link	   *link = dlist_container(Link, node, iter.cur);
+
+			if (link->state != LINK_OPEN || pool->queued == 0)
+				continue;
+			if (strcmp(link->settings->account->fingerprint, pool->settings->account->fingerprint) != 0)
+			{
+				if (klm_smtp_open_count(link->smtp) == 0)
+					close_link(link, NULL);
+				continue;
+			}
+			if (klm_smtp_open_count(link->smtp) <= open && klm_smtp_can_begin(link->smtp))
+			{
+				Delivery   *delivery = dlist_container(Delivery, node, dlist_pop_head_node(&pool->queue));
+
+				pool->queued--;
+				begin(link, delivery);
+			}
+		}
+		if (open == 0)
+		{
+			int			limit = Min(pool->allowed, klm_connections_per_account);
+
+			/* One connection for every two that wait: each takes two in its stride. */
+			while (pool->link_count < limit && pool->opening < (pool->queued + 1) / 2 && !pool->hold)
+			{
+				int			before = pool->link_count;
+
+				open_link(pool);
+				if (pool->link_count == before)
+					break;
+			}
+		}
+	}
+}
+
+static void
+begin(Link *link, Delivery *delivery)
+{
+	link->pool->open++;
+	klm_smtp_begin(link->smtp, &delivery->smtp);
+	flush_link(link);
+	take_results(link);			/* what could not even be begun */
+}
+
+static void
+open_link(Pool *pool)
+{
+	MemoryContext context = AllocSetContextCreate(sender_context, "kliv_mail link", ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Link	   *link = palloc0(sizeof(Link));
+	KlmError	error;
+
+	link->context = context;
+	link->pool = pool;
+	link->settings = pool->settings;
+	link->state = LINK_OPENING;
+	link->deadline = DT_NOEND;
+	link->connection = klm_connection_open(connector, &pool->settings->account->target, link, &error);
+	MemoryContextSwitchTo(old);
+	if (link->connection == NULL)
+	{
+		if (pool->link_count == 0)
+		{
+			note_hold(pool, "account", 0, error.message, error.hint, true);
+			return_queue(pool);
+		}
+		MemoryContextDelete(context);
+		return;
+	}
+	link->settings->users++;
+	dlist_push_tail(&pool->links, &link->node);
+	pool->link_count++;
+	pool->opening++;
+}
+
+/* why: what open deliveries lose their connection to; NULL: none is open, part politely. */
+static void
+close_link(Link *link, const char *why)
+{
+	Pool	   *pool = link->pool;
+
+	if (link->state == LINK_OPEN)
+	{
+		if (why == NULL)
+		{
+			Size		length;
+			const char *quit;
+
+			klm_smtp_quit(link->smtp);
+			quit = klm_smtp_output(link->smtp, &length);
+			if (length > 0)
+				(void) klm_connection_send(link->connection, quit, length);
+		}
+		else
+		{
+			klm_smtp_closed(link->smtp, why);
+			take_results(link);
+		}
+		klm_smtp_destroy(link->smtp);
+	}
+	else
+		pool->opening--;
+	klm_connection_close(link->connection);
+	dlist_delete(&link->node);
+	pool->link_count--;
+	release_settings(link->settings);
+	MemoryContextDelete(link->context);
+}
+
+static void
+link_opened(Link *link)
+{
+	KlmConnectReport report;
+	MemoryContext old = MemoryContextSwitchTo(link->context);
+
+	klm_connection_report(link->connection, &report);
+	link->smtp = klm_smtp_create(&report.caps);
+	link->state = LINK_OPEN;
+	link->pool->opening--;
+	MemoryContextSwitchTo(old);
+	set_deadline(link);
+	klm_sender_progress();
+}
+
+/*
+ * A connection could not be opened.  While others of the account work, the
+ * server wants fewer; otherwise it is the account's trouble, and nobody's
+ * attempt.
+ */
+static void
+link_failed(Link *link)
+{
+	Pool	   *pool = link->pool;
+	KlmConnectReport report;
+	KlmDecision decision;
+	MemoryContext old = MemoryContextSwitchTo(link->context);
+	int			working;
+
+	klm_connection_report(link->connection, &report);
+	working = pool->link_count - pool->opening;
+	if (working > 0)
+		pool->allowed = Max(1, working);
+	else if (!pool->hold)
+	{
+		klm_classify_reply(&report.reply, link->settings->account->provider, report.reply.code == 0, &decision);
+		note_hold(pool, decision.verdict == KLM_PROVIDER_LIMIT ? "quota" : "account", decision.pause_s,
+				  report.detail ? psprintf("%s (%s)", decision.reason, report.detail) : decision.reason,
+				  report.hint ? report.hint : decision.hint, decision.verdict != KLM_PROVIDER_LIMIT);
+		return_queue(pool);
+	}
+	MemoryContextSwitchTo(old);
+	close_link(link, "not connected");
+}
+
+static void
+flush_link(Link *link)
+{
+	for (;;)
+	{
+		Size		length;
+		const char *output = klm_smtp_output(link->smtp, &length);
+		ssize_t		sent;
+
+		if (length == 0)
+		{
+			klm_connection_want_write(link->connection, false);
+			break;
+		}
+		sent = klm_connection_send(link->connection, output, length);
+		if (sent < 0)
+		{
+			/* What the server said before it closed may still be there to read. */
+			klm_connection_want_write(link->connection, false);
+			break;
+		}
+		if (sent == 0)
+		{
+			klm_connection_want_write(link->connection, true);
+			break;
+		}
+		klm_smtp_sent(link->smtp, sent);
+	}
+	set_deadline(link);
+}
+
+static void
+read_link(Link *link)
+{
+	static char buffer[65536];
+	ssize_t		length;
+
+	while ((length = klm_connection_recv(link->connection, buffer, sizeof(buffer))) > 0)
+		klm_smtp_received(link->smtp, buffer, length);
+	if (length < 0)
+	{
+		close_link(link, "the server closed the connection");
+		return;
+	}
+	take_results(link);
+	if (!klm_smtp_usable(link->smtp) && klm_smtp_open_count(link->smtp) == 0)
+	{
+		close_link(link, "the session cannot be used any more");
+		return;
+	}
+	flush_link(link);
+}
+
+/* Turn the machine's results into outcomes. */
+static void
+take_results(Link *link)
+{
+	Pool	   *pool = link->pool;
+	KlmSmtpResult result;
+	MemoryContext old = MemoryContextSwitchTo(outcome_context);
+
+	while (klm_smtp_result(link->smtp, &result))
+	{
+		Delivery   *delivery = result.tag;
+		KlmDecision decision;
+
+		pool->open--;
+		/*
+		 * Given back, with nobody's attempt burned: what put nothing on the
+		 * wire, and what met a used connection that the server had closed.
+		 */
+		if ((result.lost && !result.started) ||
+			(link->finished > 0 && result.reply.stage == KLM_STAGE_MAIL && (result.lost || result.reply.code == 421)))
+			add_local_outcome(delivery->id, "returned", "");
+		else
+		{
+			klm_classify_reply(&result.reply, link->settings->account->provider, result.lost, &decision);
+			add_outcome(delivery, &result.reply, &decision);
+			if (decision.verdict == KLM_ACCEPTED)
+			{
+				link->finished++;
+				pool->allowed = Min(klm_connections_per_account, pool->allowed + 1);
+			}
+			else
+			{
+				if (result.reply.code == 421 || result.reply.code == 451)
+					pool->allowed = Max(1, pool->allowed / 2);
+				if (decision.scope == KLM_SCOPE_ACCOUNT && decision.verdict != KLM_IN_DOUBT)
+				{
+					MemoryContextSwitchTo(old);
+					return_queue(pool);
+					MemoryContextSwitchTo(outcome_context);
+				}
+			}
+			klm_sender_progress();
+		}
+		finish(delivery);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* When the reply that a link waits for, or its idleness, has lasted too long. */
+static void
+set_deadline(Link *link)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	KlmStage	stage;
+
+	if (klm_smtp_awaits(link->smtp, &stage))
+		link->deadline = TimestampTzPlusMilliseconds(now, stage == KLM_STAGE_DOT ? Max(klm_reply_timeout, DOT_TIMEOUT_MS)
+													  : klm_reply_timeout);
+	else
+		link->deadline = TimestampTzPlusMilliseconds(now, LINK_IDLE_MS);
+}
+
+static void
+drive_network(void)
+{
+	KlmConnection *connection;
+	KlmConnEvent event;
+
+	while ((event = klm_connector_next(connector, &connection)) != KLM_CONN_NONE)
+	{
+		Link	   *link = klm_connection_owner(connection);
+
+		switch (event)
+		{
+			case KLM_CONN_OPEN:
+				link_opened(link);
+				break;
+			case KLM_CONN_FAILED:
+				link_failed(link);
+				break;
+			case KLM_CONN_READABLE:
+				read_link(link);
+				break;
+			case KLM_CONN_WRITABLE:
+				flush_link(link);
+				break;
+			case KLM_CONN_NONE:
+				break;
+		}
+	}
+}
+
+static void
+check_deadlines(TimestampTz now)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &pools)
+	{
+		Pool	   *pool = dlist_container(Pool, node, iter.cur);
+		dlist_mutable_iter link_iter;
+
+		dlist_foreach_modify(link_iter, &pool->links)
+		{
+			Link	   *link = dlist_container(Link, node, link_iter.cur);
+			KlmStage	stage;
+
+			if (link->state != LINK_OPEN || now < link->deadline)
+				continue;
+			if (klm_smtp_open_count(link->smtp) == 0)
+				close_link(link, NULL);
+			else
+				close_link(link, klm_smtp_awaits(link->smtp, &stage)
+						   ? psprintf("no reply within %d s",
+									  (stage == KLM_STAGE_DOT ? Max(klm_reply_timeout, DOT_TIMEOUT_MS) : klm_reply_timeout) / 1000)
+						   : "the server takes no more data");
+		}
+	}
+}
