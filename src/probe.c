@@ -296,7 +296,9 @@ add_connection_steps(const KlmTarget *target, const char *provider, const KlmCon
 		 psprintf("an address of %s was found", target->host));
 	STEP("connect", true, report->connect_ms,
 		 psprintf("%s port %d", report->address ? report->address : target->host, target->port));
-	STEP("tls", target->encryption != KLM_CLEAR, report->tls_ms, describe_tls(report));
+	/* With STARTTLS the first EHLO may fail before TLS was tried. */
+	STEP("tls", target->encryption != KLM_CLEAR && (report->ok || report->tls_ms >= 0),
+		 report->tls_ms, describe_tls(report));
 	STEP("ehlo", true, report->ehlo_ms, describe_ehlo(&report->caps));
 	STEP("auth", target->username != NULL, report->auth_ms,
 		 pstrdup("the server accepted the credentials"));

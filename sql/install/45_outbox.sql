@@ -62,14 +62,15 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_count bigint;
 BEGIN
-    IF NOT EXISTS (SELECT FROM kliv_mail._outbox AS x WHERE x.expires_at <= at AND x.epoch IS NULL) THEN
+    -- Without "epoch IS NULL", which would invite the planner to walk the whole line.
+    IF NOT EXISTS (SELECT FROM kliv_mail._outbox AS x WHERE x.expires_at <= at) THEN
         RETURN 0;
     END IF;
     WITH gone AS (
         DELETE FROM kliv_mail._outbox AS o
-        WHERE o.id IN (SELECT x.id FROM kliv_mail._outbox AS x
-                       WHERE x.expires_at <= at AND x.epoch IS NULL AND x.origin = kliv_mail._origin()
+        WHERE o.id IN (SELECT x.id FROM kliv_mail._outbox AS x WHERE x.expires_at <= at
                        ORDER BY x.expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED)
+          AND o.epoch IS NULL AND o.origin = kliv_mail._origin()
         RETURNING o.*)
     INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
         attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, hint, finished_at)
