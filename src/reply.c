@@ -151,6 +151,29 @@ static const Rule rules[] = {
 		LATER, 0, HINT_OURS, "the server wants this recipient in a transaction of its own", AGAIN},
 
 	/*
+	 * Deferred because of what we are: 421 and 451 with security codes, from
+	 * the large mailbox providers.
+	 */
+	{ANY, "4xx", "4.7.26 4.7.27 4.7.29 4.7.30 4.7.31 4.7.32 4.7.33 4.7.40", NULL, NULL,
+		LIMIT, HOUR, HINT_OURS, "the server slows mail down that is not authenticated",
+		"Set up SPF, DKIM and DMARC for the sender's domain as the provider describes."},
+	{ANY, "421 450", "4.7.28", NULL, NULL,
+		LIMIT, HOUR, HINT_OURS, "the server takes no more mail at the moment", WAITS},
+	{ANY, "421", "4.7.0", "gmail", NULL,
+		LIMIT, HOUR, HINT_OURS, "the server takes no more mail at the moment", WAITS},
+	{ANY, "421", "4.7.0", NULL, "temporarily deferred|unsolicited|complaint|try again later",
+		LIMIT, HOUR, HINT_OURS, "the server takes no more mail at the moment", WAITS},
+	/*
+	 * Codes whose words would mislead below.
+	 */
+	{RCPT | DATA, "5xx", "5.7.2x 5.7.9 5.7.515 5.7.509", NULL, NULL,
+		BLOCK, 0, HINT_OURS, "the server blocks the message: its sender is not authenticated (SPF, DKIM, DMARC)",
+		"Set up SPF, DKIM and DMARC for the sender's domain as the provider describes."},
+	{RCPT | DATA, "5xx", "5.7.133 5.7.134 5.7.135 5.7.136 5.7.12 5.7.2", NULL, NULL,
+		SOFT, 0, HINT_OURS, "the recipient takes mail from chosen senders only",
+		"Ask the recipient to allow the sender's address."},
+
+	/*
 	 * A limit of the provider: the day's, the hour's, the second's.  These say
 	 * so at AUTH (SendGrid), at MAIL or RCPT (Gmail), and after the dot (SES,
 	 * Resend), with 4xx as with 5xx.
@@ -201,7 +224,7 @@ static const Rule rules[] = {
 	{ANY, "4xx 5xx", NULL, NULL,
 		"verified sender identity|not a verified|address is not verified|addresses are not verified|address not verified|"
 		"identities failed the check|domain is not verified|domain not verified|sender not verified|unverified sender|"
-		"unverified address|not a sender signature|sender signature|verify your domain|"
+		"not a sender signature|sender signature|verify your domain|"
 		"not authorized to send from|not allowed to send from|not permitted to send from|not authorised to send|"
 		"sendasdenied|send as this sender|not owned by user|sender address rejected: not|not allowed to use this sender|"
 		"from address * not allowed|sender not allowed|sender is not allowed|sender not authorized|"
@@ -210,9 +233,10 @@ static const Rule rules[] = {
 	{ANY, "5xx", "5.2.252", NULL, NULL,
 		TROUBLE, 0, HINT_SENDER, "the provider does not allow this sender address", SENDER_HINT},
 	{ANY, "4xx 5xx", NULL, NULL,
-		"not allowed to send|sending paused|sending is paused|sandbox|account * under review|account is not active|"
+		"is not allowed to send:|sending paused|sending is paused|sandbox subdomain|sandbox domain|sandbox mode|"
+		"authorized recipients|account * under review|account is not active|"
 		"your account * suspended|your account * disabled|your account * blocked|account has been temporarily blocked|"
-		"account is not approved|not yet approved|unusual sending activity|pending approval|not authorized to perform|"
+		"account is not approved|not yet approved|unusual sending activity|not authorized to perform|"
 		"sending has been disabled|outgoing mail * disabled|outbound spam",
 		TROUBLE, 0, HINT_OURS, "the provider has not released this account for sending",
 		"See the provider's console, where the reason stands; its support can lift it."},
@@ -222,7 +246,8 @@ static const Rule rules[] = {
 		TROUBLE, 0, HINT_OURS, "the provider does not take passwords for this mailbox",
 		"Have its administrator allow SMTP AUTH for the mailbox, or use auth => 'oauth2'."},
 	{ANY, "4xx 5xx", NULL, NULL,
-		"not authenticated|unauthenticated senders|authentication required|authentication is required|must authenticate|"
+		"client not authenticated|client was not authenticated|not authenticated to send|you are not authenticated|"
+		"unauthenticated senders|authentication required|authentication is required|must authenticate|"
 		"must be authenticated|requires authentication|need to authenticate|authenticate first|auth first|"
 		"smtp auth|please authenticate|log in first|pop before smtp|must issue a starttls|starttls command first",
 		TROUBLE, 0, HINT_LOGIN, "the server wants a login first", LOGIN_HINT},
@@ -248,7 +273,7 @@ static const Rule rules[] = {
 		TROUBLE, 0, HINT_SENDER, "the server refuses the sender address", SENDER_HINT},
 	{MAIL | RCPT | DATA, "5xx", NULL, NULL,
 		"sender address rejected|sender rejected|sender verify failed|sender verification|domain of sender|"
-		"sender domain|invalid sender|sender denied|return path|mail from * rejected",
+		"sender domain * not|sender domain not|invalid sender|sender denied",
 		TROUBLE, 0, HINT_SENDER, "the server refuses the sender address", SENDER_HINT},
 	{MAIL | RCPT | DATA, "4xx", NULL, NULL, "sender address rejected|domain of sender|sender verify|could not complete sender",
 		LATER_ACCOUNT, 0, HINT_SENDER, "the server cannot check the sender address", SENDER_HINT},
@@ -273,18 +298,8 @@ static const Rule rules[] = {
 		TROUBLE, 0, HINT_LOGIN, "the server refused user name or password", LOGIN_HINT},
 
 	/*
-	 * Deferred because of what we are: 421 and 451 with security codes, from
-	 * the large mailbox providers.
+	 * Recipients that are too many, more slowly put.
 	 */
-	{ANY, "4xx", "4.7.26 4.7.27 4.7.29 4.7.30 4.7.31 4.7.32 4.7.33 4.7.40", NULL, NULL,
-		LIMIT, HOUR, HINT_OURS, "the server slows mail down that is not authenticated",
-		"Set up SPF, DKIM and DMARC for the sender's domain as the provider describes."},
-	{ANY, "421 450", "4.7.28", NULL, NULL,
-		LIMIT, HOUR, HINT_OURS, "the server takes no more mail at the moment", WAITS},
-	{ANY, "421", "4.7.0", "gmail", NULL,
-		LIMIT, HOUR, HINT_OURS, "the server takes no more mail at the moment", WAITS},
-	{ANY, "421", "4.7.0", NULL, "temporarily deferred|unsolicited|complaint|try again later",
-		LIMIT, HOUR, HINT_OURS, "the server takes no more mail at the moment", WAITS},
 	{ANY, "451", "4.7.5xx 4.7.6xx", NULL, NULL,
 		LIMIT, 900, HINT_OURS, "the server takes no more mail at the moment", WAITS},
 	{ANY, "452 451 421", "4.5.3", NULL, NULL,
@@ -331,6 +346,13 @@ static const Rule rules[] = {
 		"banned sending ip|ip address is blocked|ip blocked|has been blocked|s3150|s3140",
 		BLOCK, 0, HINT_OURS, "the server blocks the sending server or domain for its reputation", REPUTATION_HINT},
 
+	{RCPT | DATA, "5xx", NULL, NULL, "ptr record|reverse dns|rdns|spf |spf-|dkim|dmarc",
+		BLOCK, 0, HINT_OURS, "the server blocks the message: its sender is not authenticated (SPF, DKIM, DMARC, PTR)",
+		"Set up SPF, DKIM and DMARC for the sender's domain as the provider describes."},
+	{RCPT | DATA, "5xx", NULL, NULL,
+		"mailbox unavailable * policy|mailbox unavailable * reject due|mailbox unavailable * spam|mailbox unavailable * dns",
+		BLOCK, 0, HINT_OURS, "the server blocks the message by its policy", CONTENT_HINT},
+
 	/*
 	 * The mailbox is full or resting.
 	 */
@@ -366,30 +388,28 @@ static const Rule rules[] = {
 	{RCPT | DATA, "5xx", NULL, NULL,
 		"mailbox disabled|mailbox is disabled|account disabled|account is disabled|account has been disabled|"
 		"user disabled|account is inactive|mailbox is inactive|inactive user|inactive account|inactive mailbox|"
-		"marked as inactive|account suspended|account has been suspended|is expired|account expired|no longer available|"
-		"no longer in use|no longer accept|account closed|mailbox suspended",
+		"marked as inactive|account suspended|account has been suspended|is expired|account expired|is no longer available|"
+		"no longer in use|account closed|mailbox suspended",
 		HARD, 0, HINT_OURS, "the mailbox is disabled", ADDRESS_HINT},
 	{RCPT | DATA, "5xx", NULL, NULL,
 		"user unknown|unknown user|no such user|unknown recipient|recipient unknown|no such recipient|no such mailbox|"
 		"no such address|no such email|no such person|no such account|no such domain|user not found|recipient not found|"
-		"mailbox not found|address not found|account not found|user doesn't|user does not|mailbox unavailable|"
-		"mailbox does not|mailbox doesn't|mailbox not available|address does not|address doesn't|recipient does not|"
-		"recipient doesn't|account does not|account doesn't|does not exist|doesn't exist|not exist|"
+		"mailbox not found|address not found|account not found|user doesn't have|mailbox unavailable|"
+		"mailbox not available|not exist|doesn't exist|"
 		"address unknown|unknown address|address is unknown|invalid recipient|invalid mailbox|invalid address|invalid user|"
 		"bad destination mailbox|no mailbox|not a valid mailbox|not a valid user|not a known user|not our customer|"
 		"unknown local part|unknown local-part|unrouteable address|unroutable address|undeliverable address|"
 		"nonexistent|non-existent|unknown mailbox|unknown account|unknown or illegal|user is unknown|"
-		"is not known here|not known to this system|does not like recipient|recipient address rejected: access denied",
+		"is not known here|not known to this system|does not like recipient",
 		HARD, 0, HINT_OURS, "the mailbox does not exist", ADDRESS_HINT},
 	{RCPT | DATA, "5xx", NULL, NULL,
-		"domain not found|domain does not|host not found|host unknown|unknown host|null mx|domain * not accept|"
-		"no mx record|does not accept mail|not accept mail",
+		"domain not found|host not found|host unknown|unknown host|null mx|no mx record|domain does not accept|"
+		"host does not accept",
 		HARD, 0, HINT_OURS, "the recipient's domain takes no mail", ADDRESS_HINT},
+	{RCPT | DATA, "5xx", "5.4.1", NULL, "recipient address rejected",
+		HARD, 0, HINT_OURS, "the mailbox does not exist", ADDRESS_HINT},
 	{RCPT | DATA, "5xx", "5.1.0", NULL, "address rejected|recipient rejected",
 		HARD, 0, HINT_OURS, "the mailbox does not exist", ADDRESS_HINT},
-	{RCPT | DATA, "5xx", "5.7.133 5.7.134 5.7.135 5.7.136 5.7.12 5.7.2", NULL, NULL,
-		SOFT, 0, HINT_OURS, "the recipient takes mail from chosen senders only",
-		"Ask the recipient to allow the sender's address."},
 
 	/*
 	 * Policy: spam, content, missing authentication.
@@ -401,9 +421,6 @@ static const Rule rules[] = {
 		"Check user name, password and sender address."},
 	{RCPT | DATA, "5xx", "5.7.8 5.7.3 5.7.57 5.7.139 5.7.30", NULL, NULL,
 		TROUBLE, 0, HINT_LOGIN, "the server wants a login first", LOGIN_HINT},
-	{RCPT | DATA, "5xx", "5.7.2x 5.7.9 5.7.515 5.7.509", NULL, NULL,
-		BLOCK, 0, HINT_OURS, "the server blocks the message: its sender is not authenticated (SPF, DKIM, DMARC)",
-		"Set up SPF, DKIM and DMARC for the sender's domain as the provider describes."},
 	{RCPT | DATA, "5xx", "5.7.*", NULL, NULL,
 		BLOCK, 0, HINT_OURS, "the server blocks the message by its policy", CONTENT_HINT},
 	{RCPT | DATA, "5xx", "5.6.0", NULL, NULL,
@@ -412,8 +429,8 @@ static const Rule rules[] = {
 		FAULT, 0, HINT_OURS, "the server cannot take the message in this form",
 		"Look at the headers, the attachments and their types."},
 	{RCPT | DATA, "5xx", NULL, NULL,
-		"spam|unsolicited|message rejected|content rejected|rejected * content|virus|malware|phish|dmarc|dkim|"
-		"spf |spf-|reverse dns|ptr record|no ptr|policy|prohibited|banned|suspicious|security issue|local configuration|"
+		"spam|unsolicited|message rejected|content rejected|rejected * content|virus|malware|phish|"
+		"policy|prohibited|banned|suspicious|security issue|local configuration|"
 		"blocked|bulk mail|complaint|denied by",
 		BLOCK, 0, HINT_OURS, "the server blocks the message by its policy", CONTENT_HINT},
 
@@ -773,11 +790,11 @@ append_printable(StringInfo out, const char *line, const char *end)
 	while (line < end)
 	{
 		int			length = pg_utf_mblen((const unsigned char *) line);
-		bool		good = length <= end - line &&
-			pg_utf8_islegal((const unsigned char *) line, length) &&
-			is_printable(utf8_to_unicode((const unsigned char *) line));
+		bool		good = false;
 
-		if (!good)
+		if (length <= end - line && pg_utf8_islegal((const unsigned char *) line, length))
+			good = is_printable(utf8_to_unicode((const unsigned char *) line));
+		else
 			length = 1;
 		if (out->len + length > KLM_REPLY_MAX - (int) sizeof(cut))
 		{
@@ -887,7 +904,7 @@ id_before(const char *text, const char *at)
 char *
 klm_server_message_id(const KlmReply *reply, const char *provider)
 {
-	static const char *const before[] = {"queued as ", "queued as: ", "id=", "queued with id ", "message-id: "};
+	static const char *const before[] = {"queued as ", "queued as: ", "id=", "queued with id ", "internalid="};
 	static const char *const after[] = {" message accepted for delivery", " - gsmtp"};
 	const char *line;
 	const char *start;

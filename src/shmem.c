@@ -727,7 +727,10 @@ klm_process_status(KlmProcessStatus *status)
 	{
 		if (shared->places[i].state == PLACE_ATTACHED &&
 			shared->places[i].database == MyDatabaseId)
+		{
 			status->sender_pid = shared->places[i].pid;
+			status->next_due = DT_NOEND;
+		}
 	}
 	LWLockRelease(shared->lock);
 }

@@ -17,6 +17,12 @@ SELECT pg_extension_config_dump('kliv_mail._epoch', '');
 
 COMMENT ON EXTENSION kliv_mail IS 'the mail system of an application: start with SELECT kliv_mail.send(''you@example.com'', ''Hello'', ''It works'')';
 
--- The database gets the label by which the launcher finds it; without the
--- preload, the line to add.
-SELECT kliv_mail._installed();
+-- Without the preload mail queues and nothing sends it: say the line to add.
+DO $$
+BEGIN
+    IF NOT (SELECT p.preloaded FROM kliv_mail._process_status() AS p) THEN
+        RAISE NOTICE USING MESSAGE = 'kliv_mail is not preloaded: mail queues, and nothing sends it',
+            HINT = 'Add shared_preload_libraries = ''kliv_mail'' to postgresql.conf and restart the server.';
+    END IF;
+END;
+$$;
