@@ -54,7 +54,8 @@ kliv_mail_classify_reply(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("reply: must not be null"),
-				 errhint("Give the server's reply; '' stands for a connection that was lost without one.")));
+				 errhint("Give the server's reply; '' stands for a connection that was lost "
+				"without one.")));
 	raw = klm_to_utf8(text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	if (!PG_ARGISNULL(2))
 	{
@@ -117,6 +118,7 @@ kliv_mail__providers(PG_FUNCTION_ARGS)
 		Datum		values[11];
 		bool		nulls[11] = {false};
 		Datum		required[lengthof(provider->required)];
+		const char *notes;
 		int			count = 0;
 
 		while (count < lengthof(provider->required) && provider->required[count])
@@ -129,13 +131,15 @@ kliv_mail__providers(PG_FUNCTION_ARGS)
 		values[2] = text_or_null(provider->host, &nulls[2]);
 		values[3] = Int32GetDatum(provider->port);
 		values[4] = CStringGetTextDatum(provider->encryption);
-		values[5] = PointerGetDatum(construct_array(required, count, TEXTOID, -1, false, TYPALIGN_INT));
+		values[5] = PointerGetDatum(construct_array(required, count, TEXTOID, -1, false,
+													TYPALIGN_INT));
 		values[6] = text_or_null(provider->example, &nulls[6]);
 		values[7] = text_or_null(provider->username_hint, &nulls[7]);
 		values[8] = text_or_null(provider->password_hint, &nulls[8]);
-		values[9] = text_or_null(provider->host_hint ?
-								 psprintf("%s %s", provider->host_hint, provider->notes) : provider->notes,
-								 &nulls[9]);
+		notes = provider->notes;
+		if (provider->host_hint)
+			notes = psprintf("%s %s", provider->host_hint, notes);
+		values[9] = text_or_null(notes, &nulls[9]);
 		values[10] = text_or_null(provider->docs_url, &nulls[10]);
 		put_row(fcinfo, values, nulls);
 	}
@@ -152,13 +156,15 @@ stage_argument(FunctionCallInfo fcinfo, int number)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("stage: must not be null"),
-				 errhint("Choose one of connect, greeting, tls, ehlo, auth, mail, rcpt, data, dot.")));
+				 errhint("Choose one of connect, greeting, tls, ehlo, auth, mail, rcpt, data, "
+				"dot.")));
 	name = text_to_cstring(PG_GETARG_TEXT_PP(number));
 	if (!klm_stage_by_name(name, &stage))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("stage: \"%s\" is not known", name),
-				 errhint("Choose one of connect, greeting, tls, ehlo, auth, mail, rcpt, data, dot.")));
+				 errhint("Choose one of connect, greeting, tls, ehlo, auth, mail, rcpt, data, "
+				"dot.")));
 	return stage;
 }
 

@@ -25,6 +25,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
@@ -57,6 +58,9 @@
 #define MAX_REPLY_TO 2000
 #define MAX_SENDERS 100
 
+#define INVALID ERRCODE_INVALID_PARAMETER_VALUE
+#define TOO_LONG ERRCODE_PROGRAM_LIMIT_EXCEEDED
+
 /* A call of one of our SQL functions. */
 typedef struct KlmCall
 {
@@ -77,14 +81,17 @@ static void configure(FunctionCallInfo fcinfo);
 static void read_password(FunctionCallInfo fcinfo, KlmRequest *request);
 static HeapTuple look(KlmCall *call, const char *function, TupleDesc *desc);
 static HeapTuple read_saved(const char *account, TupleDesc *desc);
-static void check_limits(const char *account, HeapTuple saved, TupleDesc desc, int *hourly, int *daily);
-static void resolve(const KlmRequest *request, HeapTuple saved, TupleDesc desc, KlmResolved *resolved);
+static void check_limits(const char *account, HeapTuple saved, TupleDesc desc,
+						 int *hourly, int *daily);
+static void resolve(const KlmRequest *request, HeapTuple row, TupleDesc desc,
+					KlmResolved *resolved);
+static void check_account_name(const KlmRequest *request);
 static void check_password(const KlmProvider *preset, KlmSecret *password, bool secret);
 static char *check_host(const char *host, bool secret);
 static char *check_from(const char *address, char **name, bool secret);
 static char *check_reply_to(const char *list, bool secret);
 static Datum check_senders(Datum array, bool secret);
-static char *check_text(const char *argument, const char *value, Size max, bool secret);
+static const char *check_text(const char *argument, const char *value, Size max, bool secret);
 static char *saved_text(HeapTuple saved, TupleDesc desc, const char *column);
 static Datum saved_column(HeapTuple saved, TupleDesc desc, const char *column, bool *isnull);
 static char *argument_text(FunctionCallInfo fcinfo, int number);
@@ -96,6 +103,7 @@ static void add_text(KlmCall *call, const char *utf8);
 static void add_bytea(KlmCall *call, const bytea *value);
 static void add_caller(KlmCall *call, const KlmCaller *caller);
 static void run(KlmCall *call, const char *function);
+static bool result_bool(void);
 static bool first_key_allowed(void);
 static void return_rows(FunctionCallInfo fcinfo);
 
@@ -203,7 +211,7 @@ configure(FunctionCallInfo fcinfo)
 	TupleDesc	desc;
 	bool		test = PG_ARGISNULL(ARG_TEST) || PG_GETARG_BOOL(ARG_TEST);
 	bool		dry_run = !PG_ARGISNULL(ARG_DRY_RUN) && PG_GETARG_BOOL(ARG_DRY_RUN);
-	char	   *from_name;
+	const char *from_name;
 	char	   *reply_to;
 	Datum		senders = (Datum) 0;
 	int			hourly = PG_ARGISNULL(ARG_HOURLY_LIMIT) ? -1 : PG_GETARG_INT32(ARG_HOURLY_LIMIT);
@@ -235,11 +243,13 @@ configure(FunctionCallInfo fcinfo)
 	if (!PG_ARGISNULL(ARG_ALLOWED_SENDERS))
 		senders = check_senders(PG_GETARG_DATUM(ARG_ALLOWED_SENDERS), true);
 	if (!PG_ARGISNULL(ARG_HOURLY_LIMIT) && hourly < 0)
-		bad("hourly_limit", ERRCODE_INVALID_PARAMETER_VALUE, true, "0 pauses the account.",
+		bad("hourly_limit", INVALID, true, "0 pauses the account.",
 			"%d is negative", hourly);
 	if (!PG_ARGISNULL(ARG_DAILY_LIMIT) && daily < 0)
-		bad("daily_limit", ERRCODE_INVALID_PARAMETER_VALUE, true, "0 pauses the account.",
+		bad("daily_limit", INVALID, true, "0 pauses the account.",
 			"%d is negative", daily);
+
+	check_account_name(&request);
 
 	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
 	saved = read_saved(request.account, &desc);
@@ -263,12 +273,11 @@ configure(FunctionCallInfo fcinfo)
 	if (!dry_run)
 	{
 		bool		may_create;
-		bool		isnull;
 
 		add_text(&call, request.account);
 		add(&call, TIMESTAMPTZOID, TimestampTzGetDatum(resolved.updated_at), !resolved.saved);
 		run(&call, "lock_accounts");
-		may_create = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		may_create = result_bool();
 
 		if (request.password)
 		{
@@ -276,7 +285,8 @@ configure(FunctionCallInfo fcinfo)
 			binding.host = resolved.target.host;
 			binding.port = resolved.target.port;
 			binding.username = username;
-			if (!klm_seal(request.password, &binding, may_create, &password_cipher, &key_id, &error))
+			if (!klm_seal(request.password, &binding, may_create, &password_cipher, &key_id,
+						  &error))
 				klm_raise("password", &error, true);
 			if (resolved.username_secret)
 			{
@@ -326,6 +336,8 @@ configure(FunctionCallInfo fcinfo)
 	klm_secret_wipe(request.password);
 	if (resolved.password != request.password)
 		klm_secret_wipe(resolved.password);
+	if (resolved.username_secret && request.username)
+		explicit_bzero(unconstify(char *, request.username), strlen(request.username));
 
 	if (hourly == 0 || daily == 0)
 		ereport(NOTICE,
@@ -333,7 +345,8 @@ configure(FunctionCallInfo fcinfo)
 				 errhidestmt(true), errhidecontext(true)));
 	else if (hourly > daily)
 		ereport(NOTICE,
-				(errmsg("the hourly limit %d is above the daily limit %d, which rules", hourly, daily),
+				(errmsg("the hourly limit %d is above the daily limit %d, which rules",
+						hourly, daily),
 				 errhidestmt(true), errhidecontext(true)));
 }
 
@@ -346,7 +359,7 @@ read_password(FunctionCallInfo fcinfo, KlmRequest *request)
 		!PG_ARGISNULL(ARG_PASSWORD_FILE);
 
 	if (given > 1)
-		bad("password", ERRCODE_INVALID_PARAMETER_VALUE, request->secret,
+		bad("password", INVALID, request->secret,
 			"Give one of password, password_sealed and password_file.", "is given more than once");
 	if (!PG_ARGISNULL(ARG_PASSWORD))
 	{
@@ -373,9 +386,10 @@ read_password(FunctionCallInfo fcinfo, KlmRequest *request)
 
 		if (!has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
 			bad("password_file", ERRCODE_INSUFFICIENT_PRIVILEGE, request->secret,
-				"Only members of pg_read_server_files may; use password or password_sealed instead.",
+				"Only members of pg_read_server_files may; use password or password_sealed.",
 				"permission denied to read files of the server");
-		if (!klm_secret_read_file(path, "the file", KLM_OWNER_ANY, MAX_PASSWORD, &whole, NULL, &error))
+		if (!klm_secret_read_file(path, "the file", KLM_OWNER_ANY, MAX_PASSWORD, &whole, NULL,
+								  &error))
 			klm_raise("password_file", &error, request->secret);
 		request->password = klm_secret_create(whole->data, strcspn(whole->data, "\r\n"));
 		klm_secret_wipe(whole);
@@ -455,13 +469,191 @@ check_limits(const char *account, HeapTuple saved, TupleDesc desc, int *hourly, 
 
 /* ---- what a connection will be ---- */
 
+/* What is saved of an account; nothing where it is not. */
+typedef struct KlmSaved
+{
+	bool		exists;
+	char	   *provider;
+	char	   *region;
+	char	   *host;
+	int			port;
+	char	   *encryption;
+	char	   *auth;
+	char	   *username;
+	bytea	   *username_cipher;
+	bytea	   *password_cipher;
+	char	   *key_id;
+	char	   *from_address;
+} KlmSaved;
+
+static void unpack_saved(HeapTuple row, TupleDesc desc, KlmSaved *saved, KlmResolved *resolved);
+static const KlmProvider *resolve_host(const KlmRequest *request, KlmSaved *saved,
+									   KlmResolved *resolved);
+static void resolve_port(const KlmRequest *request, const KlmProvider *preset,
+						 const KlmSaved *saved, KlmResolved *resolved);
+static void resolve_username(const KlmRequest *request, const KlmProvider *preset,
+							 KlmSaved *saved, KlmResolved *resolved);
+static void resolve_password(const KlmRequest *request, const KlmProvider *preset,
+							 const KlmSaved *saved, KlmResolved *resolved);
+static void resolve_sender(const KlmRequest *request, const KlmSaved *saved,
+						   KlmResolved *resolved);
+
 void
 klm_resolve(const KlmRequest *request, KlmResolved *resolved)
 {
 	TupleDesc	desc;
-	HeapTuple	saved = read_saved(request->account, &desc);
+	HeapTuple	row;
 
-	resolve(request, saved, desc, resolved);
+	check_account_name(request);
+	row = read_saved(request->account, &desc);
+	resolve(request, row, desc, resolved);
+}
+
+/*
+ * Another provider or host starts with nothing but its preset; another port or
+ * encryption brings the other along; any of the five needs the password again,
+ * because the saved one was saved for another place.
+ */
+static void
+resolve(const KlmRequest *request, HeapTuple row, TupleDesc desc, KlmResolved *resolved)
+{
+	const KlmProvider *preset;
+	KlmSaved	saved;
+
+	memset(resolved, 0, sizeof(KlmResolved));
+	unpack_saved(row, desc, &saved, resolved);
+	preset = resolve_host(request, &saved, resolved);
+	resolve_port(request, preset, &saved, resolved);
+	resolve_username(request, preset, &saved, resolved);
+	resolve_password(request, preset, &saved, resolved);
+	resolve_sender(request, &saved, resolved);
+	if (preset)
+	{
+		const KlmTarget *target = &resolved->target;
+		const char *argument;
+		KlmError	error;
+
+		if (!klm_provider_check(preset, target->host, target->port, resolved->encryption,
+								target->username, target->password, target->oauth2,
+								&argument, &error))
+			klm_raise(argument, &error, request->secret);
+	}
+	resolved->target.guarded = true;
+	resolved->target.ehlo_name = klm_ehlo_name(resolved->from_address);
+}
+
+static void
+check_account_name(const KlmRequest *request)
+{
+	const char *name = request->account;
+	Size		length = strlen(name);
+
+	if (strcmp(name, KLM_PLATFORM) == 0)
+		bad("account", ERRCODE_INSUFFICIENT_PRIVILEGE, request->secret,
+			"Leave account out, or choose another name.",
+			"\"platform\" belongs to the server's configuration");
+	if (length > MAX_NAME || name[0] < 'a' || name[0] > 'z' ||
+		strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != length)
+		bad("account", INVALID, request->secret,
+			"A name begins with a letter a-z and has up to 63 of a-z, 0-9 and _.",
+			"\"%s\" is no name for an account", klm_shown(name, length));
+}
+
+static void
+unpack_saved(HeapTuple row, TupleDesc desc, KlmSaved *saved, KlmResolved *resolved)
+{
+	Datum		value;
+	bool		isnull;
+
+	memset(saved, 0, sizeof(KlmSaved));
+	if (row == NULL)
+		return;
+	saved->exists = true;
+	saved->provider = saved_text(row, desc, "provider");
+	saved->region = saved_text(row, desc, "region");
+	saved->host = saved_text(row, desc, "host");
+	saved->port = DatumGetInt32(saved_column(row, desc, "port", &isnull));
+	saved->encryption = saved_text(row, desc, "encryption");
+	saved->auth = saved_text(row, desc, "auth");
+	saved->username = saved_text(row, desc, "username");
+	saved->key_id = saved_text(row, desc, "key_id");
+	saved->from_address = saved_text(row, desc, "from_address");
+	value = saved_column(row, desc, "username_cipher", &isnull);
+	saved->username_cipher = isnull ? NULL : DatumGetByteaPP(value);
+	value = saved_column(row, desc, "password_cipher", &isnull);
+	saved->password_cipher = isnull ? NULL : DatumGetByteaPP(value);
+	resolved->saved = true;
+	resolved->in_use = DatumGetBool(saved_column(row, desc, "in_use", &isnull));
+	value = saved_column(row, desc, "updated_at", &isnull);
+	resolved->updated_at = DatumGetTimestampTz(value);
+}
+
+/* Provider, region and host.  Where they are others, what is saved of the login goes. */
+static const KlmProvider *
+resolve_host(const KlmRequest *request, KlmSaved *saved, KlmResolved *resolved)
+{
+	bool		secret = request->secret;
+	const KlmProvider *preset = NULL;
+	char	   *host = NULL;
+	bool		same_provider;
+
+	if (request->provider && request->provider[0])
+	{
+		preset = klm_find_provider(request->provider);
+		if (preset == NULL)
+			bad("provider", INVALID, secret,
+				psprintf("Choose one of %s; or leave it out and give host, username and password.",
+						 klm_provider_names()),
+				"\"%s\" is not known", klm_shown(request->provider, strlen(request->provider)));
+		resolved->provider = pstrdup(preset->name);
+	}
+	if (request->host && request->host[0])
+		host = check_host(request->host, secret);
+	if (request->provider == NULL && (host == NULL || same(host, saved->host)))
+	{
+		resolved->provider = saved->provider;
+		preset = klm_find_provider(saved->provider);
+	}
+	same_provider = saved->exists && same(resolved->provider, saved->provider);
+
+	if (request->region)
+		resolved->region = request->region[0] ? pstrdup(request->region) : NULL;
+	else if (same_provider)
+		resolved->region = saved->region;
+	if (resolved->region &&
+		(preset == NULL ||
+		 (preset->regions == NULL && (preset->host == NULL || !strstr(preset->host, "<region>")))))
+		bad("region", INVALID, secret, "Leave it out.",
+			"means nothing to %s", preset ? preset->title : "a server without provider");
+
+	if (host == NULL && request->host == NULL && same_provider &&
+		same(resolved->region, saved->region))
+		host = saved->host;
+	if (preset && (host == NULL || request->region))
+	{
+		char	   *preset_host;
+		KlmError	error;
+
+		if (!klm_provider_host(preset, resolved->region, &preset_host, &error))
+			klm_raise("region", &error, secret);
+		if (host == NULL)
+			host = preset_host;
+	}
+	if (host == NULL)
+		bad("host", INVALID, secret, preset && preset->host_hint ? preset->host_hint :
+			"Give host, username and password; or a provider of the view kliv_mail.providers.",
+			"is needed");
+	resolved->target.host = host;
+
+	if (!same_provider || !same(host, saved->host))
+	{
+		resolved->changed = true;
+		saved->host = NULL;
+		saved->auth = NULL;
+		saved->username = NULL;
+		saved->username_cipher = NULL;
+	}
+	return preset;
 }
 
 /* The port to use where only the encryption was given. */
@@ -477,6 +669,188 @@ port_of_encryption(const KlmProvider *preset, const char *encryption)
 	return 25;
 }
 
+/* Ports that belong to something else: FTP, SSH, Telnet, DNS, POP3, IMAP, LDAP, SMB. */
+static bool
+is_other_service(int port)
+{
+	static const int others[] = {20, 21, 22, 23, 53, 110, 143, 389, 445, 636, 993, 995};
+
+	for (int i = 0; i < lengthof(others); i++)
+		if (port == others[i])
+			return true;
+	return false;
+}
+
+static void
+resolve_port(const KlmRequest *request, const KlmProvider *preset, const KlmSaved *saved,
+			 KlmResolved *resolved)
+{
+	const char *encryption = request->encryption;
+	int			port = request->port;
+
+	if (encryption && strcmp(encryption, "tls") != 0 && strcmp(encryption, "starttls") != 0 &&
+		strcmp(encryption, "none") != 0)
+		bad("encryption", INVALID, request->secret,
+			"Choose tls, starttls or none (none only without a password); leave it out to have it "
+			"chosen by the port.",
+			"\"%s\" is not known", klm_shown(encryption, strlen(encryption)));
+	if (request->has_port && (port < 1 || port > 65535 || is_other_service(port)))
+		bad("port", INVALID, request->secret,
+			"Providers speak SMTP on 465 (tls), 587 or 2525 (starttls), some on 25.",
+			"%d is not a port for SMTP", port);
+
+	if (saved->host && (!request->has_port || port == saved->port) &&
+		(encryption == NULL || same(encryption, saved->encryption)))
+	{
+		port = saved->port;
+		encryption = saved->encryption;
+	}
+	else
+	{
+		resolved->changed = true;
+		if (!request->has_port)
+			port = encryption ? port_of_encryption(preset, encryption) :
+				preset ? preset->port : 587;
+		if (encryption == NULL)
+			encryption = preset && port == preset->port ? preset->encryption :
+				klm_port_is_tls(port) ? "tls" : "starttls";
+	}
+	resolved->target.port = port;
+	resolved->encryption = pstrdup(encryption);
+	resolved->target.encryption = strcmp(encryption, "tls") == 0 ? KLM_TLS :
+		strcmp(encryption, "starttls") == 0 ? KLM_STARTTLS : KLM_CLEAR;
+}
+
+/* The user name, which may itself be sealed, and the way to log in. */
+static void
+resolve_username(const KlmRequest *request, const KlmProvider *preset, KlmSaved *saved,
+				 KlmResolved *resolved)
+{
+	const char *username;
+	const char *auth = request->auth;
+
+	if (request->password)
+		check_password(preset, request->password, request->secret);
+	if (saved->username_cipher)
+	{
+		KlmBinding	binding = {request->account, saved->host, saved->port, NULL};
+		KlmSecret  *plain;
+		KlmError	error;
+
+		if (klm_open(saved->username_cipher, saved->key_id, &binding, &plain, NULL, &error))
+			saved->username = plain->data;
+		else if (request->username == NULL && request->password == NULL)
+			klm_raise("username", &error, request->secret);
+	}
+
+	check_text("username", request->username, MAX_USERNAME, request->secret);
+	if (request->username)
+		username = request->username[0] ? request->username : NULL;
+	else if (preset && preset->username_is_password && request->password)
+		username = request->password->data;
+	else if (saved->username)
+		username = saved->username;
+	else
+		username = preset ? preset->username : NULL;
+	if (!same(username, saved->username))
+		resolved->changed = true;
+	resolved->target.username = username;
+
+	if (username == NULL)
+		resolved->username_secret = false;
+	else if (preset && preset->username_secret)
+		resolved->username_secret = true;
+	else if (request->password)
+		resolved->username_secret = same(username, request->password->data);
+	else
+		resolved->username_secret = saved->username_cipher != NULL;
+
+	if (auth && strcmp(auth, "password") != 0 && strcmp(auth, "oauth2") != 0)
+		bad("auth", INVALID, request->secret,
+			"Choose password or oauth2 (then the password is an access token).",
+			"\"%s\" is not known", klm_shown(auth, strlen(auth)));
+	resolved->auth = pstrdup(auth ? auth : saved->auth ? saved->auth : "password");
+	resolved->target.oauth2 = strcmp(resolved->auth, "oauth2") == 0;
+}
+
+/* The password: the given one, or the saved one if this is the place it was saved for. */
+static void
+resolve_password(const KlmRequest *request, const KlmProvider *preset, const KlmSaved *saved,
+				 KlmResolved *resolved)
+{
+	bool		secret = request->secret;
+	const char *username = resolved->target.username;
+
+	if (resolved->target.encryption == KLM_CLEAR && (request->password || username))
+		bad("encryption", INVALID, secret,
+			"Use tls or starttls; or, for a relay without login, username => '' and no password.",
+			"none would send the password in clear");
+	if (username == NULL && request->password)
+		bad("username", INVALID, secret, preset && preset->username_hint ? preset->username_hint :
+			"Give the user name that the password belongs to.",
+			"is needed with a password");
+
+	/* That there is no login must be said; it is kept where it was. */
+	if (username == NULL && request->username == NULL && resolved->changed)
+	{
+		if (saved->password_cipher)
+			bad("password", INVALID, secret,
+				"User name and password were saved for another provider or host; give those of "
+				"this one.",
+				"is needed");
+		bad("username", INVALID, secret, preset && preset->username_hint ? preset->username_hint :
+			"For a relay without login say so: username => ''.",
+			"is needed");
+	}
+
+	if (request->password)
+		resolved->password = request->password;
+	else if (username && resolved->changed && saved->password_cipher)
+		bad("password", INVALID, secret,
+			"The saved one was saved for another provider, host, port, encryption or user name; "
+			"give it again.",
+			"is needed");
+	else if (username && saved->password_cipher == NULL)
+		bad("password", INVALID, secret, preset && preset->password_hint ? preset->password_hint :
+			"Give the password of this user name.",
+			"is needed");
+	else if (username)
+	{
+		KlmBinding	binding = {request->account, saved->host, saved->port, username};
+		KlmError	error;
+
+		if (!klm_open(saved->password_cipher, saved->key_id, &binding, &resolved->password, NULL,
+					  &error))
+			klm_raise("password", &error, secret);
+	}
+	if (resolved->password)
+		resolved->target.password = resolved->password->data;
+}
+
+/* Who the mail comes from; by default the user name, if that is an address. */
+static void
+resolve_sender(const KlmRequest *request, const KlmSaved *saved, KlmResolved *resolved)
+{
+	const char *username = resolved->target.username;
+	KlmAddress	address;
+	KlmError	error;
+
+	if (request->from_address && request->from_address[0])
+		resolved->from_address = check_from(request->from_address, &resolved->from_name,
+											request->secret);
+	else if (request->from_address == NULL && saved->from_address)
+		resolved->from_address = saved->from_address;
+	else if (username && !resolved->username_secret &&
+			 klm_parse_address(username, &address, &error))
+		resolved->from_address = address.addr;
+	else if (request->sender_needed)
+		bad("from_address", INVALID, request->secret,
+			"Give the address that the mail shall come from.",
+			"is needed, since the user name is not an address");
+}
+
+/* ---- checks of single arguments ---- */
+
 /* The password, tidied as the provider wants it, is something to log in with. */
 static void
 check_password(const KlmProvider *preset, KlmSecret *password, bool secret)
@@ -484,274 +858,18 @@ check_password(const KlmProvider *preset, KlmSecret *password, bool secret)
 	if (preset)
 		password->length = klm_provider_tidy_password(preset, password->data, password->length);
 	if (password->length == 0)
-		bad("password", ERRCODE_INVALID_PARAMETER_VALUE, secret,
+		bad("password", INVALID, secret,
 			"NULL keeps the saved one; kliv_mail.reset_smtp() wipes it.", "is empty");
 	if (password->length > MAX_PASSWORD)
-		bad("password", ERRCODE_PROGRAM_LIMIT_EXCEEDED, secret, NULL,
-			"has more than %d bytes", MAX_PASSWORD);
+		bad("password", TOO_LONG, secret, NULL, "has more than %d bytes", MAX_PASSWORD);
 	if (strlen(password->data) != password->length || strpbrk(password->data, "\r\n") != NULL)
-		bad("password", ERRCODE_INVALID_PARAMETER_VALUE, secret,
+		bad("password", INVALID, secret,
 			"Look whether something was pasted along with it.", "has a line break or a NUL in it");
 	if (pg_encoding_verifymbstr(PG_UTF8, password->data, (int) password->length) !=
 		(int) password->length)
 		bad("password", ERRCODE_CHARACTER_NOT_IN_REPERTOIRE, secret,
 			"Passwords are sent in UTF-8.", "is not UTF-8");
 }
-
-/*
- * Another provider or host starts with nothing but its preset; another port or
- * encryption brings the other along; any of the five needs the password again,
- * because the saved one was saved for another place.
- */
-static void
-resolve(const KlmRequest *request, HeapTuple saved, TupleDesc desc, KlmResolved *resolved)
-{
-	bool		secret = request->secret;
-	const KlmProvider *preset = NULL;
-	KlmError	error = {0};
-	char	   *was_provider = saved_text(saved, desc, "provider");
-	char	   *was_region = saved_text(saved, desc, "region");
-	char	   *was_host = saved_text(saved, desc, "host");
-	char	   *was_encryption = saved_text(saved, desc, "encryption");
-	char	   *was_auth = saved_text(saved, desc, "auth");
-	char	   *was_username = saved_text(saved, desc, "username");
-	char	   *was_key = saved_text(saved, desc, "key_id");
-	int			was_port = 0;
-	bool		isnull;
-	bool		no_username;
-	bool		has_saved_password = false;
-	KlmBinding	binding;
-	Datum		username_cipher = (Datum) 0;
-	Datum		password_cipher = (Datum) 0;
-	char	   *host = NULL;
-	char	   *username;
-
-	memset(resolved, 0, sizeof(KlmResolved));
-	if (strcmp(request->account, KLM_PLATFORM) == 0)
-		bad("account", ERRCODE_INSUFFICIENT_PRIVILEGE, secret,
-			"Leave account out, or choose another name.",
-			"\"platform\" belongs to the server's configuration");
-	if (strlen(request->account) > MAX_NAME || strspn(request->account, "abcdefghijklmnopqrstuvwxyz0123456789_") !=
-		strlen(request->account) || request->account[0] < 'a' || request->account[0] > 'z')
-		bad("account", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-			"A name begins with a letter a-z and has up to 63 of a-z, 0-9 and _.",
-			"\"%s\" is no name for an account", klm_shown(request->account, strlen(request->account)));
-
-	if (saved)
-	{
-		resolved->saved = true;
-		resolved->in_use = DatumGetBool(saved_column(saved, desc, "in_use", &isnull));
-		resolved->updated_at = DatumGetTimestampTz(saved_column(saved, desc, "updated_at", &isnull));
-		was_port = DatumGetInt32(saved_column(saved, desc, "port", &isnull));
-		password_cipher = saved_column(saved, desc, "password_cipher", &isnull);
-		has_saved_password = !isnull;
-		username_cipher = saved_column(saved, desc, "username_cipher", &isnull);
-		if (isnull)
-			username_cipher = (Datum) 0;
-	}
-
-	/* Provider, region, host. */
-	if (request->provider && request->provider[0])
-	{
-		preset = klm_find_provider(request->provider);
-		if (preset == NULL)
-			bad("provider", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-				psprintf("Choose one of %s; or leave it out and give host, username and password.",
-						 klm_provider_names()),
-				"\"%s\" is not known", klm_shown(request->provider, strlen(request->provider)));
-	}
-	if (request->host && request->host[0])
-		host = check_host(request->host, secret);
-	if (preset)
-		resolved->provider = pstrdup(preset->name);
-	else if (request->provider == NULL && saved && (host == NULL || same(host, was_host)))
-		resolved->provider = was_provider;
-	if (resolved->provider && preset == NULL)
-		preset = klm_find_provider(resolved->provider);
-	if (request->password)
-		check_password(preset, request->password, secret);
-	if (request->region)
-		resolved->region = request->region[0] ? pstrdup(request->region) : NULL;
-	else if (saved && same(resolved->provider, was_provider))
-		resolved->region = was_region;
-	if (host == NULL && request->host == NULL && saved && same(resolved->provider, was_provider) &&
-		same(resolved->region, was_region))
-		host = was_host;
-	if (resolved->region && (preset == NULL || (preset->regions == NULL &&
-												(preset->host == NULL || strstr(preset->host, "<region>") == NULL))))
-		bad("region", ERRCODE_INVALID_PARAMETER_VALUE, secret, "Leave it out.",
-			"means nothing to %s", preset ? preset->title : "a server without provider");
-	if (preset && (host == NULL || request->region))
-	{
-		char	   *preset_host;
-
-		if (!klm_provider_host(preset, resolved->region, &preset_host, &error))
-			klm_raise("region", &error, secret);
-		if (host == NULL)
-			host = preset_host;
-	}
-	if (host == NULL)
-		bad("host", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-			preset && preset->host_hint ? preset->host_hint :
-			"Give host, username and password; or a provider of the view kliv_mail.providers.",
-			"is needed");
-	resolved->target.host = host;
-	/* From here on "saved" means: for this place. */
-	if (saved && !(same(host, was_host) && same(resolved->provider, was_provider)))
-	{
-		was_host = NULL;
-		was_auth = NULL;
-		username_cipher = (Datum) 0;
-		was_username = NULL;
-		resolved->changed = true;
-	}
-	resolved->changed |= !saved;
-
-	/* Port and encryption. */
-	if (request->encryption && strcmp(request->encryption, "tls") != 0 &&
-		strcmp(request->encryption, "starttls") != 0 && strcmp(request->encryption, "none") != 0)
-		bad("encryption", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-			"Choose tls, starttls or none (none only without a password); leave it out to have it chosen by the port.",
-			"\"%s\" is not known", klm_shown(request->encryption, strlen(request->encryption)));
-	if (request->has_port &&
-		(request->port < 1 || request->port > 65535 ||
-		 (request->port < 1024 && request->port != 25 && request->port != 26 && request->port != 465 &&
-		  request->port != 587)))
-		bad("port", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-			"SMTP is spoken on 465 (tls), 587 or 2525 (starttls), 25, or a port above 1023.",
-			"%d is not a port for SMTP", request->port);
-	if (was_host && (!request->has_port || request->port == was_port) &&
-		(!request->encryption || same(request->encryption, was_encryption)))
-	{
-		resolved->target.port = was_port;
-		resolved->encryption = was_encryption;
-	}
-	else
-	{
-		resolved->changed = true;
-		if (request->has_port)
-			resolved->target.port = request->port;
-		else if (request->encryption)
-			resolved->target.port = port_of_encryption(preset, request->encryption);
-		else
-			resolved->target.port = preset ? preset->port : 587;
-		if (request->encryption)
-			resolved->encryption = pstrdup(request->encryption);
-		else if (preset && resolved->target.port == preset->port)
-			resolved->encryption = pstrdup(preset->encryption);
-		else
-			resolved->encryption = pstrdup(klm_port_is_tls(resolved->target.port) ? "tls" : "starttls");
-	}
-	resolved->target.encryption = strcmp(resolved->encryption, "tls") == 0 ? KLM_TLS :
-		strcmp(resolved->encryption, "starttls") == 0 ? KLM_STARTTLS : KLM_CLEAR;
-
-	/* The user name, which may itself be sealed. */
-	binding.account = request->account;
-	binding.host = host;
-	binding.port = was_port;
-	binding.username = NULL;
-	if (username_cipher)
-	{
-		KlmSecret  *plain;
-
-		if (klm_open(DatumGetByteaPP(username_cipher), was_key, &binding, &plain, NULL, &error))
-			was_username = plain->data;
-		else if (request->username == NULL && request->password == NULL)
-			klm_raise("username", &error, secret);
-	}
-	username = check_text("username", request->username, MAX_USERNAME, secret);
-	no_username = username != NULL && username[0] == '\0';
-	if (no_username)
-		username = NULL;
-	else if (username == NULL)
-	{
-		if (preset && preset->username_is_password && request->password)
-			username = pstrdup(request->password->data);
-		else if (was_username)
-			username = was_username;
-		else if (preset && preset->username)
-			username = pstrdup(preset->username);
-	}
-	if (!same(username, was_username))
-		resolved->changed = true;
-	resolved->target.username = username;
-	resolved->username_secret = username != NULL &&
-		((preset && preset->username_secret) ||
-		 (request->password ? strcmp(username, request->password->data) == 0 : username_cipher != (Datum) 0));
-
-	if (request->auth && strcmp(request->auth, "password") != 0 && strcmp(request->auth, "oauth2") != 0)
-		bad("auth", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-			"Choose password or oauth2 (then the password is an access token).",
-			"\"%s\" is not known", klm_shown(request->auth, strlen(request->auth)));
-	resolved->auth = pstrdup(request->auth ? request->auth : was_auth ? was_auth : "password");
-	resolved->target.oauth2 = strcmp(resolved->auth, "oauth2") == 0;
-
-	/* The password, which never leaves for another place than it was saved for. */
-	if (resolved->target.encryption == KLM_CLEAR && (request->password || username))
-		bad("encryption", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-			"Use tls or starttls; or, for a relay without login, username => '' and no password.",
-			"none would send the password in clear");
-	if (username == NULL && !no_username && !(saved && !resolved->changed))
-	{
-		const char *hint = preset && preset->username_hint ? preset->username_hint :
-			"For a relay without login say so: username => ''.";
-
-		if (request->password)
-			bad("username", ERRCODE_INVALID_PARAMETER_VALUE, secret, hint, "is needed with a password");
-		if (has_saved_password)
-			bad("password", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-				"User name and password were saved for another provider or host; give those of this one.",
-				"is needed");
-		bad("username", ERRCODE_INVALID_PARAMETER_VALUE, secret, hint, "is needed");
-	}
-	if (username == NULL && request->password)
-		bad("username", ERRCODE_INVALID_PARAMETER_VALUE, secret, NULL, "is needed with a password");
-	if (request->password)
-		resolved->password = request->password;
-	else if (username && (resolved->changed || !has_saved_password))
-		bad("password", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-			has_saved_password ? "The saved one was saved for another provider, host, port, encryption or user name; give it again." :
-			preset && preset->password_hint ? preset->password_hint : "Give the password of this user name.",
-			"is needed");
-	else if (username)
-	{
-		binding.username = username;
-		if (!klm_open(DatumGetByteaPP(password_cipher), was_key, &binding, &resolved->password, NULL, &error))
-			klm_raise("password", &error, secret);
-	}
-	if (resolved->password)
-		resolved->target.password = resolved->password->data;
-
-	/* Who the mail comes from. */
-	if (request->from_address && request->from_address[0])
-		resolved->from_address = check_from(request->from_address, &resolved->from_name, secret);
-	else if (request->from_address == NULL)
-		resolved->from_address = saved_text(saved, desc, "from_address");
-	if (resolved->from_address == NULL && username && !resolved->username_secret)
-	{
-		KlmAddress	address;
-
-		if (klm_parse_address(username, &address, &error))
-			resolved->from_address = address.addr;
-	}
-	if (resolved->from_address == NULL && request->sender_needed)
-		bad("from_address", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-			"Give the address that the mail shall come from.",
-			"is needed, since the user name is not an address");
-
-	if (preset)
-	{
-		const char *argument;
-
-		if (!klm_provider_check(preset, host, resolved->target.port, resolved->encryption, username,
-								resolved->target.password, resolved->target.oauth2, &argument, &error))
-			klm_raise(argument, &error, secret);
-	}
-	resolved->target.guarded = true;
-	resolved->target.ehlo_name = klm_ehlo_name(resolved->from_address);
-}
-
-/* ---- checks of single arguments ---- */
 
 /*
  * A host name as it goes into the account: lower case, A-labels.  An address
@@ -761,7 +879,8 @@ resolve(const KlmRequest *request, HeapTuple saved, TupleDesc desc, KlmResolved 
 static char *
 check_host(const char *given, bool secret)
 {
-	const char *hint = "Give the bare name of the server, such as smtp.example.com; port and encryption are arguments of their own.";
+	const char *hint = "Give the bare name of the server, such as smtp.example.com; port and "
+		"encryption are arguments of their own.";
 	char	   *host = pstrdup(given);
 	char	   *end;
 	struct in_addr v4;
@@ -784,7 +903,7 @@ check_host(const char *given, bool secret)
 
 			if (strpbrk(host, "@<>,:;\"() \t\r\n") != NULL ||
 				!klm_parse_address(psprintf("a@%s", host), &address, &error))
-				bad("host", ERRCODE_INVALID_PARAMETER_VALUE, secret, hint, "\"%s\" is no host name",
+				bad("host", INVALID, secret, hint, "\"%s\" is no host name",
 					klm_shown(host, length));
 			return pstrdup(address.addr + 2);
 		}
@@ -817,21 +936,23 @@ check_host(const char *given, bool secret)
 				"Only the administrator of the server can allow it, in kliv_mail.allowed_hosts.",
 				"the address %s is loopback, link-local or private", host);
 		if (inet_pton(AF_INET, host, &v4) != 1)
-			bad("host", ERRCODE_INVALID_PARAMETER_VALUE, secret, hint, "\"%s\" is no host name", host);
+			bad("host", INVALID, secret, hint, "\"%s\" is no host name", host);
 		return host;
 	}
 
 	if (length == 0 || length > MAX_HOST)
-		bad("host", ERRCODE_INVALID_PARAMETER_VALUE, secret, hint, "\"%s\" is no host name",
+		bad("host", INVALID, secret, hint, "\"%s\" is no host name",
 			klm_shown(host, length));
 	for (const char *label = host;;)
 	{
 		Size		label_length = strcspn(label, ".");
 
-		if (label_length == 0 || label_length > 63 || label[0] == '-' || label[label_length - 1] == '-' ||
+		if (label_length == 0 || label_length > 63 ||
+			label[0] == '-' || label[label_length - 1] == '-' ||
 			strspn(label, "abcdefghijklmnopqrstuvwxyz0123456789-") < label_length)
-			bad("host", ERRCODE_INVALID_PARAMETER_VALUE, secret,
-				strstr(host, "://") ? "Leave out the scheme: encryption => 'tls' or 'starttls' says what it means." :
+			bad("host", INVALID, secret,
+				strstr(host, "://") ?
+				"Leave out the scheme: encryption => 'tls' or 'starttls' says what it means." :
 				strchr(host, '@') ? "The user name is an argument of its own." :
 				strchr(host, ':') ? "The port is an argument of its own." : hint,
 				"\"%s\" is no host name", klm_shown(host, length));
@@ -852,7 +973,10 @@ check_from(const char *text, char **name, bool secret)
 	if (!klm_parse_address(text, &address, &error))
 		klm_raise("from_address", &error, secret);
 	if (name && address.name)
-		*name = check_text("from_name", address.name, MAX_FROM_NAME, secret);
+	{
+		check_text("from_name", address.name, MAX_FROM_NAME, secret);
+		*name = address.name;
+	}
 	return address.addr;
 }
 
@@ -866,7 +990,7 @@ check_reply_to(const char *list, bool secret)
 	if (list == NULL || list[0] == '\0')
 		return list ? pstrdup(list) : NULL;
 	if (strlen(list) > MAX_REPLY_TO)
-		bad("reply_to", ERRCODE_PROGRAM_LIMIT_EXCEEDED, secret, NULL, "has more than %d bytes", MAX_REPLY_TO);
+		bad("reply_to", TOO_LONG, secret, NULL, "has more than %d bytes", MAX_REPLY_TO);
 	if (!klm_parse_address_list(list, &addresses, &count, &error))
 		klm_raise("reply_to", &error, secret);
 	return pstrdup(list);
@@ -882,12 +1006,12 @@ check_senders(Datum array, bool secret)
 	int			count;
 
 	if (ARR_NDIM(given) > 1)
-		bad("allowed_senders", ERRCODE_INVALID_PARAMETER_VALUE, secret,
+		bad("allowed_senders", INVALID, secret,
 			"Give one list: ARRAY['sales@example.com', '@news.example.com'].", "has %d dimensions",
 			ARR_NDIM(given));
 	deconstruct_array(given, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
 	if (count > MAX_SENDERS)
-		bad("allowed_senders", ERRCODE_PROGRAM_LIMIT_EXCEEDED, secret,
+		bad("allowed_senders", TOO_LONG, secret,
 			"An entry '@example.com' allows every address of a domain.", "has more than %d entries",
 			MAX_SENDERS);
 	for (int i = 0; i < count; i++)
@@ -898,7 +1022,8 @@ check_senders(Datum array, bool secret)
 		bool		domain;
 
 		if (nulls[i])
-			bad("allowed_senders", ERRCODE_NULL_VALUE_NOT_ALLOWED, secret, NULL, "entry %d is NULL", i + 1);
+			bad("allowed_senders", ERRCODE_NULL_VALUE_NOT_ALLOWED, secret, NULL,
+				"entry %d is NULL", i + 1);
 		entry = klm_to_utf8(TextDatumGetCString(elements[i]));
 		domain = entry[0] == '@';
 		if (!klm_parse_address(domain ? psprintf("a%s", entry) : entry, &address, &error))
@@ -908,19 +1033,19 @@ check_senders(Datum array, bool secret)
 	return PointerGetDatum(construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
-/* A line of text that gets into a header or onto the wire. */
-static char *
+/* A line of text that gets into a header or onto the wire; returned as it is. */
+static const char *
 check_text(const char *argument, const char *value, Size max, bool secret)
 {
 	if (value == NULL)
 		return NULL;
 	if (strlen(value) > max)
-		bad(argument, ERRCODE_PROGRAM_LIMIT_EXCEEDED, secret, NULL, "has more than %zu bytes", max);
+		bad(argument, TOO_LONG, secret, NULL, "has more than %zu bytes", max);
 	if (klm_has_unsafe_char(value, false))
-		bad(argument, ERRCODE_INVALID_PARAMETER_VALUE, secret,
+		bad(argument, INVALID, secret,
 			"Look whether something was pasted along with it.",
 			"has a line break, a control or an invisible character in it");
-	return pstrdup(value);
+	return value;
 }
 
 /* ---- the other entry points ---- */
@@ -932,7 +1057,7 @@ kliv_mail_update_sender(PG_FUNCTION_ARGS)
 	KlmCall		call = {0};
 	KlmCall		own = {0};
 	char	   *from_address = argument_text(fcinfo, 0);
-	char	   *from_name = check_text("from_name", argument_text(fcinfo, 1), MAX_FROM_NAME, false);
+	const char *from_name = check_text("from_name", argument_text(fcinfo, 1), MAX_FROM_NAME, false);
 	char	   *reply_to = check_reply_to(argument_text(fcinfo, 2), false);
 	char	   *name = NULL;
 	Datum		senders = (Datum) 0;
@@ -997,12 +1122,13 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 	bool		may_create;
 	bool		isnull;
 
+	PreventCommandIfReadOnly("rotate_key()");
 	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
 	SPI_connect();
 	add_text(&call, NULL);
 	add(&call, TIMESTAMPTZOID, (Datum) 0, true);
 	run(&call, "lock_accounts");
-	may_create = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	may_create = result_bool();
 
 	memset(&call, 0, sizeof(call));
 	run(&call, "sealed_accounts");
@@ -1022,11 +1148,14 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 		bindings[i].host = saved_text(row, desc, "host");
 		bindings[i].port = DatumGetInt32(saved_column(row, desc, "port", &isnull));
 		cipher = saved_column(row, desc, "username_cipher", &isnull);
-		if (!isnull && !klm_open(DatumGetByteaPP(cipher), key, &bindings[i], &usernames[i], NULL, &error))
+		if (!isnull && !klm_open(DatumGetByteaPP(cipher), key, &bindings[i], &usernames[i], NULL,
+								 &error))
 			klm_raise(psprintf("account \"%s\"", bindings[i].account), &error, false);
-		bindings[i].username = usernames[i] ? usernames[i]->data : saved_text(row, desc, "username");
+		bindings[i].username = usernames[i] ? usernames[i]->data :
+			saved_text(row, desc, "username");
 		cipher = saved_column(row, desc, "password_cipher", &isnull);
-		if (!isnull && !klm_open(DatumGetByteaPP(cipher), key, &bindings[i], &passwords[i], NULL, &error))
+		if (!isnull && !klm_open(DatumGetByteaPP(cipher), key, &bindings[i], &passwords[i], NULL,
+								 &error))
 			klm_raise(psprintf("account \"%s\"", bindings[i].account), &error, false);
 	}
 
@@ -1089,7 +1218,8 @@ kliv_mail__key_ring(PG_FUNCTION_ARGS)
 
 		for (int i = 0; i < count; i++)
 			elements[i] = CStringGetTextDatum(ids[i]);
-		values[0] = PointerGetDatum(construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT));
+		values[0] = PointerGetDatum(construct_array(elements, count, TEXTOID, -1, false,
+													TYPALIGN_INT));
 		nulls[0] = false;
 	}
 	else
@@ -1218,17 +1348,27 @@ run(KlmCall *call, const char *function)
 		elog(ERROR, "could not call kliv_mail._%s()", function);
 }
 
-/* May the first key be made: does nothing that is stored here name one? */
+/* What run() got: one boolean. */
+static bool
+result_bool(void)
+{
+	bool		isnull;
+
+	return DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+}
+
+/* May the first key be made: are we primary, and does nothing that is stored name one? */
 static bool
 first_key_allowed(void)
 {
 	KlmCall		call = {0};
-	bool		isnull;
 	bool		allowed;
 
+	if (RecoveryInProgress())
+		return false;
 	SPI_connect();
 	run(&call, "first_key_allowed");
-	allowed = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	allowed = result_bool();
 	SPI_finish();
 	return allowed;
 }

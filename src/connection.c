@@ -491,7 +491,8 @@ read_debug(CURL *easy, curl_infotype type, char *data, size_t size, void *argume
 		connection->connected = true;
 		connection->connect_ms = ms_since(&connection->start);
 	}
-	if (type != CURLINFO_TEXT || size < sizeof(prefix) || strncmp(data, prefix, sizeof(prefix) - 1) != 0)
+	if (type != CURLINFO_TEXT || size < sizeof(prefix) ||
+		strncmp(data, prefix, sizeof(prefix) - 1) != 0)
 		return 0;
 	data += sizeof(prefix) - 1;
 	size -= sizeof(prefix) - 1;
@@ -852,12 +853,12 @@ drive(KlmConnector *connector)
 		restore_signals(&saved);
 		while ((message = curl_multi_info_read(connector->multi, &left)) != NULL)
 		{
-			char	   *connection = NULL;
+			char	   *private = NULL;
 
 			if (message->msg == CURLMSG_DONE &&
-				curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &connection) == CURLE_OK &&
-				connection != NULL)
-				settle((KlmConnection *) connection, message->data.result);
+				curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &private) == CURLE_OK &&
+				private != NULL)
+				settle((KlmConnection *) private, message->data.result);
 		}
 	}
 }
@@ -959,7 +960,8 @@ set_options(KlmConnection *connection, const char *url, KlmError *error)
 	SET(CURLOPT_DEBUGDATA, connection);
 	SET(CURLOPT_VERBOSE, 1L);
 
-	SET(CURLOPT_USE_SSL, (long) (target->encryption == KLM_CLEAR ? CURLUSESSL_NONE : CURLUSESSL_ALL));
+	SET(CURLOPT_USE_SSL,
+		(long) (target->encryption == KLM_CLEAR ? CURLUSESSL_NONE : CURLUSESSL_ALL));
 	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	SET(CURLOPT_SSL_VERIFYPEER, 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
@@ -1289,7 +1291,8 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 		if (connection->reply.complete && connection->reply.stage == KLM_STAGE_TLS)
 		{
 			report->detail = pstrdup("the server refused STARTTLS");
-			report->hint = pstrdup("Try again later, or use encryption => 'tls' (usually port 465).");
+			report->hint = pstrdup("Try again later, or use encryption => 'tls' (usually "
+								   "port 465).");
 		}
 		else if (connection->caps.starttls)
 			report->detail = connection->result == CURLE_OPERATION_TIMEDOUT ?
@@ -1298,8 +1301,9 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 		else
 		{
 			report->detail = pstrdup("the server offers no STARTTLS");
-			report->hint = pstrdup("Nothing was sent in clear. Use encryption => 'tls' (usually port "
-								   "465), or the host and port that the provider names for sending.");
+			report->hint = pstrdup("Nothing was sent in clear. Use encryption => 'tls' "
+								   "(usually port 465), or the host and port that the provider "
+								   "names for sending.");
 		}
 		return;
 	}
@@ -1351,7 +1355,7 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 	}
 	if (connection->result == CURLE_SSL_CACERT_BADFILE)
 	{
-		report->detail = psprintf("the certificates of the trusted authorities could not be read: %s",
+		report->detail = psprintf("the trusted authorities' certificates could not be read: %s",
 								  printable(connection->error, strlen(connection->error)));
 		report->hint = pstrdup("An administrator must mend kliv_mail.ca_file.");
 		return;
@@ -1362,7 +1366,8 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 		 library_says(connection, "unknown protocol") ||
 		 library_says(connection, "unexpected TLS packet")))
 	{
-		report->detail = psprintf("the server on port %d does not begin with TLS (%s)", target->port,
+		report->detail = psprintf("the server on port %d does not begin with TLS (%s)",
+								  target->port,
 								  printable(connection->error, strlen(connection->error)));
 		report->hint = psprintf("Use encryption => 'starttls'%s, or encryption => 'tls' with %s.",
 								target->port == 465 ? " with port 587" :
@@ -1383,12 +1388,14 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 		report->detail = psprintf("the TLS handshake was not finished within %g s",
 								  connection->timeout_ms / 1000.0);
 		if (target->encryption == KLM_TLS)
-			report->hint = psprintf("If port %d begins without TLS, use encryption => 'starttls'%s.",
-									target->port, target->port == 465 ? " with port 587" : "");
+			report->hint = psprintf("If port %d begins without TLS, use encryption => "
+									"'starttls'%s.", target->port,
+									target->port == 465 ? " with port 587" : "");
 		return;
 	}
 	report->detail = psprintf("the TLS handshake failed: %s",
 							  printable(connection->error, strlen(connection->error)));
+	report->hint = pstrdup("The server must offer TLS 1.2 or newer.");
 }
 
 /* The words for every other stage. */
@@ -1417,8 +1424,8 @@ explain(const KlmConnection *connection, KlmConnectReport *report)
 			else if (connection->result == CURLE_COULDNT_RESOLVE_HOST)
 			{
 				report->detail = psprintf("no address was found for host \"%s\"", target->host);
-				report->hint = pstrdup("Check the host's spelling, and that the database server can "
-									   "look up names.");
+				report->hint = pstrdup("Check the host's spelling, and that the database server "
+									   "can look up names.");
 			}
 			else if (timed_out && !connection->resolved)
 			{
@@ -1455,12 +1462,14 @@ explain(const KlmConnection *connection, KlmConnectReport *report)
 				if (target->encryption == KLM_TLS)
 					report->hint = pstrdup("Check that this is a mail server's port.");
 				else if (target->port == 465 || target->port == 2465)
-					report->hint = psprintf("Port %d begins with TLS: use encryption => 'tls', or port "
-											"587 with encryption => 'starttls'.", target->port);
+					report->hint = psprintf("Port %d begins with TLS: use encryption => 'tls', "
+											"or port 587 with encryption => 'starttls'.",
+											target->port);
 				else
-					report->hint = psprintf("If port %d begins with TLS, use encryption => 'tls'; else "
-											"use port 587 with encryption => 'starttls', or port 465 "
-											"with encryption => 'tls'.", target->port);
+					report->hint = psprintf("If port %d begins with TLS, use encryption => "
+											"'tls'; else use port 587 with encryption => "
+											"'starttls', or port 465 with encryption => 'tls'.",
+											target->port);
 			}
 			break;
 
@@ -1477,8 +1486,8 @@ explain(const KlmConnection *connection, KlmConnectReport *report)
 										 "the server refused the user name or password");
 				report->hint = pstrdup(target->oauth2 ?
 									   "Get a new access token for SMTP, and check the user name." :
-									   "Check username and password; many providers want an API key "
-									   "or an app password instead of the account's own.");
+									   "Check username and password; many providers want an API "
+									   "key or an app password instead of the account's own.");
 			}
 			else if (!connection->caps.auth)
 			{
@@ -1495,7 +1504,8 @@ explain(const KlmConnection *connection, KlmConnectReport *report)
 													strlen(connection->caps.auth_mechanisms)),
 										  target->oauth2 ? "XOAUTH2" : "PLAIN, LOGIN");
 				report->hint = pstrdup(target->oauth2 ?
-									   "Use auth => 'password' if the provider has passwords for SMTP." :
+									   "Use auth => 'password' if the provider has passwords for "
+									   "SMTP." :
 									   "Use auth => 'oauth2' if the provider wants a token.");
 			}
 			break;

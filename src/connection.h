@@ -100,7 +100,7 @@ extern long klm_connector_timeout(const KlmConnector *connector);
  */
 extern KlmConnEvent klm_connector_next(KlmConnector *connector, KlmConnection **connection);
 
-/* Start to open; returns NULL with *error when it cannot even start (out of memory, descriptors). */
+/* Start to open; NULL with *error when it cannot even start. */
 extern KlmConnection *klm_connection_open(KlmConnector *connector, const KlmTarget *target,
 										  void *owner, KlmError *error);
 extern void *klm_connection_owner(const KlmConnection *connection);

@@ -97,7 +97,8 @@ extern char **environ;
 
 static void init_sodium(void);
 static void free_secret(void *arg);
-static bool fail(KlmError *error, const char *hint, const char *format,...) pg_attribute_printf(3, 4);
+static bool fail(KlmError *error, const char *hint, const char *format,...)
+			pg_attribute_printf(3, 4);
 static bool read_ring(KlmRing **ring, KlmSecret **memory, bool *missing, KlmError *error);
 static bool ring_for_sealing(bool may_create, KlmRing **ring, KlmSecret **memory, KlmError *error);
 static bool parse_ring(const KlmSecret *text, const char *source, KlmRing **ring,
@@ -340,7 +341,8 @@ write_ring(const KlmRing *ring, bool replace, bool *exists, KlmError *error)
 		unlink(temp);
 	get_parent_directory(directory);
 	if (ok && fsync_fname_ext(directory[0] ? directory : ".", true, false, LOG) != 0)
-		ok = fail(error, hint, "the directory of \"%s\" could not be flushed to disk", klm_key_file);
+		ok = fail(error, hint, "the directory of \"%s\" could not be flushed to disk",
+				  klm_key_file);
 	return ok;
 }
 
@@ -372,7 +374,7 @@ read_ring(KlmRing **ring, KlmSecret **memory, bool *missing, KlmError *error)
 			if (error->hint == NULL)
 				error->hint = "Put the key file back from where you keep it: stored passwords "
 					"open with no other key. If it is lost for good, call kliv_mail.reset_smtp() "
-					"for each account, remove what stands in its place, and configure them again.";
+					"and then kliv_mail.configure_smtp() for each account.";
 			return false;
 		}
 		ok = parse_ring(text, psprintf("the key file \"%s\"", klm_key_file), ring, memory, error);
@@ -475,8 +477,8 @@ parse_ring(const KlmSecret *text, const char *source, KlmRing **ring, KlmSecret 
 			return fail(error, hint, "line %d of %s is no key", line_number, source);
 		}
 		if (length[words - 1] != KEY_HEX ||
-			sodium_hex2bin(bytes, sizeof(bytes), word[words - 1], KEY_HEX, NULL, &count, NULL) != 0 ||
-			count != KEY_BYTES)
+			sodium_hex2bin(bytes, sizeof(bytes), word[words - 1], KEY_HEX,
+						   NULL, &count, NULL) != 0 || count != KEY_BYTES)
 		{
 			klm_secret_wipe(*memory);
 			return fail(error, hint, "the key in line %d of %s is not 64 hexadecimal digits",
@@ -509,7 +511,8 @@ parse_ring(const KlmSecret *text, const char *source, KlmRing **ring, KlmSecret 
 		bool		no_key = (result->count == 0);
 
 		klm_secret_wipe(*memory);
-		return fail(error, hint, "%s has no line \"kliv_mail %s\"", source, no_key ? "key" : "root");
+		return fail(error, hint, "%s has no line \"kliv_mail %s\"", source,
+					no_key ? "key" : "root");
 	}
 	*ring = result;
 	return true;
@@ -617,7 +620,8 @@ run_key_command(KlmSecret **output, KlmError *error)
 		return fail(error, hint, "\"kliv_mail.key_command\" did not end within %d s",
 					KEY_COMMAND_SECONDS);
 	if (status != 0)
-		return fail(error, hint, "\"kliv_mail.key_command\" failed: %s", wait_result_to_str(status));
+		return fail(error, hint, "\"kliv_mail.key_command\" failed: %s",
+					wait_result_to_str(status));
 	return fail(error, hint, "\"kliv_mail.key_command\" printed nothing");
 }
 
@@ -725,8 +729,10 @@ klm_seal(const KlmSecret *secret, const KlmBinding *binding, bool may_create,
 	bound = bind_secret(binding, secret);
 
 	/* What cannot be read back must not be stored. */
-	same = call_pgcrypto("pgp_sym_encrypt_bytea", &ring->keys[0], binding->account, bound, &sealed) &&
-		call_pgcrypto("pgp_sym_decrypt_bytea", &ring->keys[0], binding->account, sealed, &opened) &&
+	same = call_pgcrypto("pgp_sym_encrypt_bytea", &ring->keys[0], binding->account,
+						 bound, &sealed) &&
+		call_pgcrypto("pgp_sym_decrypt_bytea", &ring->keys[0], binding->account,
+					  sealed, &opened) &&
 		opened->length == bound->length &&
 		sodium_memcmp(opened->data, bound->data, bound->length) == 0;
 	klm_secret_wipe(bound);
@@ -769,7 +775,8 @@ klm_open(const bytea *ciphertext, const char *id, const KlmBinding *binding,
 		return fail(error, "Put that key back into the ring (it came with another server, or was "
 					"removed), or save the password again with kliv_mail.configure_smtp().",
 					"the key %s of the stored password is not in %s", id ? id : "(none)",
-					klm_key_command && klm_key_command[0] ? "the output of \"kliv_mail.key_command\"" :
+					klm_key_command && klm_key_command[0] ?
+					"the output of \"kliv_mail.key_command\"" :
 					psprintf("the key file \"%s\"", klm_key_file));
 	}
 	if (key_missing)
@@ -895,9 +902,10 @@ call_pgcrypto(const char *function, const KlmKey *key, const char *account,
 
 	PG_TRY();
 	{
+		text	   *options = cstring_to_text(PGP_OPTIONS);
 		bytea	   *result = DatumGetByteaPP(OidFunctionCall3(oid, PointerGetDatum(data),
 															  PointerGetDatum(passphrase),
-															  PointerGetDatum(cstring_to_text(PGP_OPTIONS))));
+															  PointerGetDatum(options)));
 
 		MemoryContextSwitchTo(outer);
 		*output = klm_secret_create(VARDATA_ANY(result), VARSIZE_ANY_EXHDR(result));

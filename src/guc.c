@@ -106,88 +106,88 @@ void
 klm_define_settings(void)
 {
 	DefineCustomStringVariable("kliv_mail.platform_url",
-							   "The SMTP server of the account \"platform\".",
-							   "smtps://host:port, smtp+starttls://host:port or smtp://host:port (in "
-							   "clear, without a user name). Unset: the account is not configured, and "
-							   "its mail waits.",
-							   &klm_platform_url, "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   check_platform_url, NULL, NULL);
+		"The SMTP server of the account \"platform\".",
+		"smtps://host:port, smtp+starttls://host:port or smtp://host:port (in "
+		"clear, without a user name). Unset: the account is not configured, and "
+		"its mail waits.",
+		&klm_platform_url, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		check_platform_url, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.platform_username",
-							   "The user name at the platform's SMTP server; empty: no authentication.",
-							   NULL,
-							   &klm_platform_username, "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+		"The user name at the platform's SMTP server; empty: no authentication.",
+		NULL,
+		&klm_platform_username, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.platform_password_file",
-							   "The file that holds the password at the platform's SMTP server.",
-							   "Its first line is the password. A relative path starts in the data "
-							   "directory.",
-							   &klm_platform_password_file, "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+		"The file that holds the password at the platform's SMTP server.",
+		"Its first line is the password. A relative path starts in the data "
+		"directory.",
+		&klm_platform_password_file, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.platform_from",
-							   "The address that the platform's mail comes from.",
-							   "One address, with a display name or without. Needed with platform_url.",
-							   &klm_platform_from, "",
-							   PGC_SIGHUP, 0,
-							   check_one_address, NULL, NULL);
+		"The address that the platform's mail comes from.",
+		"One address, with a display name or without. Needed with platform_url.",
+		&klm_platform_from, "",
+		PGC_SIGHUP, 0,
+		check_one_address, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.platform_hourly_limit",
-							"How many deliveries an hour a database may make by the platform's account.",
-							NULL,
-							&klm_platform_hourly_limit, 2, 0, 10000000,
-							PGC_SIGHUP, 0,
-							NULL, NULL, NULL);
+		"How many deliveries an hour a database may make by the platform's account.",
+		NULL,
+		&klm_platform_hourly_limit, 2, 0, 10000000,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.platform_daily_limit",
-							"How many deliveries a day a database may make by the platform's account.",
-							NULL,
-							&klm_platform_daily_limit, 2, 0, 10000000,
-							PGC_SIGHUP, 0,
-							NULL, NULL, NULL);
+		"How many deliveries a day a database may make by the platform's account.",
+		NULL,
+		&klm_platform_daily_limit, 2, 0, 10000000,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.max_daily_limit",
-							"The most that set_limits() allows a database a day over all its own accounts.",
-							NULL,
-							&klm_max_daily_limit, 10000, 1, 10000000,
-							PGC_SIGHUP, 0,
-							NULL, NULL, NULL);
+		"The most that set_limits() allows a database a day over all its own accounts.",
+		NULL,
+		&klm_max_daily_limit, 10000, 1, 10000000,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.reserved_share",
-							"The share of each quota, in percent, that marketing mail may not use.",
-							NULL,
-							&klm_reserved_share, 10, 0, 100,
-							PGC_SIGHUP, 0,
-							NULL, NULL, NULL);
+		"The share of each quota, in percent, that marketing mail may not use.",
+		NULL,
+		&klm_reserved_share, 10, 0, 100,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.key_file",
-							   "The file that holds the keys with which passwords are encrypted.",
-							   "Mode 0600, one key a line, newest first. A relative path starts in the "
-							   "data directory; a place outside it keeps the keys out of base backups.",
-							   &klm_key_file, "kliv_mail.key",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+		"The file that holds the keys with which passwords are encrypted.",
+		"Mode 0600, one key a line, newest first. A relative path starts in the "
+		"data directory; a place outside it keeps the keys out of base backups.",
+		&klm_key_file, "kliv_mail.key",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.key_command",
-							   "A shell command that prints the keys, in place of key_file.",
-							   "For a secret store.",
-							   &klm_key_command, "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+		"A shell command that prints the keys, in place of key_file.",
+		"For a secret store.",
+		&klm_key_command, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.allowed_hosts",
-							   "Exceptions to the refusal of loopback, link-local and private addresses.",
-							   "Host names, addresses or networks (10.1.0.0/16), separated by commas or "
-							   "spaces; for accounts that users configure.",
-							   &klm_allowed_hosts, "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+		"Exceptions to the refusal of loopback, link-local and private addresses.",
+		"Host names, addresses or networks (10.1.0.0/16), separated by commas or "
+		"spaces; for accounts that users configure.",
+		&klm_allowed_hosts, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.ca_file",
-							   "The certificates (PEM) that SMTP servers are verified with.",
-							   "Empty: the system's.",
-							   &klm_ca_file, "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+		"The certificates (PEM) that SMTP servers are verified with.",
+		"Empty: the system's.",
+		&klm_ca_file, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.connections_per_account",
-							"The most connections that a sender opens to one account's server.",
-							NULL,
-							&klm_connections_per_account, 8, 1, 256,
-							PGC_SIGHUP, 0,
-							NULL, NULL, NULL);
+		"The most connections that a sender opens to one account's server.",
+		NULL,
+		&klm_connections_per_account, 8, 1, 256,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
 
 	/*
 	 * Read once, when shared memory is made.  A library that a session loads
@@ -195,112 +195,112 @@ klm_define_settings(void)
 	 * only so that a line in postgresql.conf can be read and is no error.
 	 */
 	DefineCustomIntVariable("kliv_mail.max_senders",
-							"The most senders that run at the same time, over all databases.",
-							"Each takes one of max_worker_processes while it runs.",
-							&klm_max_senders, 4, 1, 256,
-							process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP,
-							0,
-							NULL, NULL, NULL);
+		"The most senders that run at the same time, over all databases.",
+		"Each takes one of max_worker_processes while it runs.",
+		&klm_max_senders, 4, 1, 256,
+		process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP,
+		0,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.sender_memory",
-							"The memory that a sender uses for messages on their way.",
-							"One message that is larger is sent alone.",
-							&klm_sender_memory, 65536, 1024, MAX_KILOBYTES,
-							PGC_SIGHUP, GUC_UNIT_KB,
-							NULL, NULL, NULL);
+		"The memory that a sender uses for messages on their way.",
+		"One message that is larger is sent alone.",
+		&klm_sender_memory, 65536, 1024, MAX_KILOBYTES,
+		PGC_SIGHUP, GUC_UNIT_KB,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.connect_timeout",
-							"The longest time until a connection is ready for mail.",
-							"From the name lookup to the end of authentication.",
-							&klm_connect_timeout, 30000, 100, 3600000,
-							PGC_SIGHUP, GUC_UNIT_MS,
-							NULL, NULL, NULL);
+		"The longest time until a connection is ready for mail.",
+		"From the name lookup to the end of authentication.",
+		&klm_connect_timeout, 30000, 100, 3600000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.reply_timeout",
-							"The longest time that a server may take to reply.",
-							"After the final dot it is never below 10 minutes.",
-							&klm_reply_timeout, 300000, 100, 3600000,
-							PGC_SIGHUP, GUC_UNIT_MS,
-							NULL, NULL, NULL);
+		"The longest time that a server may take to reply.",
+		"After the final dot it is never below 10 minutes.",
+		&klm_reply_timeout, 300000, 100, 3600000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.retry_for",
-							"How long after its first attempt a delivery is tried again.",
-							NULL,
-							&klm_retry_for, 3 * SECS_PER_DAY, 0, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_S,
-							NULL, NULL, NULL);
+		"How long after its first attempt a delivery is tried again.",
+		NULL,
+		&klm_retry_for, 3 * SECS_PER_DAY, 0, INT_MAX,
+		PGC_SIGHUP, GUC_UNIT_S,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.retention",
-							"How long finished mail, events and idempotency keys are kept.",
-							NULL,
-							&klm_retention, 30 * SECS_PER_DAY, 60, INT_MAX,
-							PGC_SIGHUP, GUC_UNIT_S,
-							NULL, NULL, NULL);
+		"How long finished mail, events and idempotency keys are kept.",
+		NULL,
+		&klm_retention, 30 * SECS_PER_DAY, 60, INT_MAX,
+		PGC_SIGHUP, GUC_UNIT_S,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.max_message_size",
-							"The largest message, as it goes on the wire.",
-							NULL,
-							&klm_max_message_size, 25600, 16, 262144,
-							PGC_SIGHUP, GUC_UNIT_KB,
-							NULL, NULL, NULL);
+		"The largest message, as it goes on the wire.",
+		NULL,
+		&klm_max_message_size, 25600, 16, 262144,
+		PGC_SIGHUP, GUC_UNIT_KB,
+		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.prohibited_extensions",
-							   "File name extensions that an attachment may not have.",
-							   "Separated by spaces, without dots: mail providers refuse programs.",
-							   &klm_prohibited_extensions,
-							   "exe dll com bat cmd scr pif vbs vbe js jse wsf wsh msi msp hta cpl jar "
-							   "ps1 lnk reg",
-							   PGC_SIGHUP, 0,
-							   NULL, NULL, NULL);
+		"File name extensions that an attachment may not have.",
+		"Separated by spaces, without dots: mail providers refuse programs.",
+		&klm_prohibited_extensions,
+		"exe dll com bat cmd scr pif vbs vbe js jse wsf wsh msi msp hta cpl jar "
+		"ps1 lnk reg",
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.recipient_hourly_limit",
-							"How many mails an hour one address gets from a database; 0: no limit.",
-							NULL,
-							&klm_recipient_hourly_limit, 0, 0, 1000000,
-							PGC_SIGHUP, 0,
-							NULL, NULL, NULL);
+		"How many mails an hour one address gets from a database; 0: no limit.",
+		NULL,
+		&klm_recipient_hourly_limit, 0, 0, 1000000,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
 	DefineCustomEnumVariable("kliv_mail.on_in_doubt",
-							 "What happens to a delivery of which nobody knows whether it arrived.",
-							 "retry: it is sent again, with the same Message-ID; hold: it waits for "
-							 "retry() or cancel().",
-							 &klm_on_in_doubt, KLM_IN_DOUBT_RETRY, on_in_doubt_options,
-							 PGC_SIGHUP, 0,
-							 NULL, NULL, NULL);
+		"What happens to a delivery of which nobody knows whether it arrived.",
+		"retry: it is sent again, with the same Message-ID; hold: it waits for "
+		"retry() or cancel().",
+		&klm_on_in_doubt, KLM_IN_DOUBT_RETRY, on_in_doubt_options,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.max_in_doubt_retries",
-							"How often a delivery in doubt is sent again before it is held.",
-							NULL,
-							&klm_max_in_doubt_retries, 2, 0, 10,
-							PGC_SIGHUP, 0,
-							NULL, NULL, NULL);
+		"How often a delivery in doubt is sent again before it is held.",
+		NULL,
+		&klm_max_in_doubt_retries, 2, 0, 10,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.sender_idle_timeout",
-							"How long a sender with nothing to do stays before it ends.",
-							NULL,
-							&klm_sender_idle_timeout, 5000, 0, 3600000,
-							PGC_SIGHUP, GUC_UNIT_MS,
-							NULL, NULL, NULL);
+		"How long a sender with nothing to do stays before it ends.",
+		NULL,
+		&klm_sender_idle_timeout, 5000, 0, 3600000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		NULL, NULL, NULL);
 	DefineCustomBoolVariable("kliv_mail.notify",
-							 "NOTIFY kliv_mail with message id and status when outcomes are recorded.",
-							 "Any role of the database may listen.",
-							 &klm_notify, false,
-							 PGC_SIGHUP, 0,
-							 NULL, NULL, NULL);
+		"NOTIFY kliv_mail with message id and status when outcomes are recorded.",
+		"Any role of the database may listen.",
+		&klm_notify, false,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
 
 	DefineCustomStringVariable("kliv_mail.quota_timezone",
-							   "The time zone whose hours and days quotas count in.",
-							   "A change never opens a second window.",
-							   &klm_quota_timezone, "UTC",
-							   PGC_SUSET, 0,
-							   check_time_zone, NULL, NULL);
+		"The time zone whose hours and days quotas count in.",
+		"A change never opens a second window.",
+		&klm_quota_timezone, "UTC",
+		PGC_SUSET, 0,
+		check_time_zone, NULL, NULL);
 	DefineCustomEnumVariable("kliv_mail.delivery",
-							 "hold: mail is queued and none leaves.",
-							 "For copies of a server.",
-							 &delivery, DELIVERY_ON, delivery_options,
-							 PGC_SUSET, 0,
-							 NULL, assign_delivery, NULL);
+		"hold: mail is queued and none leaves.",
+		"For copies of a server.",
+		&delivery, DELIVERY_ON, delivery_options,
+		PGC_SUSET, 0,
+		NULL, assign_delivery, NULL);
 	DefineCustomStringVariable("kliv_mail.redirect_to",
-							   "The one address that all mail goes to, instead of its recipients.",
-							   "For tests and copies; the original recipient is named in a header.",
-							   &klm_redirect_to, "",
-							   PGC_SUSET, 0,
-							   check_one_address, NULL, NULL);
+		"The one address that all mail goes to, instead of its recipients.",
+		"For tests and copies; the original recipient is named in a header.",
+		&klm_redirect_to, "",
+		PGC_SUSET, 0,
+		check_one_address, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.test_clock_offset",
-							   "Moves the clock that kliv_mail sees, for tests.",
-							   "An interval of days and smaller units, at most 100 years either way.",
-							   &test_clock_offset, "0",
-							   PGC_SUSET, 0,
-							   check_clock_offset, assign_clock_offset, NULL);
+		"Moves the clock that kliv_mail sees, for tests.",
+		"An interval of days and smaller units, at most 100 years either way.",
+		&test_clock_offset, "0",
+		PGC_SUSET, 0,
+		check_clock_offset, assign_clock_offset, NULL);
 
 	MarkGUCPrefixReserved("kliv_mail");
 }
@@ -419,17 +419,18 @@ check_platform_url(char **newval, void **extra, GucSource source)
 	{
 		GUC_check_errdetail("A scheme is followed by a host name or address (IPv6 in brackets), a "
 							"colon and a port, and nothing else.");
-		GUC_check_errhint("For example \"smtps://mail.example.com:465\"; the user name belongs into "
-						  "kliv_mail.platform_username.");
+		GUC_check_errhint("For example \"smtps://mail.example.com:465\"; the user name belongs "
+						  "into kliv_mail.platform_username.");
 		return false;
 	}
 
 	number = isdigit((unsigned char) *port) ? strtol(port, &port_end, 10) : 0;
 	if (number < 1 || number > 65535 || *port_end != '\0')
 	{
-		GUC_check_errdetail("The port must be a number from 1 to 65535, and the last thing in the URL.");
-		GUC_check_errhint("A user name belongs into kliv_mail.platform_username, a password into the file "
-						  "that kliv_mail.platform_password_file names.");
+		GUC_check_errdetail("The port must be a number from 1 to 65535, and the last thing in the "
+							"URL.");
+		GUC_check_errhint("A user name belongs into kliv_mail.platform_username, a password into "
+						  "the file that kliv_mail.platform_password_file names.");
 		return false;
 	}
 	return true;

@@ -194,7 +194,8 @@ warn_of_moved_clock(void)
 		ereport(WARNING,
 				(errmsg("the clock of kliv_mail is moved by \"%s\"",
 						GetConfigOption("kliv_mail.test_clock_offset", false, false)),
-				 errhint("kliv_mail.test_clock_offset is for tests: reset it where real mail is sent.")));
+				 errhint("kliv_mail.test_clock_offset is for tests: reset it where real mail is "
+						 "sent.")));
 }
 
 /*
@@ -234,7 +235,8 @@ read_databases(bool mark_due, bool look_at_others)
 
 		if (form->classoid != DatabaseRelationId)
 			continue;
-		provider = heap_getattr(tuple, Anum_pg_shseclabel_provider, RelationGetDescr(relation), &null);
+		provider = heap_getattr(tuple, Anum_pg_shseclabel_provider,
+								RelationGetDescr(relation), &null);
 		if (!null && strcmp(TextDatumGetCString(provider), "kliv_mail") == 0)
 		{
 			MemoryContext transaction = MemoryContextSwitchTo(caller);

@@ -89,7 +89,8 @@ hide_secrets(ErrorData *edata)
 
 	if (is_statement_line(edata))
 	{
-		if (about_secret || names_secret(edata->message, false) || names_secret(edata->detail, false))
+		if (about_secret || names_secret(edata->message, false) ||
+			names_secret(edata->detail, false))
 		{
 			hide_statement_line(edata->message);
 			edata->detail = NULL;
@@ -336,10 +337,12 @@ mask_quoted(char *text, bool pairwise)
 static bool
 is_harmless(const char *text, Size length)
 {
-	if (length > strlen(KLM_SCHEMA ".") && pg_strncasecmp(text, KLM_SCHEMA ".", strlen(KLM_SCHEMA ".")) == 0)
+	const Size	prefix = strlen(KLM_SCHEMA ".");
+
+	if (length > prefix && pg_strncasecmp(text, KLM_SCHEMA ".", prefix) == 0)
 	{
-		text += strlen(KLM_SCHEMA ".");
-		length -= strlen(KLM_SCHEMA ".");
+		text += prefix;
+		length -= prefix;
 	}
 	if (length == strlen(KLM_SCHEMA) && pg_strncasecmp(text, KLM_SCHEMA, length) == 0)
 		return true;

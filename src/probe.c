@@ -376,7 +376,8 @@ klm_probe(const KlmTarget *target, const char *provider, const char *from_addres
 		{
 			KlmReply	none = {.stage = KLM_STAGE_CONNECT,.text = pstrdup("")};
 
-			add_failure(probe, "dns", 0, error.sqlstate, error.message, error.hint, &none, provider);
+			add_failure(probe, "dns", 0, error.sqlstate, error.message, error.hint, &none,
+						provider);
 		}
 		else if (!wait_for_connection(connector))
 		{
@@ -546,7 +547,8 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 		{
 			KlmError	error = {
 				.sqlstate = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-				.message = account ? account->problem : "the account \"platform\" is not configured",
+				.message = account ? account->problem :
+				"the account \"platform\" is not configured",
 				.hint = account ? account->hint : NULL
 			};
 

@@ -34,18 +34,19 @@ const KlmProvider klm_providers[] = {
 		.oauth2 = true,
 		.password_form = KLM_PASSWORD_NO_SPACES,
 		.required = {"username", "password"},
-		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'gmail', "
-		"username => 'you@gmail.com', password => 'abcd efgh ijkl mnop');",
+		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'gmail', username => "
+		"'you@gmail.com', password => 'abcd efgh ijkl mnop');",
 		.username_hint = "Your full mail address.",
-		.password_hint = "Use an app password (16 letters): Google Account > Security > 2-Step Verification > "
-		"App passwords. The password that you log in with does not work. Or auth => 'oauth2' with an access token.",
+		.password_hint = "Use an app password (16 letters): Google Account > Security > 2-Step "
+		"Verification > App passwords. The password that you log in with does not work. Or auth "
+		"=> 'oauth2' with an access token.",
 		.sender_hint = "Send from the account's own address, or add the other one in Gmail: "
 		"Settings > Accounts > Send mail as.",
-		.unproven = "Gmail takes any sender here and later puts the account's own address into From, "
-		"unless the other one is a verified alias.",
-		.notes = "About 500 recipients a day for a personal account, 2,000 for Google Workspace, counted over the "
-		"last 24 hours. Bounces arrive as mail in the mailbox only. The Workspace relay is another server: "
-		"host => 'smtp-relay.gmail.com'.",
+		.unproven = "Gmail takes any sender here and later puts the account's own address into "
+		"From, unless the other one is a verified alias.",
+		.notes = "About 500 recipients a day for a personal account, 2,000 for Google Workspace, "
+		"counted over the last 24 hours. Bounces arrive as mail in the mailbox only. The "
+		"Workspace relay is another server: host => 'smtp-relay.gmail.com'.",
 		.docs_url = "https://support.google.com/a/answer/176600",
 		.max_daily = 2000,
 	},
@@ -60,15 +61,18 @@ const KlmProvider klm_providers[] = {
 		.username = "apikey",
 		.password_form = KLM_PASSWORD_TRIM,
 		.required = {"password", "from_address"},
-		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'sendgrid', password => 'SG.your-api-key', "
-		"from_address => 'noreply@example.com');",
+		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'sendgrid', password => "
+		"'SG.your-api-key', from_address => 'noreply@example.com');",
 		.username_hint = "Leave it out: it is the word apikey for everybody.",
-		.password_hint = "Use an API key that begins with SG.: SendGrid > Settings > API Keys > Create API Key, "
-		"with the permission Mail Send.",
-		.sender_hint = "Verify the address or its domain in SendGrid: Settings > Sender Authentication.",
-		.unproven = "SendGrid looks at the sender address only when the whole message has been sent.",
-		.notes = "A used-up plan shows as a failed login (451 Maximum credits exceeded): the account is held until "
-		"SendGrid's next day. What SendGrid has accepted it retries itself for 72 hours.",
+		.password_hint = "Use an API key that begins with SG.: SendGrid > Settings > API Keys > "
+		"Create API Key, with the permission Mail Send.",
+		.sender_hint = "Verify the address or its domain in SendGrid: Settings > Sender "
+		"Authentication.",
+		.unproven = "SendGrid looks at the sender address only when the whole message has been "
+		"sent.",
+		.notes = "A used-up plan shows as a failed login (451 Maximum credits exceeded): the "
+		"account is held until SendGrid's next day. What SendGrid has accepted it retries itself "
+		"for 72 hours.",
 		.docs_url = "https://www.twilio.com/docs/sendgrid/for-developers/sending-email/integrating-with-the-smtp-api",
 		.messages_per_connection = 5000,
 	},
@@ -85,18 +89,19 @@ const KlmProvider klm_providers[] = {
 		.username_is_address = true,
 		.password_form = KLM_PASSWORD_TRIM,
 		.required = {"username", "password"},
-		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'mailgun', "
-		"username => 'postmaster@mg.example.com', password => 'smtp-password', region => 'us');",
-		.username_hint = "A full SMTP login such as postmaster@mg.example.com: Mailgun > Sending > Domain settings > "
-		"SMTP credentials.",
-		.password_hint = "Use the password of that SMTP login (Mailgun > Sending > Domain settings > SMTP credentials > "
-		"Reset password), not an API key. A domain of the EU needs region => 'eu'.",
-		.sender_hint = "Verify the domain in Mailgun (Sending > Domains); a sandbox domain sends only to its "
-		"authorized recipients.",
-		.unproven = "Mailgun does not say here whether the domain is verified, or a sandbox that sends to "
-		"authorized recipients only.",
-		.notes = "Accounts of the EU and of the US do not see each other: region => 'eu' for a domain that was made in "
-		"the EU. Limits depend on the plan.",
+		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'mailgun', username => "
+		"'postmaster@mg.example.com', password => 'smtp-password', region => 'us');",
+		.username_hint = "A full SMTP login such as postmaster@mg.example.com: Mailgun > Sending "
+		"> Domain settings > SMTP credentials.",
+		.password_hint = "Use the password of that SMTP login (Mailgun > Sending > Domain "
+		"settings > SMTP credentials > Reset password), not an API key. A domain of the EU needs "
+		"region => 'eu'.",
+		.sender_hint = "Verify the domain in Mailgun (Sending > Domains); a sandbox domain sends "
+		"only to its authorized recipients.",
+		.unproven = "Mailgun does not say here whether the domain is verified, or a sandbox that "
+		"sends to authorized recipients only.",
+		.notes = "Accounts of the EU and of the US do not see each other: region => 'eu' for a "
+		"domain that was made in the EU. Limits depend on the plan.",
 		.docs_url = "https://documentation.mailgun.com/docs/mailgun/user-manual/sending-messages/send-smtp",
 	},
 	{
@@ -109,18 +114,22 @@ const KlmProvider klm_providers[] = {
 		.starttls_ports = "587 2587 25",
 		.password_form = KLM_PASSWORD_TRIM,
 		.required = {"region", "username", "password", "from_address"},
-		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'ses', region => 'ap-northeast-1', "
-		"username => 'AKIA...', password => 'the SMTP password', from_address => 'noreply@example.com');",
-		.username_hint = "The SMTP user name, 20 characters that begin with AKIA: Amazon SES > SMTP settings > "
-		"Create SMTP credentials.",
-		.password_hint = "Use the SMTP password of this region (44 characters): Amazon SES > SMTP settings > "
-		"Create SMTP credentials. The secret access key of an IAM user (40 characters) is another thing.",
-		.sender_hint = "Verify the address or its domain in this region: Amazon SES > Identities. In the sandbox the "
-		"recipients must be verified too; Amazon SES > Account dashboard > Request production access.",
-		.unproven = "SES looks at the sender, and in the sandbox at the recipients, only when the whole message has "
-		"been sent.",
-		.notes = "Quotas count recipients and are per region; a new account is in the sandbox: 200 a day, one a second, "
-		"verified recipients only. Credentials belong to one region. On EC2 use port 587 or 465, not 25.",
+		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'ses', region => "
+		"'ap-northeast-1', username => 'AKIA...', password => 'the SMTP password', from_address "
+		"=> 'noreply@example.com');",
+		.username_hint = "The SMTP user name, 20 characters that begin with AKIA: Amazon SES > "
+		"SMTP settings > Create SMTP credentials.",
+		.password_hint = "Use the SMTP password of this region (44 characters): Amazon SES > SMTP "
+		"settings > Create SMTP credentials. The secret access key of an IAM user (40 characters) "
+		"is another thing.",
+		.sender_hint = "Verify the address or its domain in this region: Amazon SES > Identities. "
+		"In the sandbox the recipients must be verified too; Amazon SES > Account dashboard > "
+		"Request production access.",
+		.unproven = "SES looks at the sender, and in the sandbox at the recipients, only when the "
+		"whole message has been sent.",
+		.notes = "Quotas count recipients and are per region; a new account is in the sandbox: "
+		"200 a day, one a second, verified recipients only. Credentials belong to one region. On "
+		"EC2 use port 587 or 465, not 25.",
 		.docs_url = "https://docs.aws.amazon.com/ses/latest/dg/smtp-credentials.html",
 	},
 	{
@@ -134,17 +143,17 @@ const KlmProvider klm_providers[] = {
 		.username_secret = true,
 		.password_form = KLM_PASSWORD_TRIM,
 		.required = {"password", "from_address"},
-		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'postmark', password => 'server-api-token', "
-		"from_address => 'noreply@example.com');",
-		.username_hint = "Leave it out: the Server API token serves as both. Give it only with an SMTP token: "
-		"its access key, with the secret key as the password.",
+		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'postmark', password => "
+		"'server-api-token', from_address => 'noreply@example.com');",
+		.username_hint = "Leave it out: the Server API token serves as both. Give it only with an "
+		"SMTP token: its access key, with the secret key as the password.",
 		.password_hint = "Use the Server API token: Postmark > your server > API Tokens.",
 		.sender_hint = "Add the address or its domain in Postmark: Sender Signatures.",
-		.unproven = "Postmark accepts first and may refuse later, when the sender signature is missing or the account "
-		"is not approved yet (then it sends to your own domain only).",
-		.notes = "STARTTLS only; port 465 does not answer. Mail goes to the stream 'outbound'; marketing wants an account "
-		"of its own with host => 'smtp-broadcasts.postmarkapp.com', which uses the stream 'broadcast'. The user name "
-		"is a secret and is kept like a password.",
+		.unproven = "Postmark accepts first and may refuse later, when the sender signature is "
+		"missing or the account is not approved yet (then it sends to your own domain only).",
+		.notes = "STARTTLS only; port 465 does not answer. Mail goes to the stream 'outbound'; "
+		"marketing wants an account of its own with host => 'smtp-broadcasts.postmarkapp.com', "
+		"which uses the stream 'broadcast'. The user name is a secret and is kept like a password.",
 		.docs_url = "https://postmarkapp.com/support/article/811-what-are-the-smtp-details-api-tokens-i-should-be-using",
 	},
 	{
@@ -156,19 +165,22 @@ const KlmProvider klm_providers[] = {
 		.starttls_ports = "587",
 		.username_is_address = true,
 		.required = {"host", "username", "password"},
-		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'sakura', host => 'example.sakura.ne.jp', "
-		"username => 'info@example.com', password => 'mailbox password');",
-		.host_hint = "Give the initial domain (初期ドメイン), such as example.sakura.ne.jp, also for addresses of your own "
-		"domain: the コントロールパネル and the mail that opened the contract name it.",
-		.username_hint = "The full mail address, also for the initial domain: コントロールパネル > メール > メール一覧.",
-		.password_hint = "Use the mailbox's own password (コントロールパネル > メール > メール一覧), not that of the control "
-		"panel or of the 会員メニュー.",
-		.sender_hint = "Send from the address that logs in, or make the other one in コントロールパネル > メール > メール一覧.",
-		.unproven = "The server takes senders here that other servers refuse later: from_address should be the address "
-		"that logs in.",
+		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'sakura', host => "
+		"'example.sakura.ne.jp', username => 'info@example.com', password => 'mailbox password');",
+		.host_hint = "Give the initial domain (初期ドメイン), such as example.sakura.ne.jp, also for "
+		"addresses of your own domain: the コントロールパネル and the mail that opened the contract name "
+		"it.",
+		.username_hint = "The full mail address, also for the initial domain: コントロールパネル > メール > "
+		"メール一覧.",
+		.password_hint = "Use the mailbox's own password (コントロールパネル > メール > メール一覧), not that of "
+		"the control panel or of the 会員メニュー.",
+		.sender_hint = "Send from the address that logs in, or make the other one in コントロールパネル > "
+		"メール > メール一覧.",
+		.unproven = "The server takes senders here that other servers refuse later: from_address "
+		"should be the address that logs in.",
 		.notes = "Make the mailbox in コントロールパネル > メール > メール一覧 > 新規追加; SPF, DKIM and DMARC in "
-		"コントロールパネル > メール. The server's name is the initial domain (初期ドメイン); "
-		"smtp.<your domain> is wrong. The provider does not publish its limits. Bounces arrive as mail only.",
+		"コントロールパネル > メール. The server's name is the initial domain (初期ドメイン); smtp.<your domain> is "
+		"wrong. The provider does not publish its limits. Bounces arrive as mail only.",
 		.docs_url = "https://help.sakura.ad.jp/mail/2114/",
 	},
 	{
@@ -180,19 +192,21 @@ const KlmProvider klm_providers[] = {
 		.starttls_ports = "587",
 		.username_is_address = true,
 		.required = {"host", "username", "password"},
-		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'onamae', host => 'mail65.onamae.ne.jp', "
-		"username => 'info@example.com', password => 'mailbox password');",
-		.host_hint = "Give the mail server's name of your contract (メールサーバー名), such as mail65.onamae.ne.jp: "
-		"コントロールパネル > メール.",
+		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'onamae', host => "
+		"'mail65.onamae.ne.jp', username => 'info@example.com', password => 'mailbox password');",
+		.host_hint = "Give the mail server's name of your contract (メールサーバー名), such as "
+		"mail65.onamae.ne.jp: コントロールパネル > メール.",
 		.username_hint = "The full mail address: コントロールパネル > メール.",
-		.password_hint = "Use the mailbox's own password; a new one: コントロールパネル > メール > the address > メールパスワード > "
-		"編集.",
-		.sender_hint = "Send from the address that logs in, or make the other one in コントロールパネル > メール.",
-		.unproven = "The server takes senders here that other servers refuse later: from_address should be the address "
-		"that logs in.",
-		.notes = "Make the mailbox and set its password in コントロールパネル > メール (メールアドレス, メールパスワード). The certificate of "
-		"smtp.<your domain> is made out to another name, so that a verified connection fails: use the name "
-		"mail*.onamae.ne.jp. The provider does not publish its limits. Bounces arrive as mail only.",
+		.password_hint = "Use the mailbox's own password; a new one: コントロールパネル > メール > the "
+		"address > メールパスワード > 編集.",
+		.sender_hint = "Send from the address that logs in, or make the other one in コントロールパネル > "
+		"メール.",
+		.unproven = "The server takes senders here that other servers refuse later: from_address "
+		"should be the address that logs in.",
+		.notes = "Make the mailbox and set its password in コントロールパネル > メール (メールアドレス, メールパスワード). "
+		"The certificate of smtp.<your domain> is made out to another name, so that a verified "
+		"connection fails: use the name mail*.onamae.ne.jp. The provider does not publish its "
+		"limits. Bounces arrive as mail only.",
 		.docs_url = "https://help.onamae.com/answer/9537",
 	},
 	{
@@ -206,15 +220,16 @@ const KlmProvider klm_providers[] = {
 		.username = "resend",
 		.password_form = KLM_PASSWORD_TRIM,
 		.required = {"password", "from_address"},
-		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'resend', password => 're_your_api_key', "
-		"from_address => 'noreply@example.com');",
+		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'resend', password => "
+		"'re_your_api_key', from_address => 'noreply@example.com');",
 		.username_hint = "Leave it out: it is the word resend for everybody.",
 		.password_hint = "Use an API key that begins with re_: Resend > API Keys > Create API Key.",
-		.sender_hint = "Verify the domain in Resend (Domains > Add Domain); onboarding@resend.dev sends only to the "
-		"account's own address.",
-		.unproven = "Resend looks at the sender's domain only when the whole message has been sent.",
-		.notes = "The free plan takes 100 recipients a day and 3,000 a month. Each delivery carries an idempotency key, so "
-		"that a retry within 24 hours is no second copy.",
+		.sender_hint = "Verify the domain in Resend (Domains > Add Domain); onboarding@resend.dev "
+		"sends only to the account's own address.",
+		.unproven = "Resend looks at the sender's domain only when the whole message has been "
+		"sent.",
+		.notes = "The free plan takes 100 recipients a day and 3,000 a month. Each delivery "
+		"carries an idempotency key, so that a retry within 24 hours is no second copy.",
 		.docs_url = "https://resend.com/docs/send-with-smtp",
 		.per_second = 5,
 	},
@@ -317,7 +332,8 @@ klm_provider_host(const KlmProvider *provider, const char *region, char **host, 
 		const char *at = region ? strstr(provider->regions, region) : NULL;
 		Size		length = region ? strlen(region) : 0;
 
-		if (at == NULL || length == 0 || (at > provider->regions && at[-1] != ' ') ||
+		if (at == NULL || length == 0 || strchr(region, ' ') ||
+			(at > provider->regions && at[-1] != ' ') ||
 			(at[length] != '\0' && at[length] != ' '))
 			return fail(error, psprintf("Choose one of: %s.", provider->regions),
 						"\"%s\" is not a region of %s", region ? region : "", provider->title);
@@ -336,10 +352,13 @@ klm_provider_host(const KlmProvider *provider, const char *region, char **host, 
 		return true;
 	}
 	if (region == NULL)
-		return fail(error, "Give the region that the credentials were made in, such as region => 'us-east-1' "
-					"(it stands at the top right of the provider's console).", "is needed for %s", provider->title);
+		return fail(error,
+		"Give the region that the credentials were made in, such as region => 'us-east-1' "
+					"(it stands at the top right of the provider's console).",
+					"is needed for %s", provider->title);
 	if (!is_region(region))
-		return fail(error, "A region looks like us-east-1 or ap-northeast-1.", "\"%s\" is not a region of %s",
+		return fail(error, "A region looks like us-east-1 or ap-northeast-1.",
+		"\"%s\" is not a region of %s",
 					region, provider->title);
 	*host = psprintf("%.*s%s%s", (int) (mark - provider->host), provider->host, region,
 					 mark + strlen("<region>"));
@@ -368,7 +387,7 @@ klm_provider_tidy_password(const KlmProvider *provider, char *password, Size len
 		for (Size i = 0; i < length; i++)
 		{
 			/* Google's page puts no-break spaces between the groups. */
-			if ((unsigned char) password[i] == 0xc2 && i + 1 < length && (unsigned char) password[i + 1] == 0xa0)
+			if (i + 1 < length && memcmp(password + i, "\xc2\xa0", 2) == 0)
 				i++;
 			else if (!isspace((unsigned char) password[i]))
 				password[kept++] = password[i];
@@ -438,7 +457,8 @@ check_host(const KlmProvider *provider, const char *host, KlmError *error)
 	if (strcmp(provider->name, "sakura") == 0 && !ends_with(host, ".sakura.ne.jp"))
 		return fail(error, provider->host_hint, "\"%s\" is not a server of Sakura", host);
 	if (strcmp(provider->name, "onamae") == 0 && !ends_with(host, ".onamae.ne.jp"))
-		return fail(error, psprintf("%s The certificate of smtp.<your domain> is made out to another name.",
+		return fail(error, psprintf(
+		"%s The certificate of smtp.<your domain> is made out to another name.",
 									provider->host_hint),
 					"\"%s\" is not a server of Onamae", host);
 	return true;
@@ -457,7 +477,8 @@ klm_provider_check(const KlmProvider *provider, const char *host, int port, cons
 
 	*argument = "port";
 	if (provider->tls_ports == NULL && klm_port_is_tls(port))
-		return fail(error, psprintf("Leave port out, or use one of %s with encryption => 'starttls'.",
+		return fail(error, psprintf(
+		"Leave port out, or use one of %s with encryption => 'starttls'.",
 									provider->starttls_ports),
 					"%s does not answer on port %d", provider->title, port);
 
@@ -466,7 +487,8 @@ klm_provider_check(const KlmProvider *provider, const char *host, int port, cons
 		return fail(error, "Use encryption => 'tls' with this port, or port => 587.",
 					"%s speaks TLS from the start on port %d, not starttls", provider->title, port);
 	if (strcmp(encryption, "tls") == 0 && port_in(provider->starttls_ports, port))
-		return fail(error, provider->tls_ports ? "Use encryption => 'starttls' with this port, or port => 465." :
+		return fail(error, provider->tls_ports ?
+		"Use encryption => 'starttls' with this port, or port => 465." :
 					"Use encryption => 'starttls' with this port.",
 					"%s begins in clear on port %d and changes by starttls", provider->title, port);
 
@@ -477,11 +499,13 @@ klm_provider_check(const KlmProvider *provider, const char *host, int port, cons
 	if (username && provider->username_is_address && strchr(username, '@') == NULL)
 		return fail(error, provider->username_hint, "\"%s\" is not a full mail address", username);
 	if (username && strcmp(provider->name, "ses") == 0 && strchr(username, '@') != NULL)
-		return fail(error, provider->username_hint, "\"%s\" is not an SMTP user name of Amazon SES", username);
+		return fail(error, provider->username_hint,
+		"\"%s\" is not an SMTP user name of Amazon SES", username);
 
 	*argument = "auth";
 	if (oauth2 && !provider->oauth2)
-		return fail(error, "Leave auth out and give a password.", "%s does not take oauth2", provider->title);
+		return fail(error, "Leave auth out and give a password.", "%s does not take oauth2",
+					provider->title);
 
 	*argument = "password";
 	if (password && !oauth2 && (problem = password_problem(provider, password)) != NULL)
@@ -502,7 +526,8 @@ klm_provider_headers(const KlmProvider *provider, const char *host, const char *
 	{
 		/* A broadcast server takes the broadcast stream only, and the other way round. */
 		headers[count].name = "X-PM-Message-Stream";
-		headers[count++].value = pg_strncasecmp(host, "smtp-broadcasts.", 16) == 0 ? "broadcast" : "outbound";
+		headers[count++].value = pg_strncasecmp(host, "smtp-broadcasts.", 16) == 0 ? "broadcast" :
+		"outbound";
 		headers[count].name = "X-PM-Metadata-kliv-mail";
 		headers[count++].value = psprintf(INT64_FORMAT, delivery_id);
 	}
@@ -514,7 +539,8 @@ klm_provider_headers(const KlmProvider *provider, const char *host, const char *
 	else if (strcmp(provider->name, "sendgrid") == 0)
 	{
 		headers[count].name = "X-SMTPAPI";
-		headers[count++].value = psprintf("{\"unique_args\":{\"kliv_mail\":\"" INT64_FORMAT "\"}}", delivery_id);
+		headers[count++].value = psprintf("{\"unique_args\":{\"kliv_mail\":\"" INT64_FORMAT "\"}}",
+										  delivery_id);
 	}
 	else if (strcmp(provider->name, "mailgun") == 0)
 	{

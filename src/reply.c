@@ -78,7 +78,8 @@ klm_scope_name(KlmScope scope)
 /* ---- the rules ---- */
 
 #define AT(stage) (1 << (stage))
-#define SETUP (AT(KLM_STAGE_CONNECT) | AT(KLM_STAGE_GREETING) | AT(KLM_STAGE_TLS) | AT(KLM_STAGE_EHLO))
+#define SETUP (AT(KLM_STAGE_CONNECT) | AT(KLM_STAGE_GREETING) | AT(KLM_STAGE_TLS) | \
+			   AT(KLM_STAGE_EHLO))
 #define AUTH AT(KLM_STAGE_AUTH)
 #define MAIL AT(KLM_STAGE_MAIL)
 #define RCPT AT(KLM_STAGE_RCPT)
@@ -117,20 +118,25 @@ typedef struct Rule
 #define TROUBLE KLM_ACCOUNT_TROUBLE, KLM_SCOPE_ACCOUNT, NULL
 #define LATER KLM_TEMPORARY, KLM_SCOPE_RECIPIENT, "soft"
 #define LATER_ACCOUNT KLM_TEMPORARY, KLM_SCOPE_ACCOUNT, NULL
-#define LATER_MESSAGE KLM_TEMPORARY, KLM_SCOPE_MESSAGE, NULL
 #define HARD KLM_PERMANENT, KLM_SCOPE_RECIPIENT, "hard"
 #define SOFT KLM_PERMANENT, KLM_SCOPE_RECIPIENT, "soft"
 #define BLOCK KLM_POLICY_BLOCK, KLM_SCOPE_MESSAGE, "policy"
 #define FAULT KLM_MESSAGE_FAULT, KLM_SCOPE_MESSAGE, NULL
 
-#define WAITS "Nothing: what is queued goes out by itself then. A higher limit is the provider's to give."
-#define LOGIN_HINT "Check user name and password with the provider and give them to kliv_mail.configure_smtp(); " \
-	"what is queued goes out then."
-#define SENDER_HINT "Have the provider verify this address or its domain, or choose a verified one with " \
+#define WAITS \
+	"Nothing: what is queued goes out by itself then. A higher limit is the provider's to give."
+#define LOGIN_HINT \
+	"Check user name and password with the provider and give them to " \
+	"kliv_mail.configure_smtp(); what is queued goes out then."
+#define SENDER_HINT \
+	"Have the provider verify this address or its domain, or choose a verified one with " \
 	"kliv_mail.update_sender(from_address => ...)."
-#define REPUTATION_HINT "Look the sending server up in the list that the reply names, and ask its provider; " \
+#define REPUTATION_HINT \
+	"Look the sending server up in the list that the reply names, and ask its provider; " \
 	"check SPF, DKIM and DMARC of the sender's domain."
-#define CONTENT_HINT "Look at the text, the links and the attachments; check SPF, DKIM and DMARC of the sender's domain."
+#define CONTENT_HINT \
+	"Look at the text, the links and the attachments; check SPF, DKIM and DMARC of the " \
+	"sender's domain."
 #define FULL_HINT "Nothing: it is tried again. The recipient has to make room."
 #define ADDRESS_HINT "Correct the address, or stop writing to it."
 #define AGAIN "Nothing: it is tried again by itself."
@@ -140,8 +146,9 @@ static const Rule rules[] = {
 	 * What looks like a limit of the account and is not.
 	 */
 	{RCPT | DATA, "4xx 5xx", NULL, NULL,
-		"receiving mail too quickly|receiving email too quickly|receiving mail at a rate|receiving email at a rate|"
-		"rate that prevents|recipient thread limit|mailbox * receiving too many",
+		"receiving mail too quickly|receiving email too quickly|receiving mail at a rate|"
+		"receiving email at a rate|rate that prevents|recipient thread limit|"
+		"mailbox * receiving too many",
 		LATER, 600, HINT_OURS,
 		"the recipient is receiving too much mail at the moment", AGAIN},
 	{ANY, "4xx 5xx", NULL, NULL, "messages with the same message-id",
@@ -163,11 +170,13 @@ static const Rule rules[] = {
 		LIMIT, HOUR, HINT_OURS, "the server takes no more mail at the moment", WAITS},
 	{ANY, "421", "4.7.0", NULL, "temporarily deferred|unsolicited|complaint|try again later",
 		LIMIT, HOUR, HINT_OURS, "the server takes no more mail at the moment", WAITS},
+
 	/*
 	 * Codes whose words would mislead below.
 	 */
 	{RCPT | DATA, "5xx", "5.7.2x 5.7.9 5.7.515 5.7.509", NULL, NULL,
-		BLOCK, 0, HINT_OURS, "the server blocks the message: its sender is not authenticated (SPF, DKIM, DMARC)",
+		BLOCK, 0, HINT_OURS,
+		"the server blocks the message: its sender is not authenticated (SPF, DKIM, DMARC)",
 		"Set up SPF, DKIM and DMARC for the sender's domain as the provider describes."},
 	{RCPT | DATA, "5xx", "5.7.133 5.7.134 5.7.135 5.7.136 5.7.12 5.7.2", NULL, NULL,
 		SOFT, 0, HINT_OURS, "the recipient takes mail from chosen senders only",
@@ -178,14 +187,13 @@ static const Rule rules[] = {
 	 * so at AUTH (SendGrid), at MAIL or RCPT (Gmail), and after the dot (SES,
 	 * Resend), with 4xx as with 5xx.
 	 */
-	{ANY, "4xx 5xx", NULL, "gmail", "daily user sending limit|daily * sending limit|daily smtp relay limit",
-		LIMIT, DAY, HINT_OURS, "the provider's daily limit is used up", WAITS},
 	{ANY, "4xx 5xx", NULL, NULL, "maximum credits exceeded|credits exceeded|out of credits",
 		LIMIT, UTC_DAY, HINT_OURS, "the provider's credits are used up",
-		"Buy credits or wait for the provider's next day; kliv_mail.resume() or test_smtp() tries at once."},
+		"Buy credits or wait for the provider's next day; kliv_mail.resume() or test_smtp() tries "
+		"at once."},
 	{ANY, "4xx 5xx", NULL, NULL,
-		"daily user sending limit|daily smtp relay limit|daily * limit exceeded|daily sending limit|"
-		"exceeded * daily * limit|daily limit",
+		"daily * sending limit|daily smtp relay limit|daily * limit exceeded|"
+		"daily sending limit|exceeded * daily * limit|daily limit",
 		LIMIT, DAY, HINT_OURS, "the provider's daily limit is used up", WAITS},
 	{ANY, "5xx", "5.4.5", NULL, NULL,
 		LIMIT, DAY, HINT_OURS, "the provider's daily limit is used up", WAITS},
@@ -193,76 +201,98 @@ static const Rule rules[] = {
 		LIMIT, DAY, HINT_OURS, "the provider's monthly limit is used up",
 		"Move to a larger plan at the provider; then SELECT kliv_mail.resume('custom');"},
 	{ANY, "4xx 5xx", NULL, NULL,
-		"daily message quota|daily email sending quota|daily sending quota|daily_quota_exceeded|daily quota|"
-		"submissionquotaexceeded|submission quota|sending quota exceeded|message quota exceeded",
+		"daily message quota|daily email sending quota|daily sending quota|daily_quota_exceeded|"
+		"daily quota|submissionquotaexceeded|submission quota|sending quota exceeded|"
+		"message quota exceeded",
 		LIMIT, HOUR, HINT_OURS, "the provider's daily limit is used up",
 		"Nothing: it is tried every hour until the provider's window has moved on."},
-	{ANY, "4xx 5xx", NULL, NULL, "maximum sending rate|sending rate exceeded|too many requests|requests per second|rate_limit_exceeded",
-		LIMIT, 10, HINT_OURS, "the provider takes fewer messages a second", "Nothing: it goes on more slowly."},
 	{ANY, "4xx 5xx", NULL, NULL,
-		"too many concurrent|too many connections|too many simultaneous|concurrent connections|sender thread limit|"
-		"connection limit|too many sessions|connection rate limit|too many smtp sessions",
-		LIMIT, 60, HINT_OURS, "the server takes fewer connections at the same time", "Nothing: it goes on with fewer."},
+		"maximum sending rate|sending rate exceeded|too many requests|requests per second|"
+		"rate_limit_exceeded",
+		LIMIT, 10, HINT_OURS, "the provider takes fewer messages a second",
+		"Nothing: it goes on more slowly."},
+	{ANY, "4xx 5xx", NULL, NULL,
+		"too many concurrent|too many connections|too many simultaneous|concurrent connections|"
+		"sender thread limit|connection limit|too many sessions|connection rate limit|"
+		"too many smtp sessions",
+		LIMIT, 60, HINT_OURS, "the server takes fewer connections at the same time",
+		"Nothing: it goes on with fewer."},
 	{ANY, "4xx 5xx", NULL, NULL, "too many login attempts|too many failed login|too many auth",
-		LIMIT, HOUR, HINT_OURS, "the server saw too many logins", "Nothing: it is tried again in an hour."},
+		LIMIT, HOUR, HINT_OURS, "the server saw too many logins",
+		"Nothing: it is tried again in an hour."},
 	{ANY, "4xx 5xx", NULL, NULL,
 		"this hour|per hour|hourly limit|hourly * limit|emails per hour|peak smtp relay limit|"
-		"mail send limit exceeded|send limit exceeded|sending limit|exceeded * messaging limit|outgoing limit|"
-		"message limit exceeded|recipient limit exceeded|recipient rate limit|too much mail|"
-		"exceeded * sending * limit|exceeded * number of messages|exceeded * allowed * messages",
+		"mail send limit exceeded|send limit exceeded|sending limit|exceeded * messaging limit|"
+		"outgoing limit|message limit exceeded|recipient limit exceeded|recipient rate limit|"
+		"too much mail|exceeded * sending * limit|exceeded * number of messages|"
+		"exceeded * allowed * messages",
 		LIMIT, HOUR, HINT_OURS, "the provider's limit for this hour is used up", WAITS},
 	{ANY, "4xx", NULL, NULL,
-		"throttl|rate limit|ratelimit|rate-limit|sending too fast|too many messages|too many emails|slow down|"
-		"unusual rate of|unexpected volume|message rate|too fast",
+		"throttl|rate limit|ratelimit|rate-limit|sending too fast|too many messages|"
+		"too many emails|slow down|unusual rate of|unexpected volume|message rate|too fast",
 		LIMIT, 900, HINT_OURS, "the server takes no more mail at the moment", WAITS},
-	{ANY, "5xx", NULL, NULL, "rate limit exceeded|ratelimit exceeded|sending rate limit|throttling failure",
+	{ANY, "5xx", NULL, NULL,
+		"rate limit exceeded|ratelimit exceeded|sending rate limit|throttling failure",
 		LIMIT, HOUR, HINT_OURS, "the server takes no more mail at the moment", WAITS},
 
 	/*
 	 * The account is not allowed to: login, sender, relaying.
 	 */
 	{ANY, "4xx 5xx", NULL, NULL,
-		"verified sender identity|not a verified|address is not verified|addresses are not verified|address not verified|"
-		"identities failed the check|domain is not verified|domain not verified|sender not verified|unverified sender|"
-		"not a sender signature|sender signature|verify your domain|"
-		"not authorized to send from|not allowed to send from|not permitted to send from|not authorised to send|"
-		"sendasdenied|send as this sender|not owned by user|sender address rejected: not|not allowed to use this sender|"
-		"from address * not allowed|sender not allowed|sender is not allowed|sender not authorized|"
-		"only send testing emails|envelope sender * not",
+		"verified sender identity|not a verified|address is not verified|"
+		"addresses are not verified|address not verified|identities failed the check|"
+		"domain is not verified|domain not verified|sender not verified|unverified sender|"
+		"not a sender signature|sender signature|verify your domain|not authorized to send from|"
+		"not allowed to send from|not permitted to send from|not authorised to send|sendasdenied|"
+		"send as this sender|not owned by user|sender address rejected: not|"
+		"not allowed to use this sender|from address * not allowed|sender not allowed|"
+		"sender is not allowed|sender not authorized|only send testing emails|"
+		"envelope sender * not",
 		TROUBLE, 0, HINT_SENDER, "the provider does not allow this sender address", SENDER_HINT},
 	{ANY, "5xx", "5.2.252", NULL, NULL,
 		TROUBLE, 0, HINT_SENDER, "the provider does not allow this sender address", SENDER_HINT},
 	{ANY, "4xx 5xx", NULL, NULL,
-		"is not allowed to send:|sending paused|sending is paused|sandbox subdomain|sandbox domain|sandbox mode|"
-		"authorized recipients|account * under review|account is not active|"
-		"your account * suspended|your account * disabled|your account * blocked|account has been temporarily blocked|"
-		"account is not approved|not yet approved|unusual sending activity|not authorized to perform|"
+		"is not allowed to send:|sending paused|sending is paused|sandbox subdomain|"
+		"sandbox domain|sandbox mode|authorized recipients|account * under review|"
+		"account is not active|your account * suspended|your account * disabled|"
+		"your account * blocked|account has been temporarily blocked|account is not approved|"
+		"not yet approved|unusual sending activity|not authorized to perform|"
 		"sending has been disabled|outgoing mail * disabled|outbound spam",
 		TROUBLE, 0, HINT_OURS, "the provider has not released this account for sending",
 		"See the provider's console, where the reason stands; its support can lift it."},
-	{ANY, "4xx 5xx", NULL, NULL, "api key is invalid|invalid api key|api key not found|api key is not valid",
+	{ANY, "4xx 5xx", NULL, NULL,
+		"api key is invalid|invalid api key|api key not found|api key is not valid",
 		TROUBLE, 0, HINT_LOGIN, "the provider does not know this API key", LOGIN_HINT},
-	{ANY, "4xx 5xx", NULL, NULL, "smtpclientauthentication is disabled|basic authentication is not supported|basic auth * disabled",
+	{ANY, "4xx 5xx", NULL, NULL,
+		"smtpclientauthentication is disabled|basic authentication is not supported|"
+		"basic auth * disabled",
 		TROUBLE, 0, HINT_OURS, "the provider does not take passwords for this mailbox",
 		"Have its administrator allow SMTP AUTH for the mailbox, or use auth => 'oauth2'."},
 	{ANY, "4xx 5xx", NULL, NULL,
-		"client not authenticated|client was not authenticated|not authenticated to send|you are not authenticated|"
-		"unauthenticated senders|authentication required|authentication is required|must authenticate|"
-		"must be authenticated|requires authentication|need to authenticate|authenticate first|auth first|"
-		"smtp auth|please authenticate|log in first|pop before smtp|must issue a starttls|starttls command first",
+		"client not authenticated|client was not authenticated|not authenticated to send|"
+		"you are not authenticated|unauthenticated senders|authentication required|"
+		"authentication is required|must authenticate|must be authenticated|"
+		"requires authentication|need to authenticate|authenticate first|auth first|smtp auth|"
+		"please authenticate|log in first|pop before smtp|must issue a starttls|"
+		"starttls command first",
 		TROUBLE, 0, HINT_LOGIN, "the server wants a login first", LOGIN_HINT},
 	{ANY, "5xx", NULL, NULL,
-		"relay access denied|relaying denied|relay denied|unable to relay|relay not permitted|relaying not allowed|"
-		"not permitted to relay|relaying is not|relay is not|not allowed to relay|do not relay|relaying prohibited|"
-		"relaying to * prohibited|no relaying|cannot relay|relay operation|invalid credentials for relay|"
+		"relay access denied|relaying denied|relay denied|unable to relay|relay not permitted|"
+		"relaying not allowed|not permitted to relay|relaying is not|relay is not|"
+		"not allowed to relay|do not relay|relaying prohibited|relaying to * prohibited|"
+		"no relaying|cannot relay|relay operation|invalid credentials for relay|"
 		"client host rejected|mail relay denied|authorized relay",
 		TROUBLE, 0, HINT_LOGIN, "the server does not relay for this account",
 		"Check user name, password and host: the server takes us for a stranger."},
-	{ANY, "4xx", NULL, NULL, "client host rejected|cannot find your|helo command rejected|relay access denied",
-		LATER_ACCOUNT, 0, HINT_OURS, "the server does not take mail from this machine at the moment",
-		"If it lasts: ask the server's administrator what this machine's name and address must look like."},
+	{ANY, "4xx", NULL, NULL,
+		"client host rejected|cannot find your|helo command rejected|relay access denied",
+		LATER_ACCOUNT, 0, HINT_OURS,
+		"the server does not take mail from this machine at the moment",
+		"If it lasts: ask the server's administrator what this machine's name and address must "
+		"look like."},
 	{SETUP | AUTH | MAIL, "4xx 5xx", "4.7.0", NULL, "tls required|not in whitelist",
-		TROUBLE, 0, HINT_OURS, "the server does not take mail this way", "Use port 587 or 465 with a login."},
+		TROUBLE, 0, HINT_OURS, "the server does not take mail this way",
+		"Use port 587 or 465 with a login."},
 	{ANY, "530 534 535 538", NULL, NULL, NULL,
 		TROUBLE, 0, HINT_LOGIN, "the server refused user name or password", LOGIN_HINT},
 
@@ -272,10 +302,11 @@ static const Rule rules[] = {
 	{MAIL | RCPT | DATA, "5xx", "5.1.7 5.1.8", NULL, NULL,
 		TROUBLE, 0, HINT_SENDER, "the server refuses the sender address", SENDER_HINT},
 	{MAIL | RCPT | DATA, "5xx", NULL, NULL,
-		"sender address rejected|sender rejected|sender verify failed|sender verification|domain of sender|"
-		"sender domain * not|sender domain not|invalid sender|sender denied",
+		"sender address rejected|sender rejected|sender verify failed|sender verification|"
+		"domain of sender|sender domain * not|sender domain not|invalid sender|sender denied",
 		TROUBLE, 0, HINT_SENDER, "the server refuses the sender address", SENDER_HINT},
-	{MAIL | RCPT | DATA, "4xx", NULL, NULL, "sender address rejected|domain of sender|sender verify|could not complete sender",
+	{MAIL | RCPT | DATA, "4xx", NULL, NULL,
+		"sender address rejected|domain of sender|sender verify|could not complete sender",
 		LATER_ACCOUNT, 0, HINT_SENDER, "the server cannot check the sender address", SENDER_HINT},
 
 	/*
@@ -283,15 +314,19 @@ static const Rule rules[] = {
 	 */
 	{SETUP, "421 45x 43x", NULL, NULL, NULL,
 		TROUBLE, 0, HINT_OURS, "the server takes no connections at the moment", AGAIN},
-	{SETUP, "5xx", NULL, NULL, "block list|blocklist|blacklist|blocked using|listed|spamhaus|reputation",
-		TROUBLE, 0, HINT_OURS, "the server refuses connections from this machine: its address is on a block list",
-		"Look this machine's address up in the list that the reply names, or send through a provider."},
+	{SETUP, "5xx", NULL, NULL,
+		"block list|blocklist|blacklist|blocked using|listed|spamhaus|reputation",
+		TROUBLE, 0, HINT_OURS,
+		"the server refuses connections from this machine: its address is on a block list",
+		"Look this machine's address up in the list that the reply names, or send through a "
+		"provider."},
 	{SETUP, "4xx 5xx", NULL, NULL, NULL,
 		TROUBLE, 0, HINT_OURS, "the server refuses the connection",
-		"Check host and port, and that this machine may connect to them: SELECT * FROM kliv_mail.test_smtp();"},
+		"Check host and port, and that this machine may connect to them: SELECT * FROM "
+		"kliv_mail.test_smtp();"},
 	{AUTH, "504", NULL, NULL, NULL,
 		TROUBLE, 0, HINT_OURS, "the server does not offer this way to log in",
-		"Check auth (password or oauth2) and the port: many servers offer AUTH on 587 or 465 only."},
+		"Check auth (password or oauth2) and port: many servers offer AUTH on 587 or 465 only."},
 	{AUTH, "421 4xx", NULL, NULL, NULL,
 		LATER_ACCOUNT, 0, HINT_OURS, "the server cannot check the login at the moment", AGAIN},
 	{AUTH, "3xx 5xx", NULL, NULL, NULL,
@@ -313,8 +348,8 @@ static const Rule rules[] = {
 	 * Greylisting, before what "try again later" means otherwise.
 	 */
 	{MAIL | RCPT | DATA, "4xx", NULL, NULL,
-		"greylist|graylist|grey list|gray list|grey-list|gray-list|postgrey|deferred for * seconds|"
-		"try again in * seconds|retry in * minutes",
+		"greylist|graylist|grey list|gray list|grey-list|gray-list|postgrey|"
+		"deferred for * seconds|try again in * seconds|retry in * minutes",
 		LATER, 300, HINT_OURS, "the server is greylisting: it asks to try again later", AGAIN},
 
 	/*
@@ -324,16 +359,19 @@ static const Rule rules[] = {
 		FAULT, 0, HINT_OURS, "the message is larger than the server takes",
 		"Send smaller attachments, or a link to them."},
 	{MAIL | RCPT | DATA, "5xx", NULL, NULL,
-		"message size|message too large|message too big|message is too large|message exceeds|size limit|too large|"
-		"maximum message|exceeds * size|fixed limit|fixed maximum|larger than the current system limit",
+		"message size|message too large|message too big|message is too large|message exceeds|"
+		"size limit|too large|maximum message|exceeds * size|fixed limit|fixed maximum|"
+		"larger than the current system limit",
 		FAULT, 0, HINT_OURS, "the message is larger than the server takes",
 		"Send smaller attachments, or a link to them."},
 	{MAIL | RCPT | DATA, "5xx", "5.6.7", NULL, NULL,
-		FAULT, 0, HINT_OURS, "an address is not ASCII, and the server does not know such addresses (SMTPUTF8)",
+		FAULT, 0, HINT_OURS,
+		"an address is not ASCII, and the server does not know such addresses (SMTPUTF8)",
 		"Use the recipient's ASCII address, or a provider whose server knows SMTPUTF8."},
 	{MAIL | RCPT | DATA, "5xx", NULL, NULL,
-		"rfc 5322|rfc5322|rfc 2822|rfc 822|duplicate header|missing header|missing * header|malformed|invalid header|"
-		"bare lf|bare newline|line too long|lines are too long|8bit data|non-ascii|smtputf8",
+		"rfc 5322|rfc5322|rfc 2822|rfc 822|duplicate header|missing header|missing * header|"
+		"malformed|invalid header|bare lf|bare newline|line too long|lines are too long|8bit data|"
+		"non-ascii|smtputf8",
 		FAULT, 0, HINT_OURS, "the server finds the message malformed",
 		"Look at the headers given to send(); the reply says which."},
 
@@ -341,16 +379,20 @@ static const Rule rules[] = {
 	 * Block lists and reputation, also where they pose as a mailbox.
 	 */
 	{MAIL | RCPT | DATA, "5xx", NULL, NULL,
-		"spamhaus|dnsbl|blocklist|block list|blacklist|black list|black listed|blocked using|blocked by|listed at|"
-		"is listed|listed in|listed on|reputation|realtime block|(rbl|rbl on|surbl|uribl|barracuda|sorbs|"
-		"banned sending ip|ip address is blocked|ip blocked|has been blocked|s3150|s3140",
-		BLOCK, 0, HINT_OURS, "the server blocks the sending server or domain for its reputation", REPUTATION_HINT},
+		"spamhaus|dnsbl|blocklist|block list|blacklist|black list|black listed|blocked using|"
+		"blocked by|listed at|is listed|listed in|listed on|reputation|realtime block|(rbl|rbl on|"
+		"surbl|uribl|barracuda|sorbs|banned sending ip|ip address is blocked|ip blocked|"
+		"has been blocked|s3150|s3140",
+		BLOCK, 0, HINT_OURS, "the server blocks the sending server or domain for its reputation",
+		REPUTATION_HINT},
 
 	{RCPT | DATA, "5xx", NULL, NULL, "ptr record|reverse dns|rdns|spf |spf-|dkim|dmarc",
-		BLOCK, 0, HINT_OURS, "the server blocks the message: its sender is not authenticated (SPF, DKIM, DMARC, PTR)",
+		BLOCK, 0, HINT_OURS,
+		"the server blocks the message: its sender is not authenticated (SPF, DKIM, DMARC, PTR)",
 		"Set up SPF, DKIM and DMARC for the sender's domain as the provider describes."},
 	{RCPT | DATA, "5xx", NULL, NULL,
-		"mailbox unavailable * policy|mailbox unavailable * reject due|mailbox unavailable * spam|mailbox unavailable * dns",
+		"mailbox unavailable * policy|mailbox unavailable * reject due|mailbox unavailable * spam|"
+		"mailbox unavailable * dns",
 		BLOCK, 0, HINT_OURS, "the server blocks the message by its policy", CONTENT_HINT},
 
 	/*
@@ -361,9 +403,10 @@ static const Rule rules[] = {
 	{RCPT | DATA, "4xx 5xx", "x.2.2", NULL, NULL,
 		LATER, HOUR, HINT_OURS, "the recipient's mailbox is full", FULL_HINT},
 	{RCPT | DATA, "4xx 5xx", NULL, NULL,
-		"mailbox full|mailbox is full|mailbox * full|over quota|overquota|quota exceeded|exceeded * quota|exceeds * quota|"
-		"out of storage|storage full|storage allocation|exceeded storage|not enough storage|mailbox size limit|"
-		"quota exceed|recipient storage|disk quota|mailbox for * is full|inbox is full",
+		"mailbox full|mailbox is full|mailbox * full|over quota|overquota|quota exceeded|"
+		"exceeded * quota|exceeds * quota|out of storage|storage full|storage allocation|"
+		"exceeded storage|not enough storage|mailbox size limit|quota exceed|recipient storage|"
+		"disk quota|mailbox for * is full|inbox is full",
 		LATER, HOUR, HINT_OURS, "the recipient's mailbox is full", FULL_HINT},
 	{RCPT, "552", NULL, NULL, NULL,
 		LATER, HOUR, HINT_OURS, "the recipient's mailbox is full", FULL_HINT},
@@ -386,25 +429,28 @@ static const Rule rules[] = {
 	{RCPT | DATA, "551", NULL, NULL, NULL,
 		HARD, 0, HINT_OURS, "the mailbox has moved", ADDRESS_HINT},
 	{RCPT | DATA, "5xx", NULL, NULL,
-		"mailbox disabled|mailbox is disabled|account disabled|account is disabled|account has been disabled|"
-		"user disabled|account is inactive|mailbox is inactive|inactive user|inactive account|inactive mailbox|"
-		"marked as inactive|account suspended|account has been suspended|is expired|account expired|is no longer available|"
+		"mailbox disabled|mailbox is disabled|account disabled|account is disabled|"
+		"account has been disabled|user disabled|account is inactive|mailbox is inactive|"
+		"inactive user|inactive account|inactive mailbox|marked as inactive|account suspended|"
+		"account has been suspended|is expired|account expired|is no longer available|"
 		"no longer in use|account closed|mailbox suspended",
 		HARD, 0, HINT_OURS, "the mailbox is disabled", ADDRESS_HINT},
 	{RCPT | DATA, "5xx", NULL, NULL,
-		"user unknown|unknown user|no such user|unknown recipient|recipient unknown|no such recipient|no such mailbox|"
-		"no such address|no such email|no such person|no such account|no such domain|user not found|recipient not found|"
-		"mailbox not found|address not found|account not found|user doesn't have|mailbox unavailable|"
-		"mailbox not available|not exist|doesn't exist|"
-		"address unknown|unknown address|address is unknown|invalid recipient|invalid mailbox|invalid address|invalid user|"
-		"bad destination mailbox|no mailbox|not a valid mailbox|not a valid user|not a known user|not our customer|"
-		"unknown local part|unknown local-part|unrouteable address|unroutable address|undeliverable address|"
-		"nonexistent|non-existent|unknown mailbox|unknown account|unknown or illegal|user is unknown|"
-		"is not known here|not known to this system|does not like recipient",
+		"user unknown|unknown user|no such user|unknown recipient|recipient unknown|"
+		"no such recipient|no such mailbox|no such address|no such email|no such person|"
+		"no such account|no such domain|user not found|recipient not found|mailbox not found|"
+		"address not found|account not found|user doesn't have|mailbox unavailable|"
+		"mailbox not available|not exist|doesn't exist|address unknown|unknown address|"
+		"address is unknown|invalid recipient|invalid mailbox|invalid address|invalid user|"
+		"bad destination mailbox|no mailbox|not a valid mailbox|not a valid user|not a known user|"
+		"not our customer|unknown local part|unknown local-part|unrouteable address|"
+		"unroutable address|undeliverable address|nonexistent|non-existent|unknown mailbox|"
+		"unknown account|unknown or illegal|user is unknown|is not known here|"
+		"not known to this system|does not like recipient",
 		HARD, 0, HINT_OURS, "the mailbox does not exist", ADDRESS_HINT},
 	{RCPT | DATA, "5xx", NULL, NULL,
-		"domain not found|host not found|host unknown|unknown host|null mx|no mx record|domain does not accept|"
-		"host does not accept",
+		"domain not found|host not found|host unknown|unknown host|null mx|no mx record|"
+		"domain does not accept|host does not accept",
 		HARD, 0, HINT_OURS, "the recipient's domain takes no mail", ADDRESS_HINT},
 	{RCPT | DATA, "5xx", "5.4.1", NULL, "recipient address rejected",
 		HARD, 0, HINT_OURS, "the mailbox does not exist", ADDRESS_HINT},
@@ -429,9 +475,9 @@ static const Rule rules[] = {
 		FAULT, 0, HINT_OURS, "the server cannot take the message in this form",
 		"Look at the headers, the attachments and their types."},
 	{RCPT | DATA, "5xx", NULL, NULL,
-		"spam|unsolicited|message rejected|content rejected|rejected * content|virus|malware|phish|"
-		"policy|prohibited|banned|suspicious|security issue|local configuration|"
-		"blocked|bulk mail|complaint|denied by",
+		"spam|unsolicited|message rejected|content rejected|rejected * content|virus|malware|"
+		"phish|policy|prohibited|banned|suspicious|security issue|local configuration|blocked|"
+		"bulk mail|complaint|denied by",
 		BLOCK, 0, HINT_OURS, "the server blocks the message by its policy", CONTENT_HINT},
 
 	/*
@@ -446,7 +492,8 @@ static const Rule rules[] = {
 		FAULT, 0, HINT_OURS, "the message is larger than the server takes",
 		"Send smaller attachments, or a link to them."},
 	{MAIL, "501", NULL, NULL, NULL,
-		FAULT, 0, HINT_OURS, "the server does not understand the sender address or an option", NULL},
+		FAULT, 0, HINT_OURS, "the server does not understand the sender address or an option",
+		NULL},
 	{RCPT, "501", NULL, NULL, NULL,
 		HARD, 0, HINT_OURS, "the recipient's address is not valid for this server", ADDRESS_HINT},
 	{DATA, "501 552", NULL, NULL, NULL,
@@ -547,6 +594,18 @@ status_length(const char *s, const char *end)
 	return p - s;
 }
 
+/* Does a line begin with three digits, and ' ', '-' or nothing behind them? */
+static bool
+has_code(const char *line, const char *end)
+{
+	for (int i = 0; i < 3; i++)
+	{
+		if (line + i >= end || !isdigit((unsigned char) line[i]))
+			return false;
+	}
+	return end - line == 3 || line[3] == ' ' || line[3] == '-';
+}
+
 /* Skip a line's "550-" and its enhanced status; *status is where that stands. */
 static const char *
 skip_codes(const char *line, const char *end, const char **status, Size *length)
@@ -554,8 +613,7 @@ skip_codes(const char *line, const char *end, const char **status, Size *length)
 	const char *p = line;
 
 	*length = 0;
-	if (end - p >= 3 && isdigit((unsigned char) p[0]) && isdigit((unsigned char) p[1]) &&
-		isdigit((unsigned char) p[2]) && (end - p == 3 || p[3] == ' ' || p[3] == '-'))
+	if (has_code(p, end))
 		p += end - p == 3 ? 3 : 4;
 	while (p < end && *p == ' ')
 		p++;
@@ -616,32 +674,32 @@ default_scope(KlmStage stage)
 static void
 classify_silence(KlmStage stage, KlmDecision *decision)
 {
-	static const char *const reasons[] = {
-		"the server could not be reached",
-		"the server gave no greeting",
-		"no secure connection to the server could be made",
-		"the connection was lost before the server said what it offers",
-		"the connection was lost during the login",
-		"the connection was lost before the server took the sender",
-		"the connection was lost before the server took the recipient",
-		"the connection was lost while the message was sent",
-		"the connection was lost after the message was sent: whether the server took it is not known"
-	};
-	static const char *const hints[] = {
-		"Check host and port, and that this machine may connect to them: SELECT * FROM kliv_mail.test_smtp();",
-		"Check port and encryption: 465 needs tls, 587 needs starttls. SELECT * FROM kliv_mail.test_smtp(); shows more.",
-		"Check encryption and the server's certificate: SELECT * FROM kliv_mail.test_smtp();",
+	static const struct
+	{
+		const char *reason;
+		const char *hint;
+	}			silence[] = {
+		{"the server could not be reached",
+			"Check host and port, and that this machine may connect to them: "
+		"SELECT * FROM kliv_mail.test_smtp();"},
+		{"the server gave no greeting",
+			"Check port and encryption: 465 needs tls, 587 needs starttls. "
+		"SELECT * FROM kliv_mail.test_smtp(); shows more."},
+		{"no secure connection to the server could be made",
+			"Check encryption and the server's certificate: SELECT * FROM kliv_mail.test_smtp();"},
+		{"the connection was lost before the server said what it offers", AGAIN},
+		{"the connection was lost during the login", AGAIN},
+		{"the connection was lost before the server took the sender", AGAIN},
+		{"the connection was lost before the server took the recipient", AGAIN},
+		{"the connection was lost while the message was sent", AGAIN},
+		{("the connection was lost after the message was sent: "
+		  "whether the server took it is not known"),
+			"Ask the recipient or look into the provider's log; kliv_mail.retry() sends it again."},
 	};
 
 	decision->scope = default_scope(stage);
-	decision->reason = reasons[stage];
-	if (stage < lengthof(hints))
-		decision->hint = hints[stage];
-	else if (stage == KLM_STAGE_DOT)
-		decision->hint = "Ask the recipient or look into the provider's log; kliv_mail.retry() sends it again.";
-	else
-		decision->hint = AGAIN;
-
+	decision->reason = silence[stage].reason;
+	decision->hint = silence[stage].hint;
 	if (stage == KLM_STAGE_DOT)
 		decision->verdict = KLM_IN_DOUBT;
 	else if (stage <= KLM_STAGE_AUTH)
@@ -665,7 +723,8 @@ classify_unknown(KlmStage stage, int code, KlmDecision *decision)
 		decision->verdict = KLM_TEMPORARY;
 		if (stage == KLM_STAGE_RCPT)
 			decision->bounce_type = "soft";
-		decision->reason = stage == KLM_STAGE_RCPT ? "the server does not take the recipient at the moment" :
+		decision->reason = stage == KLM_STAGE_RCPT ? "the server does not take the recipient at "
+		"the moment" :
 			stage == KLM_STAGE_MAIL ? "the server does not take the sender at the moment" :
 			"the server does not take the message at the moment";
 		decision->hint = AGAIN;
@@ -732,7 +791,8 @@ klm_classify_reply(const KlmReply *reply, const char *provider, bool lost, KlmDe
 	{
 		decision->verdict = KLM_ACCEPTED;
 		decision->scope = default_scope(stage);
-		decision->reason = stage == KLM_STAGE_DOT ? "the server accepted the message" : "the server agreed";
+		decision->reason = stage == KLM_STAGE_DOT ? "the server accepted the message" :
+		"the server agreed";
 		return;
 	}
 
@@ -744,7 +804,8 @@ klm_classify_reply(const KlmReply *reply, const char *provider, bool lost, KlmDe
 
 		if ((rule->stages & AT(stage)) &&
 			(rule->codes == NULL || token_matches(rule->codes, digits)) &&
-			(rule->status == NULL || (reply->enhanced[0] && token_matches(rule->status, reply->enhanced))) &&
+			(rule->status == NULL ||
+			 (reply->enhanced[0] && token_matches(rule->status, reply->enhanced))) &&
 			(rule->provider == NULL || (provider && strcmp(rule->provider, provider) == 0)) &&
 			(rule->text == NULL || phrase_occurs(rule->text, words)))
 		{
@@ -775,8 +836,8 @@ is_printable(pg_wchar c)
 {
 	if (c < 0x20 || (c >= 0x7f && c < 0xa0))
 		return false;
-	if ((c >= 0x200b && c <= 0x200f) || (c >= 0x2028 && c <= 0x202e) || (c >= 0x2060 && c <= 0x206f) ||
-		c == 0xfeff || c == 0xad || c == 0x61c)
+	if ((c >= 0x200b && c <= 0x200f) || (c >= 0x2028 && c <= 0x202e) ||
+		(c >= 0x2060 && c <= 0x206f) || c == 0xfeff || c == 0xad || c == 0x61c)
 		return false;
 	return (c & 0xfffe) != 0xfffe;
 }
@@ -839,8 +900,7 @@ klm_read_reply(KlmStage stage, const char *raw, Size length, KlmReply *reply)
 			status = found;
 			status_len = found_len;
 		}
-		if (line_end - raw >= 3 && raw[0] >= '2' && raw[0] <= '5' && isdigit((unsigned char) raw[1]) &&
-			isdigit((unsigned char) raw[2]) && (line_end - raw == 3 || raw[3] == ' ' || raw[3] == '-'))
+		if (has_code(raw, line_end) && raw[0] >= '2' && raw[0] <= '5')
 			reply->code = (raw[0] - '0') * 100 + (raw[1] - '0') * 10 + (raw[2] - '0');
 		if (room && line_end > raw)
 		{
@@ -904,7 +964,8 @@ id_before(const char *text, const char *at)
 char *
 klm_server_message_id(const KlmReply *reply, const char *provider)
 {
-	static const char *const before[] = {"queued as ", "queued as: ", "id=", "queued with id ", "internalid="};
+	static const char *const before[] = {"queued as ", "queued as: ", "id=", "queued with id ",
+	"internalid="};
 	static const char *const after[] = {" message accepted for delivery", " - gsmtp"};
 	const char *line;
 	const char *start;
@@ -922,16 +983,24 @@ klm_server_message_id(const KlmReply *reply, const char *provider)
 	{
 		for (const char *p = start; *p; p++)
 		{
-			if (pg_strncasecmp(p, before[i], strlen(before[i])) == 0 && (id = id_at(p + strlen(before[i]))) != NULL)
-				return id;
+			if (pg_strncasecmp(p, before[i], strlen(before[i])) == 0)
+			{
+				id = id_at(p + strlen(before[i]));
+				if (id)
+					return id;
+			}
 		}
 	}
 	for (int i = 0; i < lengthof(after); i++)
 	{
 		for (const char *p = start; *p; p++)
 		{
-			if (pg_strncasecmp(p, after[i], strlen(after[i])) == 0 && (id = id_before(start, p)) != NULL)
-				return id;
+			if (pg_strncasecmp(p, after[i], strlen(after[i])) == 0)
+			{
+				id = id_before(start, p);
+				if (id)
+					return id;
+			}
 		}
 	}
 

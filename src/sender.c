@@ -25,6 +25,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "commands/dbcommands.h"
 #include "lib/ilist.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
@@ -269,12 +270,11 @@ open_for_business(void)
 	char	   *version;
 	int64		recovered;
 
+	klm_outbox_begin(sender_context);
 	if (klm_test_clock_offset != 0)
 		ereport(WARNING,
-				(errmsg("kliv_mail.test_clock_offset moves the clock of database \"%s\"", MyBgworkerEntry->bgw_extra),
+				(errmsg("kliv_mail.test_clock_offset moves the clock of database \"%s\"", get_database_name(MyDatabaseId)),
 				 errhint("It is for tests only.")));
-
-	klm_outbox_begin(sender_context);
 	version = klm_outbox_version();
 	klm_outbox_commit();
 	if (version == NULL)
@@ -325,6 +325,7 @@ loop(void)
 	uint64		seen_wakes = klm_sender_wakes();
 	TimestampTz idle_since = GetCurrentTimestamp();
 	TimestampTz leave_at = 0;	/* not 0: leaving, and when at the latest */
+	bool		unfinished = false; /* leaving with work that another sender has to take up */
 	TimestampTz next_retain = TimestampTzPlusMilliseconds(idle_since, 1000);
 
 	for (;;)
@@ -366,6 +367,7 @@ loop(void)
 			(ShutdownRequestPending || klm_sender_must_leave() || klm_sender_place_wanted(&place_ms)))
 		{
 			leave_at = TimestampTzPlusMilliseconds(now, ShutdownRequestPending ? SHUTDOWN_GRACE_MS : LEAVE_GRACE_MS);
+			unfinished = busy() || claim_wanted || claim_again;
 			dlist_foreach(iter, &pools)
 				return_queue(dlist_container(Pool, node, iter.cur));
 		}
@@ -389,7 +391,7 @@ loop(void)
 		if (leave_at != 0 && !busy())
 		{
 			if (outcome_count == 0 || now >= leave_at)
-				leave(0, seen_wakes);
+				leave(unfinished || outcome_count > 0 ? 0 : next_claim, seen_wakes);
 		}
 
 		/* Feed the connections, unless results wait that could not be recorded. */
@@ -415,7 +417,8 @@ loop(void)
 				retain();
 				next_retain = TimestampTzPlusMilliseconds(now, RETAIN_EVERY_MS);
 			}
-			if (now >= TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout))
+			/* place_ms: somebody waits for our place, which does nothing. */
+			if (place_ms >= 0 || now >= TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout))
 			{
 				dlist_foreach(iter, &pools)
 				{

@@ -69,8 +69,8 @@ klm_load_account(const char *name)
 	account->target.host = text_column(row, desc, "host");
 	account->target.port = DatumGetInt32(column(row, desc, "port", &isnull));
 	encryption = text_column(row, desc, "encryption");
-	account->target.encryption = encryption == NULL || strcmp(encryption, "starttls") == 0 ? KLM_STARTTLS :
-		strcmp(encryption, "tls") == 0 ? KLM_TLS : KLM_CLEAR;
+	account->target.encryption = encryption && strcmp(encryption, "tls") == 0 ? KLM_TLS :
+		encryption && strcmp(encryption, "none") == 0 ? KLM_CLEAR : KLM_STARTTLS;
 	account->target.oauth2 = DatumGetBool(column(row, desc, "oauth2", &isnull));
 	account->target.guarded = own;
 	account->target.ehlo_name = klm_ehlo_name(account->from_address);
@@ -154,7 +154,8 @@ load_password(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *erro
 	if (account->secret && account->target.encryption == KLM_CLEAR)
 	{
 		error->message = psprintf("the account \"%s\" has a password and no TLS", account->name);
-		error->hint = "SELECT * FROM kliv_mail.configure_smtp(encryption => 'starttls', password => ...) mends it.";
+		error->hint = "SELECT * FROM kliv_mail.configure_smtp(encryption => 'starttls', "
+			"password => ...) mends it.";
 		return false;
 	}
 	return true;

@@ -350,9 +350,16 @@ klm_wake_at_commit(TimestampTz due)
 	watch_transaction();
 	if (!wake_pending)
 	{
-		/* Make the entry now, so that the commit finds it without any work. */
+		Database   *database;
+
+		/*
+		 * Make the entry now, so that the commit finds it without any work, and
+		 * so that COMMIT PREPARED finds it, which may be another session's.
+		 */
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-		make_database(MyDatabaseId);
+		database = make_database(MyDatabaseId);
+		if (database != NULL)
+			database->has_mail = true;
 		LWLockRelease(shared->lock);
 	}
 	wake_due = wake_pending ? Min(wake_due, due) : due;

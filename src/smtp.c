@@ -170,22 +170,23 @@ keyword_is(const char *word, Size length, const char *keyword)
 
 /* "AUTH PLAIN LOGIN", also the "AUTH=PLAIN LOGIN" of old servers. */
 static void
-read_mechanisms(const char *text, Size length, KlmSmtpCaps *caps)
+read_mechanisms(const char *line, Size length, KlmSmtpCaps *caps)
 {
+	const unsigned char *text = (const unsigned char *) line;
 	Size		used = strlen(caps->auth_mechanisms);
 
 	while (length > 0)
 	{
 		Size		word = 0;
 
-		while (word < length && (unsigned char) text[word] > ' ' && (unsigned char) text[word] < 0x7f)
+		while (word < length && text[word] > ' ' && text[word] < 0x7f)
 			word++;
 		if (word > 0 && used + word + 2 < sizeof(caps->auth_mechanisms))
 		{
 			if (used > 0)
 				caps->auth_mechanisms[used++] = ' ';
 			for (Size i = 0; i < word; i++)
-				caps->auth_mechanisms[used++] = pg_toupper((unsigned char) text[i]);
+				caps->auth_mechanisms[used++] = pg_toupper(text[i]);
 			caps->auth_mechanisms[used] = '\0';
 		}
 		if (word == length)
@@ -486,9 +487,9 @@ address_is_safe(const char *address, bool *utf8)
 		}
 		if (quoted && c == '\\')
 		{
-			if ((unsigned char) p[1] < ' ' || (unsigned char) p[1] >= 0x7f || p[1] == '<' || p[1] == '>')
+			c = *++p;
+			if (c < ' ' || c >= 0x7f || c == '<' || c == '>')
 				return false;
-			p++;
 		}
 		else if (c == '"')
 			quoted = !quoted;

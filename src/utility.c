@@ -156,7 +156,9 @@ database_to_bar(Node *node)
 		case T_DropdbStmt:
 			return owned_database(((DropdbStmt *) node)->dbname);
 		case T_RenameStmt:
-			return may_create_databases() ? owned_database(((RenameStmt *) node)->subname) : InvalidOid;
+			if (!may_create_databases())
+				return InvalidOid;
+			return owned_database(((RenameStmt *) node)->subname);
 		case T_AlterDatabaseStmt:
 			foreach(cell, ((AlterDatabaseStmt *) node)->options)
 			{

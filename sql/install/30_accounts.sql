@@ -38,7 +38,7 @@ DECLARE
     origin text := kliv_mail._origin();     -- loads the library, which defines the settings
     url text := nullif(current_setting('kliv_mail.platform_url'), '');
     sender text := nullif(current_setting('kliv_mail.platform_from'), '');
-    parts text[];
+    port_digits text;
 BEGIN
     username := nullif(current_setting('kliv_mail.platform_username'), '');
     password_file := nullif(current_setting('kliv_mail.platform_password_file'), '');
@@ -53,11 +53,13 @@ BEGIN
                 'provider of your own: SELECT * FROM kliv_mail.configure_smtp(...).';
         RETURN;
     END IF;
-    -- Both settings were checked when they were set (src/guc.c).
-    parts := regexp_match(lower(url), '^(.*)://\[?(.*?)\]?:([0-9]+)$');
-    host := parts[2];
-    encryption := CASE parts[1] WHEN 'smtps' THEN 'tls' WHEN 'smtp' THEN 'none' ELSE 'starttls' END;
-    port := parts[3]::integer;
+    -- Both settings were checked when they were set (src/guc.c).  No regular
+    -- expression: this runs at each send() and claim.
+    encryption := CASE lower(split_part(url, '://', 1)) WHEN 'smtps' THEN 'tls' WHEN 'smtp' THEN 'none' ELSE 'starttls' END;
+    host := lower(split_part(url, '://', 2));
+    port_digits := reverse(split_part(reverse(host), ':', 1));
+    port := port_digits::integer;
+    host := trim(left(host, -length(port_digits) - 1), '[]');
     -- A configuration file is UTF-8 whatever the database is.
     IF getdatabaseencoding() <> 'UTF8' AND octet_length(sender) <> char_length(sender) THEN
         BEGIN
@@ -80,34 +82,39 @@ END;
 $$;
 
 -- Every account: platform first, which is always in use (what is routed to it
--- by name leaves by it), then those that were saved.
+-- by name leaves by it), then those that were saved.  plpgsql, like everything
+-- here that send() and claims call: it keeps its plans, which SQL functions make
+-- anew at each call.
 CREATE FUNCTION kliv_mail._accounts()
 RETURNS TABLE (name text, in_use boolean, route_order integer, own boolean, provider text, host text, port integer,
     encryption text, from_address text, from_name text, reply_to text, allowed_senders text[], hourly_limit integer,
     daily_limit integer, problem text, hint text, fingerprint text)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT 'platform', true, 2147483647, false, NULL::text, p.host, p.port, p.encryption, p.from_address, p.from_name,
-           NULL::text, '{}'::text[], p.hourly_limit, p.daily_limit, p.problem, p.hint, p.fingerprint
-    FROM kliv_mail._platform() AS p
-    UNION ALL
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 3 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    p record := kliv_mail._platform();
+    here text := kliv_mail._origin();
+    cap integer := current_setting('kliv_mail.max_daily_limit')::integer;
+BEGIN
+    RETURN QUERY VALUES ('platform', true, 2147483647, false, NULL::text, p.host, p.port, p.encryption, p.from_address,
+        p.from_name, NULL::text, '{}'::text[], p.hourly_limit, p.daily_limit, p.problem, p.hint, p.fingerprint);
+    RETURN QUERY
     SELECT a.name, a.in_use, a.route_order, true, a.provider, a.host, a.port, a.encryption, a.from_address, a.from_name,
-           a.reply_to, a.allowed_senders, a.hourly_limit,
-           least(a.daily_limit, current_setting('kliv_mail.max_daily_limit')::integer),
-           CASE WHEN a.origin <> kliv_mail._origin()
+           a.reply_to, a.allowed_senders, a.hourly_limit, least(a.daily_limit, cap),
+           CASE WHEN a.origin <> here
                 THEN format('the account "%s" was saved in another database, of which this one is a copy', a.name) END,
-           CASE WHEN a.origin <> kliv_mail._origin()
-                THEN format('SELECT kliv_mail.resume(%L); if it shall send from here too.', a.name) END,
-           md5(concat_ws(chr(31), a.name, a.in_use, a.origin, a.renewed_at, a.host, a.port, a.encryption, a.username))
+           CASE WHEN a.origin <> here THEN format('SELECT kliv_mail.resume(%L); if it shall send from here too.', a.name) END,
+           hashtextextended(concat_ws(chr(31), a.name, a.in_use, a.origin, a.renewed_at, a.host, a.port, a.encryption, a.username), 0)::text
     FROM kliv_mail._account AS a;
 END;
+$$;
 
 CREATE FUNCTION kliv_mail._default_account() RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT CASE WHEN EXISTS (SELECT FROM kliv_mail._account AS a WHERE a.name = 'custom' AND a.in_use)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN CASE WHEN EXISTS (SELECT FROM kliv_mail._account AS a WHERE a.name = 'custom' AND a.in_use)
                 THEN 'custom' ELSE 'platform' END;
 END;
+$$;
 
 -- The ids of the keys at hand, newest first, or what is wrong; missing: there
 -- is no key file at all.  Reads the file, or runs the command, at each call.

@@ -474,14 +474,18 @@ BEGIN
         CONTINUE WHEN v_due[1] IS NULL AND v_due[2] IS NULL AND v_due[3] IS NULL;
         SELECT * INTO v FROM kliv_mail._availability(a.name, v_at);
         CONTINUE WHEN v.blocked_until = 'infinity' OR v.hour_limit = 0 OR v.day_limit = 0;
+        -- greatest() and least() ignore NULL: what is not there must not come first.
         v_next := least(v_next, greatest(
-            least(greatest(least(v_due[1], v_due[2]),
-                           CASE WHEN v.remaining > 0 THEN '-infinity'::timestamptz
-                                WHEN v.day_used >= v.day_limit THEN v.day_open_at ELSE v.hour_open_at END),
-                  greatest(v_due[3],
-                           CASE WHEN v.remaining_marketing > 0 THEN '-infinity'::timestamptz
-                                WHEN v.day_used >= kliv_mail._marketing_share(v.day_limit) THEN v.day_open_at ELSE v.hour_open_at END)),
-            coalesce(v.blocked_until, '-infinity')));
+            least(CASE WHEN v_due[1] IS NOT NULL OR v_due[2] IS NOT NULL THEN
+                      greatest(least(v_due[1], v_due[2]),
+                               CASE WHEN v.remaining > 0 THEN NULL
+                                    WHEN v.day_used >= v.day_limit THEN v.day_open_at ELSE v.hour_open_at END) END,
+                  CASE WHEN v_due[3] IS NOT NULL THEN
+                      greatest(v_due[3],
+                               CASE WHEN v.remaining_marketing > 0 THEN NULL
+                                    WHEN v.day_used >= kliv_mail._marketing_share(v.day_limit) THEN v.day_open_at
+                                    ELSE v.hour_open_at END) END),
+            v.blocked_until));
     END LOOP;
     RETURN v_next;
 END;

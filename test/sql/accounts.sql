@@ -54,7 +54,7 @@ FROM unnest(ARRAY['127.0.0.1', '::1', '[::1]', '::ffff:127.0.0.1', '2130706433',
                   '192.168.1.1', 'fd00::1', '0.0.0.0', '134744072']) AS x;
 -- B083: port.
 SELECT x AS port, configured(format('host => ''smtp.example.com'', port => %s, username => ''a@example.com'', password => ''secret-of-a''', x))
-FROM unnest(ARRAY[0, -1, 65536, 22]) AS x;
+FROM unnest(ARRAY[0, -1, 65536, 22, 993]) AS x;
 -- B084: encryption.
 SELECT x AS encryption, configured(format('host => ''smtp.example.com'', encryption => %L, username => ''a@example.com'', password => ''secret-of-a''', x))
 FROM unnest(ARRAY['none', 'maybe', 'TLS']) AS x;

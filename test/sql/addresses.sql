@@ -3,6 +3,8 @@
 SET client_min_messages = warning;
 \pset format unaligned
 \pset fieldsep ' => '
+CREATE SCHEMA addresses_test;
+SET search_path = addresses_test;
 
 -- What an expression gives, or the SQLSTATE, message and hint that it raises.
 CREATE FUNCTION tried(expression text) RETURNS text LANGUAGE plpgsql AS $$
@@ -212,5 +214,4 @@ CREATE TABLE person (email text CHECK (kliv_mail.is_address(email)));
 INSERT INTO person VALUES ('ana@example.com');
 INSERT INTO person VALUES ('ana');
 INSERT INTO person VALUES (NULL);
-DROP TABLE person;
-DROP FUNCTION refused, composed, parsed, tried;
+DROP SCHEMA addresses_test CASCADE;

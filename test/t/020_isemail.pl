@@ -9,8 +9,6 @@ use KlivMail::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-binmode $_, ':utf8' for Test::More->builder->output, Test::More->builder->failure_output;
-
 my $file = ($ENV{KLIV_MAIL_CONFORMANCE} // '../shared/conformance') . '/isemail/tests.xml';
 plan skip_all => "no $file" unless -r $file;
 
@@ -79,7 +77,7 @@ for my $test (@tests)
         is($expected, $exception->[0], "$id: the exception is one");
         ($expected, $reason) = ($exception->[1], " ($exception->[2])");
     }
-    is($got{$id}, $expected, "$id: $diagnosis$reason") or diag($address);
+    is($got{$id}, $expected, "$id: $diagnosis$reason") or diag($address =~ s/([^ -~])/sprintf '\\x{%x}', ord $1/ger);
 }
 
 $node->stop;

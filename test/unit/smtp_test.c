@@ -240,7 +240,8 @@ test_ehlo(void)
 {
 	KlmSmtpCaps caps;
 	const char *raw = "250-PIPELINING\r\n250-size 10485760\r\n250-Auth plain LOGIN\r\n"
-		"250-AUTH=CRAM-MD5\r\n250-8bitmime\r\n250-SMTPUTF8\r\n250-STARTTLS\r\n250-DSN\r\n250 pipelining\r\n";
+		"250-AUTH=CRAM-MD5\r\n250-8bitmime\r\n250-SMTPUTF8\r\n250-STARTTLS\r\n"
+		"250-DSN\r\n250 pipelining\r\n";
 
 	test_name = "EHLO";
 	klm_smtp_parse_ehlo(raw, strlen(raw), &caps);
@@ -755,7 +756,8 @@ test_addresses(void)
 {
 	static const char *const bad[] = {
 		"a@b\r\nDATA", "a@b\nX", "a@b\r", "a\tb@x", "a b@x", "<a@x", "a@x>", "a@x> NOTIFY=NEVER",
-		"\"a\r\nb\"@x", "\"a>b\"@x", "\"a\\>b\"@x", "\"a@x", "\"a\\", "a", "@x", "a@", "", "a\x7f@x",
+		"\"a\r\nb\"@x", "\"a>b\"@x", "\"a\\>b\"@x", "\"a@x", "\"a\\",
+		"a", "@x", "a@", "", "a\x7f@x",
 		"a\xc2\x85@x", "\"a\\\nb\"@x"};
 	char		longest[600];
 
@@ -912,8 +914,10 @@ test_body(const char *body, Size length, Size cut1, Size cut2)
 static void
 test_bodies(int rounds)
 {
-	static const char *const fixed[] = {"", ".", "..", ".\n", "x\n.", "\n", "\r", "\r\n", "\r\r\n", "\n\r",
-		"x\n.\nMAIL FROM:<e@v>\nRCPT TO:<f@v>", "x\r.\rMAIL", "x\r\n.\rDATA", ".\r", "\n.\n", "a\r\n..\r\n"};
+	static const char *const fixed[] = {
+		"", ".", "..", ".\n", "x\n.", "\n", "\r", "\r\n", "\r\r\n", "\n\r",
+		"x\n.\nMAIL FROM:<e@v>\nRCPT TO:<f@v>", "x\r.\rMAIL", "x\r\n.\rDATA", ".\r", "\n.\n",
+		"a\r\n..\r\n"};
 	static char body[300000];
 
 	for (int i = 0; i < lengthof(fixed); i++)
@@ -962,7 +966,8 @@ static void
 test_splits(void)
 {
 	const char *first = "250-2.1.0 a\r\n250 2.1.0 ok\r\n250 2.1.5 ok\r\n354-go\r\n354 on\r\n";
-	const char *second = "250-2.0.0 a\r\n250 2.0.0 queued\r\n250 ok\r\n550-5.1.1 a\r\n550 5.1.1 no\r\n503 5.5.1 x\r\n";
+	const char *second = "250-2.0.0 a\r\n250 2.0.0 queued\r\n250 ok\r\n"
+		"550-5.1.1 a\r\n550 5.1.1 no\r\n503 5.5.1 x\r\n";
 
 	for (Size a = 0; a <= strlen(first); a++)
 		for (Size b = 0; b <= strlen(second); b++)
@@ -1005,8 +1010,8 @@ typedef struct Model
 static void
 model_reply(Model *model, const char *text)
 {
-	static const char *const faults[] = {"421 4.3.2 enough\r\n", "", "250 more\r\n250 than asked\r\n",
-	"nonsense\r\n", "354 go\r\n", "25", "451 4.3.0 later\r\n", "550 5.7.1 no\r\n"};
+	static const char *const faults[] = {
+		"421 4.3.2 enough\r\n", "", "250 more\r\n250 than asked\r\n", "nonsense\r\n", "354 go\r\n", "25", "451 4.3.0 later\r\n", "550 5.7.1 no\r\n"};
 	int			fault = model->malice ? random_below(model->malice) : lengthof(faults);
 
 	if (model->gone)
@@ -1129,7 +1134,8 @@ static void
 test_model(void)
 {
 	static Model model;
-	static const char *const bodies[] = {"hi\r\n", "", ".\r\n..\r\nQUIT\r\n", "a\n.\nMAIL FROM:<e@v>\n", NULL};
+	static const char *const bodies[] = {
+		"hi\r\n", "", ".\r\n..\r\nQUIT\r\n", "a\n.\nMAIL FROM:<e@v>\n", NULL};
 	static char large[200000];
 	char		rcpt[MODEL_DELIVERIES][8];
 	int			begun = 0;
@@ -1221,7 +1227,8 @@ test_model(void)
 		}
 		if (moved)
 			stalls = 0;
-		else if (!(begun < MODEL_DELIVERIES && klm_smtp_can_begin(smtp)) && length == 0 && model.out_length == 0)
+		else if (!(begun < MODEL_DELIVERIES && klm_smtp_can_begin(smtp)) && length == 0 &&
+				 model.out_length == 0)
 			stalls++;
 	}
 	klm_smtp_closed(smtp, "gone");
@@ -1238,8 +1245,9 @@ test_model(void)
 static void
 test_noise(void)
 {
-	static const char *const words[] = {"250 ok\r\n", "250-", "354 go\r\n", "421 x\r\n", "550 5.1.1 no\r\n", "\r\n",
-	"\n", "\r", "2", "25", "250", " ", "-", "x", "221 bye\r\n", "503 no\r\n", "999 z\r\n"};
+	static const char *const words[] = {
+		"250 ok\r\n", "250-", "354 go\r\n", "421 x\r\n", "550 5.1.1 no\r\n", "\r\n", "\n",
+		 "\r", "2", "25", "250", " ", "-", "x", "221 bye\r\n", "503 no\r\n", "999 z\r\n"};
 	int			begun = 0;
 	int			results = 0;
 	KlmSmtpResult r;
