@@ -35,7 +35,6 @@ PG_FUNCTION_INFO_V1(kliv_mail__providers);
 static KlmStage stage_argument(FunctionCallInfo fcinfo, int number);
 static void put_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls);
 static Datum text_or_null(const char *utf8, bool *null);
-static char *shown(const char *utf8);
 
 /* classify_reply(stage, reply, provider) */
 Datum
@@ -99,7 +98,7 @@ kliv_mail__read_reply(PG_FUNCTION_ARGS)
 	id = klm_server_message_id(&reply, NULL);
 	values[0] = Int32GetDatum(reply.code);
 	values[1] = text_or_null(reply.enhanced[0] ? reply.enhanced : NULL, &nulls[1]);
-	values[2] = CStringGetTextDatum(shown(reply.text));
+	values[2] = CStringGetTextDatum(klm_from_utf8_lossy(reply.text));
 	values[3] = text_or_null(id, &nulls[3]);
 
 	InitMaterializedSRF(fcinfo, 0);
@@ -180,48 +179,5 @@ static Datum
 text_or_null(const char *utf8, bool *null)
 {
 	*null = utf8 == NULL;
-	return utf8 ? CStringGetTextDatum(shown(utf8)) : (Datum) 0;
-}
-
-/*
- * In the database's encoding, with '?' for what it does not have: a reply in
- * Japanese or a menu's name must not fail in a LATIN1 database.
- */
-static char *
-shown(const char *utf8)
-{
-	int			encoding = GetDatabaseEncoding();
-	Oid			conversion;
-	StringInfoData out;
-	int			left = strlen(utf8);
-
-	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII || pg_is_ascii(utf8))
-		return pstrdup(utf8);
-	conversion = FindDefaultConversionProc(PG_UTF8, encoding);
-	initStringInfo(&out);
-	while (left > 0)
-	{
-		int			taken = 0;
-
-		if (OidIsValid(conversion))
-		{
-			enlargeStringInfo(&out, left * MAX_CONVERSION_GROWTH + 1);
-			taken = pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding,
-												  (unsigned char *) unconstify(char *, utf8), left,
-												  (unsigned char *) out.data + out.len,
-												  out.maxlen - out.len, true);
-			out.len += strlen(out.data + out.len);
-		}
-		utf8 += taken;
-		left -= taken;
-		if (left > 0)
-		{
-			int			skip = Min(pg_utf_mblen((const unsigned char *) utf8), left);
-
-			appendStringInfoChar(&out, skip == 1 ? *utf8 : '?');
-			utf8 += skip;
-			left -= skip;
-		}
-	}
-	return out.data;
+	return utf8 ? CStringGetTextDatum(klm_from_utf8_lossy(utf8)) : (Datum) 0;
 }

@@ -50,4 +50,9 @@
 #define KLM_MY_LXID (MyProc->lxid)
 #endif
 
+/* PostgreSQL 18 replaced pg_attribute_noreturn(), which stood after the declarator. */
+#if PG_VERSION_NUM >= 180000
+#define pg_attribute_noreturn() __attribute__((noreturn))
+#endif
+
 #endif							/* KLM_COMPAT_H */

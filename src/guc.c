@@ -93,7 +93,6 @@ static bool check_time_zone(char **newval, void **extra, GucSource source);
 static bool check_clock_offset(char **newval, void **extra, GucSource source);
 static void assign_clock_offset(const char *newval, void *extra);
 static void assign_delivery(int newval, void *extra);
-static char *from_utf8_lossy(const char *utf8);
 
 /*
  * Define every setting.
@@ -314,12 +313,12 @@ klm_now(void)
 void
 klm_raise(const char *argument, const KlmError *error, bool secret)
 {
-	const char *message = from_utf8_lossy(error->message);
+	const char *message = klm_from_utf8_lossy(error->message);
 
 	ereport(ERROR,
 			(errcode(error->sqlstate),
 			 argument != NULL ? errmsg("%s: %s", argument, message) : errmsg("%s", message),
-			 error->hint != NULL ? errhint("%s", from_utf8_lossy(error->hint)) : 0,
+			 error->hint != NULL ? errhint("%s", klm_from_utf8_lossy(error->hint)) : 0,
 			 secret ? errhidestmt(true) : 0,
 			 secret ? errhidecontext(true) : 0));
 }
@@ -344,8 +343,8 @@ klm_from_utf8(const char *utf8)
  * For error texts: what the database's encoding lacks becomes "?", so that the
  * error that is raised is the one that was meant.
  */
-static char *
-from_utf8_lossy(const char *utf8)
+char *
+klm_from_utf8_lossy(const char *utf8)
 {
 	int			encoding = GetDatabaseEncoding();
 	Oid			converter;

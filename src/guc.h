@@ -70,4 +70,7 @@ extern PGDLLEXPORT void klm_raise(const char *argument, const KlmError *error, b
 extern PGDLLEXPORT char *klm_to_utf8(const char *text);
 extern PGDLLEXPORT char *klm_from_utf8(const char *utf8);
 
+/* The same for words of others (a server's reply): what the encoding lacks becomes "?"; never raises. */
+extern PGDLLEXPORT char *klm_from_utf8_lossy(const char *utf8);
+
 #endif							/* KLM_GUC_H */

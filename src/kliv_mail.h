@@ -3,7 +3,7 @@
  * kliv_mail.h
  *		Words that every file shares: SMTP stages, verdicts, errors as values.
  *
- * May be included by every file; includes nothing of ours.
+ * May be included by every file; includes compat.h alone.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -13,6 +13,8 @@
 #define KLIV_MAIL_H
 
 #include "postgres.h"
+
+#include "compat.h"
 
 /* The schema, fixed by the install script. */
 #define KLM_SCHEMA "kliv_mail"

@@ -173,7 +173,7 @@ List *
 klm_outbox_messages(const int64 *ids, int count)
 {
 	static Statement statement = {
-		"SELECT id, message_type, from_address, from_name, reply_to, smtputf8, entity FROM kliv_mail._messages($1)", 1,
+		"SELECT id, header_id, from_address, from_name, reply_to, smtputf8, entity FROM kliv_mail._messages($1)", 1,
 		{INT8ARRAYOID}
 	};
 	Datum		value = int8_array(ids, count);
@@ -191,7 +191,7 @@ klm_outbox_messages(const int64 *ids, int count)
 
 		messages = lappend(messages, message);
 		message->id = column_int64(i, 1);
-		message->message_type = column_text(i, 2);
+		message->header_id = column_text(i, 2);
 		message->from_address = column_text(i, 3);
 		message->from_name = column_text(i, 4);
 		message->reply_to = column_text(i, 5);
@@ -262,10 +262,10 @@ klm_outbox_hold(const char *account, const char *by, int pause_s, const char *re
 	values[0] = CStringGetTextDatum(klm_from_utf8((char *) account));
 	values[1] = CStringGetTextDatum(by);
 	values[2] = Float8GetDatum(pause_s);
-	values[3] = CStringGetTextDatum(klm_from_utf8((char *) reason));
+	values[3] = CStringGetTextDatum(klm_from_utf8_lossy(reason));
 	values[4] = (Datum) 0;
 	if (hint)
-		values[4] = CStringGetTextDatum(klm_from_utf8((char *) hint));
+		values[4] = CStringGetTextDatum(klm_from_utf8_lossy(hint));
 	else
 		nulls[4] = 'n';
 	values[5] = BoolGetDatum(failure);
@@ -279,7 +279,7 @@ klm_outbox_set_aside(int64 id, const char *reason)
 	Datum		values[2];
 
 	values[0] = Int64GetDatum(id);
-	values[1] = CStringGetTextDatum(klm_from_utf8((char *) reason));
+	values[1] = CStringGetTextDatum(klm_from_utf8_lossy(reason));
 	run(&statement, values, NULL);
 }
 
@@ -355,7 +355,10 @@ column_int64(int row, int column)
 	return DatumGetInt64(value);
 }
 
-/* UTF-8 in, the database's encoding out; NULL gives a null element. */
+/*
+ * UTF-8 in, the database's encoding out, lossy since servers' words are among
+ * it and must not keep the rest from being recorded; NULL gives a null element.
+ */
 static Datum
 text_array(const char *const *values, int count)
 {
@@ -369,7 +372,7 @@ text_array(const char *const *values, int count)
 	for (int i = 0; i < count; i++)
 	{
 		nulls[i] = values[i] == NULL;
-		elements[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(klm_from_utf8((char *) values[i]));
+		elements[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(klm_from_utf8_lossy(values[i]));
 	}
 	return PointerGetDatum(construct_md_array(elements, nulls, 1, dims, lower, TEXTOID, -1, false, TYPALIGN_INT));
 }

@@ -34,7 +34,7 @@ typedef struct KlmClaim
 typedef struct KlmStoredMessage
 {
 	int64		id;
-	char	   *message_type;
+	char	   *header_id;		/* Message-ID without <> */
 	char	   *from_address;	/* as wished, or NULL; so the next two */
 	char	   *from_name;
 	char	   *reply_to;

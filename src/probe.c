@@ -34,7 +34,7 @@
 #include "providers.h"
 #include "settings.h"
 
-#define SENDER_TIMEOUT_MS 30000 /* for the replies to MAIL and RSET */
+#define SENDER_TIMEOUT_MS 30000 /* the most for the replies to MAIL and RSET */
 #define CONNECT_GRACE_MS 2000	/* libcurl's own time limit comes first */
 
 
@@ -90,7 +90,8 @@ static void
 ask_sender(KlmConnector *connector, KlmConnection *connection, const KlmSmtpCaps *caps,
 		   const char *from_address, KlmSmtpResult *result)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SENDER_TIMEOUT_MS);
+	int			timeout = Min(klm_reply_timeout, SENDER_TIMEOUT_MS);
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
 	KlmSmtp    *smtp = klm_smtp_create(caps);
 	KlmSmtpDelivery delivery = {.mail_from = from_address};
 	bool		answered = false;
@@ -133,8 +134,8 @@ ask_sender(KlmConnector *connector, KlmConnection *connection, const KlmSmtpCaps
 		{
 			if (answered)
 				break;
-			klm_smtp_closed(smtp, psprintf("no reply from the server within %d s",
-										   SENDER_TIMEOUT_MS / 1000));
+			klm_smtp_closed(smtp, psprintf("no reply from the server within %g s",
+										   timeout / 1000.0));
 			continue;
 		}
 		while (klm_connector_next(connector, &ready) != KLM_CONN_NONE)
@@ -178,7 +179,9 @@ add_failure(KlmProbe *probe, const char *name, double elapsed_ms, int sqlstate, 
 
 		/* What is known about this reply says more than the stage does. */
 		klm_classify_reply(reply, provider, false, &decision);
-		if (decision.hint != NULL)
+		if (decision.verdict == KLM_TEMPORARY)
+			hint = pstrdup("Try again later.");
+		else if (decision.hint != NULL)
 			hint = pstrdup(decision.hint);
 	}
 	step = add_step(probe, name, elapsed_ms,

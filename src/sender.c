@@ -44,6 +44,7 @@
 #include "guc.h"
 #include "mime.h"
 #include "outbox.h"
+#include "providers.h"
 #include "reply.h"
 #include "settings.h"
 #include "shmem.h"
@@ -164,8 +165,8 @@ static void leave(TimestampTz next_due, uint64 wakes) pg_attribute_noreturn();
 static bool run_transaction(bool may_claim);
 static void claim(void);
 static void prepare(Batch *batch, KlmClaim *claim, KlmStoredMessage *message, Pool *pool);
-static char *compose_identity(MemoryContext context, const KlmAccount *account, const KlmStoredMessage *message,
-							  const char *recipient, const char **from, const char **problem);
+static char *compose_identity(const KlmAccount *account, const KlmStoredMessage *message, const KlmClaim *claimed,
+							  const char **from, const char **problem);
 static Pool *find_pool(const char *name);
 static void load_settings(Pool *pool, const char *version);
 static void release_settings(Settings *settings);
@@ -830,8 +831,7 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 	delivery->batch = batch;
 	delivery->pool = pool;
 	if (pool->settings->account->problem == NULL)
-		delivery->identity = compose_identity(batch->context, pool->settings->account, message, claimed->recipient,
-											  &from, &problem);
+		delivery->identity = compose_identity(pool->settings->account, message, claimed, &from, &problem);
 	MemoryContextSwitchTo(old);
 	if (problem)
 	{
@@ -858,14 +858,15 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 /*
  * From, Reply-To and what else says who sends: the account's, with what the
  * message wishes as far as the account may.  The same inputs give the same
- * lines, so a retry is the same bytes until the account changes.
+ * lines, so a retry is the same bytes until the account changes.  In the
+ * current context.
  */
 static char *
-compose_identity(MemoryContext context, const KlmAccount *account, const KlmStoredMessage *message, const char *recipient,
+compose_identity(const KlmAccount *account, const KlmStoredMessage *message, const KlmClaim *claimed,
 				 const char **from, const char **problem)
 {
 	KlmIdentity identity = {0};
-	KlmHeader	original;
+	KlmHeader	headers[KLM_PROVIDER_HEADERS_MAX + 1];
 	const char *reply_to = message->reply_to;
 	KlmAddress *addresses = NULL;
 	KlmError	error;
@@ -900,19 +901,20 @@ compose_identity(MemoryContext context, const KlmAccount *account, const KlmStor
 		}
 		identity.reply_to = addresses;
 	}
+	identity.headers = headers;
+	identity.header_count = klm_provider_headers(klm_find_provider(account->provider), account->target.host,
+												 message->header_id, claimed->id, headers);
 	if (klm_redirect_to && klm_redirect_to[0])
 	{
-		original.name = "X-Kliv-Mail-Original-Recipient";
-		original.value = recipient;
-		identity.headers = &original;
-		identity.header_count = 1;
-		if (klm_has_unsafe_char(recipient, false))
+		headers[identity.header_count].name = "X-Kliv-Mail-Original-Recipient";
+		headers[identity.header_count++].value = claimed->recipient;
+		if (klm_has_unsafe_char(claimed->recipient, false))
 		{
 			*problem = "the recipient's address has a line break or control character";
 			return NULL;
 		}
 	}
-	*from = MemoryContextStrdup(context, identity.from_address);
+	*from = pstrdup(identity.from_address);
 	initStringInfo(&out);
 	klm_mime_identity(&identity, &out);
 	return out.data;
@@ -1316,14 +1318,21 @@ take_results(Link *link)
 		pool->open--;
 		/*
 		 * Given back, with nobody's attempt burned: what put nothing on the
-		 * wire, and what met a used connection that the server had closed.
+		 * wire that counts, such as an envelope on a used connection that the
+		 * server had closed or closes now.
 		 */
-		if ((result.lost && !result.started) ||
-			(link->finished > 0 && result.reply.stage == KLM_STAGE_MAIL && (result.lost || result.reply.code == 421)))
+		if (!result.started)
 			add_local_outcome(delivery->id, "returned", "");
 		else
 		{
 			klm_classify_reply(&result.reply, link->settings->account->provider, result.lost, &decision);
+
+			/*
+			 * A fresh connection that was dropped at MAIL may be this message's
+			 * doing: it alone waits, so that it cannot hold up the account.
+			 */
+			if (result.lost && result.reply.stage == KLM_STAGE_MAIL)
+				decision.scope = KLM_SCOPE_MESSAGE;
 			add_outcome(delivery, &result.reply, &decision);
 			if (decision.verdict == KLM_ACCEPTED)
 			{

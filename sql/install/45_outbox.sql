@@ -229,10 +229,10 @@ $$;
 
 -- What the sender needs of the messages it does not hold yet.
 CREATE FUNCTION kliv_mail._messages(p_ids bigint[])
-RETURNS TABLE (id bigint, message_type text, from_address text, from_name text, reply_to text, smtputf8 boolean, entity bytea)
+RETURNS TABLE (id bigint, header_id text, from_address text, from_name text, reply_to text, smtputf8 boolean, entity bytea)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT m.id, m.message_type, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.entity
+    SELECT m.id, m.header_id, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.entity
     FROM kliv_mail._message AS m WHERE m.id = ANY (p_ids);
 END;
 
