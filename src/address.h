@@ -28,31 +28,31 @@ typedef struct KlmAddress
  * is palloc'd.  An empty list, a group, a separator other than ',', a control
  * or bidi character, a bad address: false with *error filled.
  */
-extern bool klm_parse_address_list(const char *list, KlmAddress **addresses, int *count,
+extern PGDLLEXPORT bool klm_parse_address_list(const char *list, KlmAddress **addresses, int *count,
 								   KlmError *error);
 
 /* Exactly one address, with or without a display name. */
-extern bool klm_parse_address(const char *text, KlmAddress *address, KlmError *error);
+extern PGDLLEXPORT bool klm_parse_address(const char *text, KlmAddress *address, KlmError *error);
 
 /*
  * "Name <addr>" for use in a header *value that the caller still has to
  * encode*, or in a list given to klm_parse_address_list(): the name quoted as
  * needed, UTF-8 kept.  For RFC 2047 encoded header lines see mime.h.
  */
-extern char *klm_format_address(const char *name, const char *addr);
+extern PGDLLEXPORT char *klm_format_address(const char *name, const char *addr);
 
 /*
  * Is addr one of the patterns (addresses, or "@domain")?  Domains compare
  * without case, local parts exactly.
  */
-extern bool klm_address_allowed(const char *addr, const char **patterns, int count);
+extern PGDLLEXPORT bool klm_address_allowed(const char *addr, const char **patterns, int count);
 
 /*
  * C0, C1, bidi controls, line separators, zero-width: what may stand in no
  * name.  The joiners U+200C and U+200D pass between two characters that are
  * not ASCII, since Persian, Indic scripts and emoji are written with them.
  */
-extern bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
+extern PGDLLEXPORT bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
 
 /*
  * For the pure modules.  The code point at *text, which moves on (a byte that
@@ -60,10 +60,10 @@ extern bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
  * characters for a message; an error filled in, false returned (error NULL:
  * the caller wants no words).
  */
-extern uint32 klm_utf8_next(const char **text, const char *end);
-extern bool klm_is_space(uint32 ch);
-extern char *klm_shown(const char *text, Size length);
-extern bool klm_fail(KlmError *error, int sqlstate, const char *hint, const char *format,...)
+extern PGDLLEXPORT uint32 klm_utf8_next(const char **text, const char *end);
+extern PGDLLEXPORT bool klm_is_space(uint32 ch);
+extern PGDLLEXPORT char *klm_shown(const char *text, Size length);
+extern PGDLLEXPORT bool klm_fail(KlmError *error, int sqlstate, const char *hint, const char *format,...)
 	pg_attribute_printf(4, 5);
 
 #endif							/* KLM_ADDRESS_H */

@@ -73,10 +73,10 @@ typedef struct KlmIdentity
  * Append header lines (Date first) and body to out, which grows once, to the
  * size needed.  Content must be checked.
  */
-extern void klm_mime_compose(const KlmContent *content, StringInfo out);
+extern PGDLLEXPORT void klm_mime_compose(const KlmContent *content, StringInfo out);
 
 /* Append the identity lines to out. */
-extern void klm_mime_identity(const KlmIdentity *identity, StringInfo out);
+extern PGDLLEXPORT void klm_mime_identity(const KlmIdentity *identity, StringInfo out);
 
 /*
  * May a caller set this header?  The reserved ones, a bad name, CR/LF/NUL or a
@@ -84,17 +84,17 @@ extern void klm_mime_identity(const KlmIdentity *identity, StringInfo out);
  * false, with SQLSTATE 22023; over the limits (name 76, value 16,000 octets):
  * 54000.
  */
-extern bool klm_mime_check_header(const char *name, const char *value, KlmError *error);
+extern PGDLLEXPORT bool klm_mime_check_header(const char *name, const char *value, KlmError *error);
 
 /*
  * All headers of a message: each by itself, none twice, not more than
  * KLM_MAX_HEADERS (54000), List-Unsubscribe-Post only beside an https
  * List-Unsubscribe (RFC 8058).
  */
-extern bool klm_mime_check_headers(const KlmHeader *headers, int count, KlmError *error);
+extern PGDLLEXPORT bool klm_mime_check_headers(const KlmHeader *headers, int count, KlmError *error);
 
 /* May this be a subject?  CR, LF, controls 22023; over 16,000 octets 54000. */
-extern bool klm_mime_check_subject(const char *subject, KlmError *error);
+extern PGDLLEXPORT bool klm_mime_check_subject(const char *subject, KlmError *error);
 
 /*
  * Check and complete what attach() was given; *filename is replaced by its
@@ -102,20 +102,20 @@ extern bool klm_mime_check_subject(const char *subject, KlmError *error);
  * prohibited: the extensions of kliv_mail.prohibited_extensions, separated by
  * spaces.
  */
-extern bool klm_mime_check_attachment(KlmAttachment *attachment, const char *prohibited,
+extern PGDLLEXPORT bool klm_mime_check_attachment(KlmAttachment *attachment, const char *prohibited,
 									  KlmError *error);
 
 /*
  * All attachments of a message: each by itself, no Content-ID twice, not more
  * than KLM_MAX_ATTACHMENTS (54000).
  */
-extern bool klm_mime_check_attachments(KlmAttachment *attachments, int count,
+extern PGDLLEXPORT bool klm_mime_check_attachments(KlmAttachment *attachments, int count,
 									   const char *prohibited, KlmError *error);
 
 /* The content type that a file name's extension stands for; NULL if unknown. */
-extern const char *klm_mime_type_by_name(const char *filename);
+extern PGDLLEXPORT const char *klm_mime_type_by_name(const char *filename);
 
 /* A readable plain text for an HTML body; palloc'd. */
-extern char *klm_mime_text_from_html(const char *html);
+extern PGDLLEXPORT char *klm_mime_text_from_html(const char *html);
 
 #endif							/* KLM_MIME_H */

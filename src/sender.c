@@ -1319,9 +1319,10 @@ take_results(Link *link)
 		/*
 		 * Given back, with nobody's attempt burned: what put nothing on the
 		 * wire that counts, such as an envelope on a used connection that the
-		 * server had closed or closes now.
+		 * server had closed or closes now.  (A refusal of our own, such as of a
+		 * damaged address, was not started either, but counts.)
 		 */
-		if (!result.started)
+		if (!result.started && (result.lost || result.reply.code == 421))
 			add_local_outcome(delivery->id, "returned", "");
 		else
 		{

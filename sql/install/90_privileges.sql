@@ -18,7 +18,9 @@ BEGIN ATOMIC
         ('read', 'v', 'status'), ('read', 'v', 'smtp_settings'), ('read', 'v', 'providers'), ('read', 'v', '_sees_all'),
         ('read', 'f', '_now'), ('read', 'f', '_origin'), ('read', 'f', '_default_account'), ('read', 'f', '_process_status'),
         ('read', 'f', '_account_holds'), ('read', 'f', '_line'), ('read', 'f', '_usage_now'),
-        ('read', 'f', '_availability'), ('read', 'f', '_accounts'), ('read', 'f', '_key_state'), ('read', 'f', '_providers')
+        ('read', 'f', '_availability'), ('read', 'f', '_accounts'), ('read', 'f', '_key_state'), ('read', 'f', '_providers'),
+        ('read', 'f', '_smtp_settings'), ('read', 'f', 'describe'), ('read', 'f', 'next_step'),
+        ('send', 'f', '_statement_of'), ('read', 'f', '_statement_of')
     ) AS g (grant_name, kind, object);
 END;
 
