@@ -1758,6 +1758,24 @@ bad:
 					klm_shown(type, strlen(type)));
 }
 
+/* Atoms with dots between, and perhaps one "@" among them (RFC 2392, less the "@"). */
+static bool
+is_content_id(const char *id)
+{
+	const char *pos;
+	char		previous = '.';
+	int			ats = 0;
+
+	for (pos = id; *pos != '\0'; previous = *pos++)
+	{
+		if (*pos == '@' ? ats++ > 0 : *pos != '.' && !is_token((unsigned char) *pos))
+			return false;
+		if ((*pos == '.' || *pos == '@') && (previous == '.' || previous == '@'))
+			return false;
+	}
+	return previous != '.' && previous != '@' && pos - id <= CONTENT_ID_BYTES;
+}
+
 bool
 klm_mime_check_attachment(KlmAttachment *attachment, const char *prohibited, KlmError *error)
 {
@@ -1824,14 +1842,10 @@ klm_mime_check_attachment(KlmAttachment *attachment, const char *prohibited, Klm
 	{
 		const char *id = attachment->content_id;
 
-		for (pos = id; *pos > 0x20 && *pos < 0x7F && strchr("<>\"()\\,;:", *pos) == NULL; pos++)
-			;
-		if (pos == id || *pos != '\0' || pos - id > CONTENT_ID_BYTES ||
-			id[0] == '@' || pos[-1] == '@' || strchr(id, '@') != strrchr(id, '@'))
+		if (!is_content_id(id))
 			return klm_fail(error, ERRCODE_INVALID_PARAMETER_VALUE,
-							"It is up to 200 ASCII letters, digits and signs such as . - _ and "
-							"at most one @, without angle brackets; the HTML names it as "
-							"cid:logo.",
+							"It is up to 200 ASCII letters, digits and signs such as - _, with "
+							"dots and at most one @ between; the HTML names it as cid:logo.",
 							"\"%s\" is not a content_id", klm_shown(id, strlen(id)));
 	}
 	return true;
@@ -1907,7 +1921,8 @@ is_one_of(const char *name, const char *words)
 	Size		length = strlen(name);
 	const char *pos = words;
 
-	while ((pos = strstr(pos, name)) != NULL)
+	/* "<!doctype" has no name. */
+	while (length > 0 && (pos = strstr(pos, name)) != NULL)
 	{
 		if ((pos == words || pos[-1] == ' ') && (pos[length] == ' ' || pos[length] == '\0'))
 			return true;

@@ -634,6 +634,13 @@ run_transaction(bool wanted)
 	retry_at = 0;
 	if (recorded)
 	{
+		/* What went back to the line, or a hold, changes when the next is due. */
+		if (!may_claim)
+		{
+			claim_wanted |= holds_to_record();
+			for (int i = 0; i < outcome_count && !claim_wanted; i++)
+				claim_wanted = strcmp(outcomes[i].verdict, klm_verdict_name(KLM_ACCEPTED)) != 0;
+		}
 		outcome_count = outcome_space = 0;
 		outcomes = NULL;
 		dlist_foreach(iter, &pools)
