@@ -63,7 +63,7 @@ extern PGDLLEXPORT bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
 extern PGDLLEXPORT uint32 klm_utf8_next(const char **text, const char *end);
 extern PGDLLEXPORT bool klm_is_space(uint32 ch);
 extern PGDLLEXPORT char *klm_shown(const char *text, Size length);
-extern PGDLLEXPORT bool klm_fail(KlmError *error, int sqlstate, const char *hint, const char *format,...)
-	pg_attribute_printf(4, 5);
+extern PGDLLEXPORT bool klm_fail(KlmError *error, int sqlstate, const char *hint,
+								 const char *format,...) pg_attribute_printf(4, 5);
 
 #endif							/* KLM_ADDRESS_H */

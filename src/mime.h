@@ -91,7 +91,8 @@ extern PGDLLEXPORT bool klm_mime_check_header(const char *name, const char *valu
  * KLM_MAX_HEADERS (54000), List-Unsubscribe-Post only beside an https
  * List-Unsubscribe (RFC 8058).
  */
-extern PGDLLEXPORT bool klm_mime_check_headers(const KlmHeader *headers, int count, KlmError *error);
+extern PGDLLEXPORT bool klm_mime_check_headers(const KlmHeader *headers, int count,
+											   KlmError *error);
 
 /* May this be a subject?  CR, LF, controls 22023; over 16,000 octets 54000. */
 extern PGDLLEXPORT bool klm_mime_check_subject(const char *subject, KlmError *error);

@@ -177,7 +177,8 @@ class Generator:
         cid = None
         if r.random() < 0.4:
             cid = "".join(r.choice("abcdefghijklmnopqrstuvwxyz0123456789._-@") for _ in range(r.randint(1, 20)))
-            cid = cid.replace("@", "-", cid.count("@") - 1).strip(".@") or "c"
+            cid = cid.replace("@", "-", max(0, cid.count("@") - 1))
+            cid = re.sub(r"[.@]*@[.@]*", "@", re.sub(r"\.+", ".", cid)).strip(".@") or "c"
         kind = r.choice([None, None, "application/x-test", "text/calendar; method=REQUEST", "image/png"])
         return {"filename": self.filename(), "type": kind, "cid": cid, "content": content}
 

@@ -194,7 +194,7 @@ SELECT composed('Both', 'Text', '<p>HTML <img src="cid:logo"></p>', attachments 
     kliv_mail.attach('logo.png', '\x89504e47', content_id => 'logo'), kliv_mail.attach('unused.png', '\x89504e47', content_id => 'unused'),
     kliv_mail.attach_text('請求書 résumé.csv', 'a,b'), kliv_mail.attach('a "b" c.bin', ''),
     kliv_mail.attach(repeat('長', 30) || '.pdf', 'x')]);
-SELECT composed('Only HTML', NULL, '<html><head><title>Title</title><style>p{color:red}</style></head><body>
+SELECT composed('Only HTML', NULL, '<!DOCTYPE html><html><head><title>Title</title><style>p{color:red}</style></head><body>
 <div style="display: none">hidden</div><h1>Hi &amp; welcome</h1>
 <p>Click <a href="https://x.example/?a=1&amp;b=2">here</a>, write to <a href="mailto:a@x.example">a@x.example</a>
 or <a href="https://x.example/">https://x.example</a>.<br>Second line<br><br>Third</p>
