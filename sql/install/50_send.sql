@@ -149,11 +149,14 @@ BEGIN
         END IF;
         CONTINUE WHEN o.origin <> kliv_mail._origin();
         SELECT * INTO v FROM kliv_mail._availability(o.goes_by, at);
-        next_at := least(next_at, greatest(o.due, v.blocked_until,
+        next_at := least(next_at, o.expires_at, greatest(o.due, v.blocked_until,
             CASE WHEN (CASE WHEN o.priority = 2 THEN v.remaining_marketing ELSE v.remaining END) > 0 THEN NULL
                  WHEN v.hour_limit = 0 OR v.day_limit = 0 THEN 'infinity'
-                 WHEN v.day_used >= v.day_limit THEN v.day_open_at ELSE v.hour_open_at END),
-            coalesce(o.expires_at, 'infinity'));
+                 WHEN v.day_used >= v.day_limit THEN v.day_open_at ELSE v.hour_open_at END));
     END LOOP;
+    -- Recorded since the first look: look again.
+    IF NOT FOUND AND NOT finished THEN
+        next_at := at;
+    END IF;
 END;
 $$;
