@@ -1241,7 +1241,7 @@ klm_mime_check_header(const char *name, const char *value, KlmError *error)
 						"the header name \"%s\" has %zu bytes, more than %d",
 						klm_shown(name, length), length, HEADER_NAME_BYTES);
 
-	what = psprintf("the value of \"%s\"", name);
+	what = psprintf("the value of \"%s\" ", name);
 	if (!check_text(what, value, error))
 		return false;
 	for (i = 0; i < lengthof(structured_headers); i++)
@@ -1296,13 +1296,13 @@ klm_mime_check_headers(const KlmHeader *headers, int count, KlmError *error)
 bool
 klm_mime_check_subject(const char *subject, KlmError *error)
 {
-	return check_text("the subject", subject, error);
+	return check_text("", subject, error);
 }
 
 /*
  * Text for a header: within the limit, no line break, no control, no bidi
  * control.  Tab, U+0085 and U+2028 pass, since they go encoded and break
- * nothing there.
+ * nothing there.  what begins the message: "" or words with a space behind.
  */
 static bool
 check_text(const char *what, const char *value, KlmError *error)
@@ -1313,7 +1313,7 @@ check_text(const char *what, const char *value, KlmError *error)
 
 	if (length > HEADER_VALUE_BYTES)
 		return klm_fail(error, ERRCODE_PROGRAM_LIMIT_EXCEEDED, NULL,
-						"%s has %zu bytes, more than %d", what, length, HEADER_VALUE_BYTES);
+						"%shas %zu bytes, more than %d", what, length, HEADER_VALUE_BYTES);
 	while (pos < end)
 	{
 		uint32		ch;
@@ -1326,13 +1326,13 @@ check_text(const char *what, const char *value, KlmError *error)
 		ch = klm_utf8_next(&pos, end);
 		if (ch == '\r' || ch == '\n')
 			return klm_fail(error, ERRCODE_INVALID_PARAMETER_VALUE, "Remove the line break.",
-							"%s contains a line break: \"%s\"", what, klm_shown(value, length));
+							"%scontains a line break: \"%s\"", what, klm_shown(value, length));
 		if ((ch < 0x20 && ch != '\t') || (ch >= 0x7F && ch <= 0x9F && ch != 0x85) ||
 			ch == 0x061C || ch == 0x200E || ch == 0x200F ||
 			(ch >= 0x202A && ch <= 0x202E) || (ch >= 0x2066 && ch <= 0x2069))
 			return klm_fail(error, ERRCODE_INVALID_PARAMETER_VALUE,
 							"Remove the character; it cannot be seen.",
-							"%s contains the character U+%04X: \"%s\"", what, ch,
+							"%scontains the character U+%04X: \"%s\"", what, ch,
 							klm_shown(value, length));
 	}
 	return true;

@@ -138,7 +138,7 @@ List *
 klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts, int *busy, int count)
 {
 	static Statement statement = {
-		"SELECT id, message_id, recipient, account, settings, size FROM kliv_mail._claim($1, $2, $3, $4, $5, $6)", 6,
+		"SELECT id, message_id, recipient, account, settings, size, suppressed FROM kliv_mail._claim($1, $2, $3, $4, $5, $6)", 6,
 		{INT8OID, INT4OID, INT8OID, BOOLOID, TEXTARRAYOID, INT4ARRAYOID}
 	};
 	Datum		values[6];
@@ -165,6 +165,7 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts
 		claim->account = column_text(i, 4);
 		claim->settings = column_text(i, 5);
 		claim->size = (int) column_int64(i, 6);
+		claim->suppressed = column_text(i, 7);
 	}
 	return claims;
 }

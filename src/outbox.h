@@ -28,6 +28,7 @@ typedef struct KlmClaim
 	char	   *recipient;
 	char	   *account;
 	char	   *settings;		/* changes with any setting of the account */
+	char	   *suppressed;		/* why the address gets no mail, or NULL */
 	int			size;
 } KlmClaim;
 
@@ -43,7 +44,7 @@ typedef struct KlmStoredMessage
 	Size		entity_length;
 } KlmStoredMessage;
 
-/* A delivery's outcome: a decision of reply.c, or verdict "returned". */
+/* A delivery's outcome: a decision of reply.c, or verdict "returned" or "suppressed". */
 typedef struct KlmOutcome
 {
 	int64		id;

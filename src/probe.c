@@ -17,6 +17,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -476,6 +477,9 @@ record_test(const char *account, bool ok)
 		elog(ERROR, "could not record the connection test");
 }
 
+static KlmProbeStep queue_test_mail(const char *account, const char *send_to);
+static void put_step(ReturnSetInfo *rsinfo, const KlmProbeStep *step);
+
 PG_FUNCTION_INFO_V1(kliv_mail_test_smtp);
 
 /*
@@ -489,22 +493,23 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 	KlmRequest	request = {0};
 	KlmCaller	caller;
 	KlmProbe	probe;
+	const char *send_to;
 	bool		any_given = false;
 	bool		saved;
+	bool		can_send;
 
 	InitMaterializedSRF(fcinfo, 0);
 
 	/* Always, so that the log hook knows our messages for harmless ones. */
 	request.secret = true;
-	if (!PG_ARGISNULL(10))
+	send_to = text_argument(fcinfo, 10);
+	if (send_to != NULL)
 	{
-		KlmError	error = {
-			.sqlstate = ERRCODE_FEATURE_NOT_SUPPORTED,
-			.message = "a test mail cannot be sent by this version",
-			.hint = "Leave it out, and send one with kliv_mail.send()."
-		};
+		KlmAddress	address;
+		KlmError	error;
 
-		klm_raise("send_to", &error, true);
+		if (!klm_parse_address(send_to, &address, &error))
+			klm_raise("send_to", &error, true);
 	}
 	request.provider = text_argument(fcinfo, 0);
 	request.host = text_argument(fcinfo, 1);
@@ -558,6 +563,7 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 			klm_raise(NULL, &error, true);
 		}
 		saved = false;			/* its tests are not recorded */
+		can_send = true;
 		klm_probe(&account->target, account->provider,
 				  request.from_address ? request.from_address : account->from_address, &probe);
 	}
@@ -578,6 +584,18 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 		klm_resolve(&request, &resolved);
 		saved = resolved.saved && resolved.in_use && !resolved.changed &&
 			request.password == NULL && request.from_address == NULL;
+		/* Only what is saved has a quota, and a sender that keeps to it. */
+		can_send = saved;
+		if (send_to != NULL && !can_send)
+		{
+			KlmError	error = {
+				.sqlstate = ERRCODE_INVALID_PARAMETER_VALUE,
+				.message = "a test mail goes by a saved account as it is",
+				.hint = "Save it first; configure_smtp() tests the connection by itself."
+			};
+
+			klm_raise("send_to", &error, true);
+		}
 		klm_probe(&resolved.target, resolved.provider,
 				  resolved.from_address && resolved.from_address[0] ? resolved.from_address : NULL,
 				  &probe);
@@ -589,22 +607,69 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 
 	for (int i = 0; i < probe.count; i++)
 	{
-		const KlmProbeStep *step = &probe.steps[i];
-		Datum		values[5];
-		bool		nulls[5] = {false};
+		KlmProbeStep *step = &probe.steps[i];
 
-		values[0] = CStringGetTextDatum(step->step);
-		values[1] = BoolGetDatum(step->ok);
-		values[2] = DirectFunctionCall3(numeric_in,
-										CStringGetDatum(psprintf("%.1f", step->elapsed_ms)),
-										ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
-		values[3] = CStringGetTextDatum(klm_from_utf8(step->detail));
-		if (step->hint != NULL)
-			values[4] = CStringGetTextDatum(klm_from_utf8(step->hint));
-		else
-			nulls[4] = true;
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+		if (probe.ok && can_send && send_to == NULL && i == probe.count - 1)
+			step->hint = psprintf("%s%sSELECT * FROM kliv_mail.test_smtp(send_to => 'you@example.com'); proves it with a mail.",
+								  step->hint ? step->hint : "", step->hint ? " " : "");
+		put_step(rsinfo, step);
+	}
+	if (probe.ok && send_to != NULL)
+	{
+		KlmProbeStep step = queue_test_mail(request.account, send_to);
+
+		put_step(rsinfo, &step);
 	}
 	SPI_finish();
 	return (Datum) 0;
+}
+
+/*
+ * One test mail, as the caller, by the queue: so it keeps to the quota, and
+ * goes when this transaction commits.
+ */
+static KlmProbeStep
+queue_test_mail(const char *account, const char *send_to)
+{
+	Oid			types[] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID};
+	const char *name = klm_from_utf8(account);
+	Datum		values[] = {
+		CStringGetTextDatum(klm_from_utf8(send_to)),
+		CStringGetTextDatum(psprintf("Test of the account %s", name)),
+		CStringGetTextDatum(psprintf("kliv_mail.test_smtp() sent this mail by the account \"%s\" of the database %s.\n\n"
+									 "That it arrived proves that the account can send.\n", name, get_database_name(MyDatabaseId))),
+		CStringGetTextDatum(name)
+	};
+	KlmProbeStep step = {.step = "send", .ok = true};
+	TimestampTz start = GetCurrentTimestamp();
+	bool		isnull;
+	int64		id;
+
+	if (SPI_execute_with_args("SELECT kliv_mail.send($1, $2, $3, account => $4)", 4, types, values, NULL, false, 1) != SPI_OK_SELECT ||
+		SPI_processed != 1)
+		elog(ERROR, "could not queue the test mail");
+	id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	step.elapsed_ms = (GetCurrentTimestamp() - start) / 1000.0;
+	step.detail = psprintf("queued as message " INT64_FORMAT "; it leaves within the account's quota when this transaction commits", id);
+	step.hint = psprintf("SELECT kliv_mail.wait(" INT64_FORMAT "); says how it ended.", id);
+	return step;
+}
+
+static void
+put_step(ReturnSetInfo *rsinfo, const KlmProbeStep *step)
+{
+	Datum		values[5];
+	bool		nulls[5] = {false};
+
+	values[0] = CStringGetTextDatum(step->step);
+	values[1] = BoolGetDatum(step->ok);
+	values[2] = DirectFunctionCall3(numeric_in,
+									CStringGetDatum(psprintf("%.1f", step->elapsed_ms)),
+									ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
+	values[3] = CStringGetTextDatum(klm_from_utf8(step->detail));
+	if (step->hint != NULL)
+		values[4] = CStringGetTextDatum(klm_from_utf8(step->hint));
+	else
+		nulls[4] = true;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }

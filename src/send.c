@@ -145,11 +145,11 @@ static void check_tags(FunctionCallInfo fcinfo);
 static bytea *fingerprint_arguments(FunctionCallInfo fcinfo);
 static SendCheck *ask_account(const SendRequest *request, Oid owner);
 static void check_sender_allowed(const SendRequest *request, const SendCheck *check);
-static void tell_what_it_waits_for(const SendRequest *request, SendCheck *check, int count);
+static void tell_what_it_waits_for(SendCheck *check, int count, int suppressed);
 static char *new_message_id(const SendCheck *check, const SendRequest *request);
 static int64 enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int count,
 					 const char *message_id, StringInfo entity, Oid sender, Oid owner, bytea *fingerprint,
-					 TimestampTz now, bool *is_new);
+					 TimestampTz now, bool *is_new, int *suppressed);
 static Oid	owner_of(FunctionCallInfo fcinfo);
 static void enter_owner(Oid owner, Oid *saved_user, int *saved_context);
 static void check_may_touch(int64 message_id, Oid caller, Oid owner, bool *own_transaction);
@@ -170,6 +170,7 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 	TimestampTz now = klm_now();
 	bytea	   *fingerprint = NULL;
 	int			step;
+	int			suppressed = 0;
 	int64		first_id = 0;
 
 	PreventCommandIfReadOnly("kliv_mail.send()");
@@ -224,7 +225,8 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 							klm_max_message_size),
 				   "Send a link instead of the file.");
 
-		id = enqueue(fcinfo, &request, first, step, message_id, &entity, sender, owner, fingerprint, now, &is_new);
+		id = enqueue(fcinfo, &request, first, step, message_id, &entity, sender, owner, fingerprint, now, &is_new,
+					 &suppressed);
 		pfree(entity.data);
 		if (first == 0)
 			first_id = id;
@@ -232,7 +234,7 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 			PG_RETURN_INT64(id);
 	}
 
-	tell_what_it_waits_for(&request, check, request.recipient_count);
+	tell_what_it_waits_for(check, request.recipient_count, suppressed);
 	klm_wake_at_commit(PG_ARGISNULL(ARG_SEND_AT) ? 0 :
 					   Max(1, PG_GETARG_TIMESTAMPTZ(ARG_SEND_AT) - klm_test_clock_offset));
 
@@ -793,7 +795,7 @@ check_sender_allowed(const SendRequest *request, const SendCheck *check)
 
 /* At most one NOTICE for an account in a transaction, and one a session about the preload. */
 static void
-tell_what_it_waits_for(const SendRequest *request, SendCheck *check, int count)
+tell_what_it_waits_for(SendCheck *check, int count, int suppressed)
 {
 	static bool told_preload = false;
 
@@ -804,7 +806,16 @@ tell_what_it_waits_for(const SendRequest *request, SendCheck *check, int count)
 				(errmsg("the mail is queued, but nothing sends it: kliv_mail is not preloaded"),
 				 errhint("Add shared_preload_libraries = 'kliv_mail' to postgresql.conf and restart the server.")));
 	}
-	if (!check->noticed && check->problem)
+	count -= suppressed;
+	if (!check->noticed && suppressed > 0)
+	{
+		check->noticed = true;
+		ereport(NOTICE,
+				(errmsg_plural("%d recipient is suppressed and gets no mail",
+							   "%d recipients are suppressed and get no mail", suppressed, suppressed),
+				 errhint("SELECT recipient, reason, hint FROM kliv_mail.deliveries says which and why.")));
+	}
+	else if (!check->noticed && count > 0 && check->problem)
 	{
 		check->noticed = true;
 		ereport(NOTICE,
@@ -859,7 +870,7 @@ new_message_id(const SendCheck *check, const SendRequest *request)
 static int64
 enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int count,
 		const char *message_id, StringInfo entity, Oid sender, Oid owner, bytea *fingerprint,
-		TimestampTz now, bool *is_new)
+		TimestampTz now, bool *is_new, int *suppressed)
 {
 	static SPIPlanPtr plan = NULL;
 	static const Oid types[] = {
@@ -942,6 +953,7 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 		elog(ERROR, "kliv_mail._enqueue() returned no row");
 	id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	*is_new = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	*suppressed += DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
 	SPI_finish();
 	SetUserIdAndSecContext(user, context);
 	return id;

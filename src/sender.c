@@ -827,6 +827,11 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 		add_local_outcome(claimed->id, "returned", "");
 		return;
 	}
+	if (claimed->suppressed)
+	{
+		add_local_outcome(claimed->id, "suppressed", claimed->suppressed);
+		return;
+	}
 	if (message == NULL)
 	{
 		add_local_outcome(claimed->id, "message_fault", "its message is not there any more");

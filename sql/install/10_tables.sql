@@ -192,6 +192,17 @@ CREATE TABLE kliv_mail._delivery (
 CREATE INDEX _delivery_message ON kliv_mail._delivery (message_id);
 CREATE INDEX _delivery_finished ON kliv_mail._delivery (finished_at);
 
+-- Addresses that get no mail, in lower case.  scope marketing: no marketing mail.
+CREATE TABLE kliv_mail._suppression (
+    address    text COLLATE "C" NOT NULL,
+    scope      text COLLATE "C" NOT NULL CHECK (scope IN ('all', 'marketing')),
+    reason     text,
+    created_at timestamptz NOT NULL,
+    created_by name NOT NULL,
+    expires_at timestamptz,
+    PRIMARY KEY (address, scope)
+);
+
 CREATE TABLE kliv_mail._idempotency (
     sender_role name NOT NULL,
     key         text COLLATE "C" NOT NULL,

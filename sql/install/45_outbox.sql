@@ -4,6 +4,16 @@
 --
 -- Lock order: _quota (by account name), then _outbox, then _usage.
 
+-- Why an address gets no mail of this priority; NULL: it does.
+CREATE FUNCTION kliv_mail._suppressed(p_recipient text, p_priority smallint, at timestamptz) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT 'the address is suppressed' || CASE s.scope WHEN 'marketing' THEN ' for marketing mail' ELSE '' END || coalesce(': ' || s.reason, '')
+    FROM kliv_mail._suppression AS s
+    WHERE s.address = lower(p_recipient) AND (s.scope = 'all' OR p_priority = 2) AND (s.expires_at IS NULL OR s.expires_at > at)
+    ORDER BY s.scope LIMIT 1;
+END;
+
 -- Serialises nothing: one message and its deliveries, in the caller's
 -- transaction.  With a key that is already used: the first message's id when
 -- the fingerprint of the arguments is the same, else 23505.
@@ -13,7 +23,7 @@ CREATE FUNCTION kliv_mail._enqueue(
     p_header_id text, p_entity bytea, p_smtputf8 boolean,
     p_send_at timestamptz, p_expires_at timestamptz, p_tags text[], p_metadata jsonb,
     p_recipients text[], p_kinds text[], p_key text, p_fingerprint bytea, p_now timestamptz,
-    OUT message_id bigint, OUT is_new boolean)
+    OUT message_id bigint, OUT is_new boolean, OUT suppressed integer)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -23,6 +33,7 @@ DECLARE
 BEGIN
     message_id := v_id;
     is_new := true;
+    suppressed := 0;
     IF p_key IS NOT NULL THEN
         INSERT INTO kliv_mail._idempotency AS i (sender_role, key, fingerprint, message_id, created_at)
         VALUES (p_sender, p_key, p_fingerprint, v_id, p_now)
@@ -53,6 +64,34 @@ BEGIN
     SELECT nextval('kliv_mail._delivery_id'), v_id, r.recipient, r.kind, v_origin, p_route, p_priority,
            coalesce(p_send_at, p_now), p_now, p_expires_at
     FROM unnest(p_recipients, p_kinds) AS r (recipient, kind);
+    -- Who is suppressed already goes no further; who will be is caught by
+    -- suppress() or, at the latest, by the claim.
+    IF EXISTS (SELECT FROM kliv_mail._suppression) THEN
+        suppressed := kliv_mail._stop_suppressed(v_id, NULL, p_now);
+    END IF;
+END;
+$$;
+
+-- Finish the waiting deliveries of a message, or to an address, that are suppressed.
+CREATE FUNCTION kliv_mail._stop_suppressed(p_message bigint, p_address text, at timestamptz) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    WITH gone AS (
+        DELETE FROM kliv_mail._outbox AS o
+        WHERE (o.message_id = p_message OR p_message IS NULL) AND (lower(o.recipient) = p_address OR p_address IS NULL)
+          AND o.epoch IS NULL AND kliv_mail._suppressed(o.recipient, o.priority, at) IS NOT NULL
+        RETURNING o.*)
+    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
+        attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, hint, finished_at)
+    SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'suppressed', g.created_at, g.expires_at,
+        g.attempts, g.doubts, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply,
+        kliv_mail._suppressed(g.recipient, g.priority, at),
+        format('SELECT kliv_mail.unsuppress(%L); lets mail to it leave again.', g.recipient), at
+    FROM gone AS g;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
 END;
 $$;
 
@@ -95,7 +134,8 @@ END;
 -- p_room of them and (but for the first, when p_first) p_bytes octets.  Counts
 -- them in the windows in the same transaction.
 CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean)
-RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer)
+RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer,
+               suppressed text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -169,7 +209,9 @@ BEGIN
             SELECT '@' || c.recipient, 'hour', v.hour_start, v.hour_end, count(*), 0 FROM claimed AS c WHERE v_cap > 0 GROUP BY 1
             ON CONFLICT (account, window_name, window_start) DO UPDATE
             SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
-        SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts, c.size FROM claimed AS c ORDER BY c.n;
+        SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts, c.size,
+               CASE WHEN EXISTS (SELECT FROM kliv_mail._suppression) THEN kliv_mail._suppressed(c.recipient, c.priority, v_at) END
+        FROM claimed AS c ORDER BY c.n;
 END;
 $$;
 
@@ -200,7 +242,7 @@ $$;
 -- settings changes whenever the account was changed in any way.
 CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint, p_first boolean,
                                  p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}')
-RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer, settings text)
+RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer, suppressed text, settings text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -218,7 +260,7 @@ BEGIN
     LOOP
         FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room, v_bytes, v_first) LOOP
             id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
-            attempts := c.attempts; doubts := c.doubts; size := c.size; settings := a.settings;
+            attempts := c.attempts; doubts := c.doubts; size := c.size; suppressed := c.suppressed; settings := a.settings;
             v_bytes := v_bytes - c.size;
             v_first := false;
             RETURN NEXT;
@@ -293,7 +335,8 @@ END;
 $$;
 
 -- Record outcomes, all in one go.  verdict is one of classify_reply()'s, or
--- 'returned': nothing that counts reached a server, the row goes back as it was.
+-- 'returned': nothing that counts reached a server, the row goes back as it was,
+-- or 'suppressed': the claim met an address that gets no mail.
 -- Rows that are no longer claimed by this epoch are left alone.
 CREATE FUNCTION kliv_mail._record(
     p_epoch bigint, p_ids bigint[], p_verdicts text[], p_scopes text[], p_bounce_types text[], p_pauses integer[],
@@ -357,7 +400,8 @@ BEGIN
                 AS x (id, verdict, scope, bounce_type, stage, code, enhanced, reply, reason, hint, identity)),
         verdict AS (
             SELECT o.id,
-                   CASE WHEN r.verdict = 'permanent' THEN 'bounced'
+                   CASE WHEN r.verdict = 'suppressed' THEN 'suppressed'
+                        WHEN r.verdict = 'permanent' THEN 'bounced'
                         WHEN r.verdict IN ('policy_block', 'message_fault') THEN 'failed'
                         WHEN r.verdict = 'temporary' AND v_at >= o.first_attempt_at + v_retry_for THEN 'bounced' END AS status,
                    CASE WHEN r.verdict = 'temporary' THEN 'soft' ELSE r.bounce_type END AS bounce_type,

@@ -89,13 +89,25 @@ is($node->sql("SELECT bounce_type, last_stage, last_code, last_enhanced_code FRO
 is($node->sql("SELECT kliv_mail.retry($refused)"), 1, 'retry() queues it anew');
 is($node->sql("SELECT kliv_mail.wait($refused, '60 s')"), 'sent', 'and it is sent');
 
-my $grey = $node->sql(q{SELECT kliv_mail.send('grey@example.com', 'Grey', 'x')});
-$node->wait_until("SELECT status = 'deferred' AND held_by = 'retry' AND last_code = 451
-                       AND next_attempt_at BETWEEN now() AND now() + interval '1 minute'
-                   FROM kliv_mail.deliveries WHERE message_id = $grey");
-pass('451: deferred, with the time of the next try');
-$node->sql("SELECT kliv_mail.retry($grey)");
-is($node->sql("SELECT kliv_mail.wait($grey, '60 s')"), 'sent', 'retry() tries it at once');
+my $later_on = $node->sql(q{SELECT kliv_mail.send('once-rcpt-451-4.3.0@example.com', 'Not now', 'x')});
+$node->wait_until("SELECT status = 'deferred' FROM kliv_mail.deliveries WHERE message_id = $later_on");
+is($node->sql("SELECT held_by, last_code, last_enhanced_code, next_attempt_at BETWEEN now() AND now() + interval '1 minute'
+               FROM kliv_mail.deliveries WHERE message_id = $later_on"), 'retry|451|4.3.0|t', '451: deferred, with the time of the next try');
+is($node->sql("SELECT kliv_mail.retry($later_on)"), 1, 'retry() tries it at once');
+is($node->sql("SELECT kliv_mail.wait($later_on, '60 s')"), 'sent', 'and it is sent');
+
+# ---- what the server cannot take is found out before a byte is sent ----
+
+my $utf8 = $node->sql("SELECT kliv_mail.send('j\xc3\xb6s\xc3\xa9\@x.example', 'x', 'x')");
+is($node->sql("SELECT kliv_mail.wait($utf8, '60 s')"), 'failed', 'B016: a server without SMTPUTF8');
+is($node->sql("SELECT last_enhanced_code, attempts FROM kliv_mail.deliveries WHERE message_id = $utf8"), '5.6.7|1', '... says so');
+$smtp->set(size => 100_000);
+$smtp->drop_connections;
+my $big = $node->sql(q{SELECT kliv_mail.send('big@x.example', 'x', repeat('x', 200000))});
+is($node->sql("SELECT kliv_mail.wait($big, '60 s')"), 'failed', 'B040: a mail over the SIZE of the server');
+is($node->sql("SELECT last_enhanced_code, attempts FROM kliv_mail.deliveries WHERE message_id = $big"), '5.3.4|1', '... says so');
+unlike($smtp->transcript, qr/big\@x\.example/, '... and no byte of it was sent');
+$smtp->set(size => 52428800);
 
 # ---- wait(): its other cases ----
 
@@ -127,9 +139,8 @@ ok(!$session->ready, 'wait() waits while the server is silent');
 is($node->sql("SELECT kliv_mail.wait($slow, '0 s')"), 'sending', 'a timeout returns what it is now');
 $smtp->set(dot_reply => '');
 $smtp->release;
-is($session->result, 'in_doubt', 'a connection lost after the dot: in doubt until it is tried again');
-$node->sql("SELECT kliv_mail.retry($slow)");
-is($node->sql("SELECT kliv_mail.wait($slow, '60 s')"), 'sent', 'and then sent');
+is($session->result, 'sent', 'the connection is lost after the dot: it is tried again, and wait() returns');
+is($node->sql("SELECT attempts FROM kliv_mail.deliveries WHERE message_id = $slow"), 2, 'at the second attempt');
 $session->quit;
 
 # ---- the platform's quota: the third mail ----
@@ -171,10 +182,10 @@ is($limited->sql(q{SELECT count(*) FROM kliv_mail.deliveries WHERE recipient = '
 my $bare = KlivMail::Cluster->new('bare', preload => 0);
 $result = $bare->try(q{SELECT kliv_mail.send('x@example.com', 'x', 'x')});
 is($result->{state}, '', 'without preload: queued');
-like("@{ $result->{notices} }", qr/shared_preload_libraries/, 'the notice says the line to add');
+like($result->{err}, qr/shared_preload_libraries/, 'the notice says the line to add');
 like($bare->sql('SELECT reason, hint FROM kliv_mail.deliveries'), qr/shared_preload_libraries|platform_url/,
     'deliveries says so too');
-is($bare->sql('SELECT preload FROM kliv_mail.status'), 'f', 'and status');
+is($bare->sql('SELECT preloaded FROM kliv_mail.status'), 'f', 'and status');
 $bare->stop;
 $bare->configure(shared_preload_libraries => 'kliv_mail');
 $bare->start;

@@ -92,8 +92,7 @@ for (
 is(scalar(grep { /CANARY/ } map { $node->sql("SELECT x::text FROM kliv_mail.$_ AS x") }
         split /\n/, $node->sql(q{SELECT relname FROM pg_class WHERE relnamespace = 'kliv_mail'::regnamespace AND relkind IN ('r', 'v')})),
     0, 'in no table and no view');
-my ($dump, $error);
-$node->run_log([ 'pg_dumpall', '-d', $node->connstr('postgres'), '-f', $node->basedir . '/dump.sql' ]);
+PostgreSQL::Test::Utils::run_log([ 'pg_dumpall', '-d', $node->connstr('postgres'), '-f', $node->basedir . '/dump.sql' ]);
 like(slurp_file($node->basedir . '/dump.sql'), qr/CONTROL-secret-123/, 'a dump has the control');
 unlike(slurp_file($node->basedir . '/dump.sql'), qr/CANARY/, 'and not the password');
 

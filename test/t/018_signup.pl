@@ -125,6 +125,8 @@ leaves('own');
 my $file = $node->data_dir . '/kliv_mail.key';
 ok(-e $file, 'its key is where the setting says');
 rename $file, "$file.away" or die $!;
+# A sender that has opened the password keeps it until it looks again.
+$node->reload;
 $smtp->drop_connections;
 sign_up('key', 'the key removed');
 waits('key', 'key');

@@ -24,7 +24,7 @@ $node->sql('CREATE EXTENSION kliv_mail CASCADE');
 my $grants = q{
     SELECT format('%s %s: %s to %s', kind, name, privilege_type, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
     FROM (
-        SELECT 'relation' AS kind, c.oid::regclass::text AS name, coalesce(c.relacl, acldefault(CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END, c.relowner)) AS acl, c.relowner AS owner
+        SELECT 'relation' AS kind, c.oid::regclass::text AS name, coalesce(c.relacl, acldefault(CASE c.relkind WHEN 'S' THEN 's'::"char" ELSE 'r'::"char" END, c.relowner)) AS acl, c.relowner AS owner
         FROM pg_class AS c WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind IN ('r', 'v', 'm', 'S', 'p', 'f')
         UNION ALL
         SELECT 'column', a.attrelid::regclass || '.' || a.attname, a.attacl, c.relowner
