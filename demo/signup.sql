@@ -19,7 +19,7 @@ BEGIN
     PERFORM kliv_mail.send(
         recipients => kliv_mail.mailbox(NEW.email, NEW.name),
         subject    => 'Welcome, ' || NEW.name || '!',
-        body       => E'Hello ' || NEW.name || E',\n\nit is good to have you here.\n');
+        body       => format(E'Hello %s,\n\nit is good to have you here.\n', NEW.name));
     RETURN NULL;
 END;
 $$;

@@ -964,6 +964,26 @@ klm_public_key(bool may_create, bytea **public_key, KlmError *error)
 }
 
 bool
+klm_token(const char *text, Size length, bool may_create, unsigned char *token, KlmError *error)
+{
+	KlmRing    *ring;
+	KlmSecret  *memory;
+	unsigned char key[crypto_auth_KEYBYTES];
+	unsigned char hash[crypto_auth_BYTES];
+
+	StaticAssertStmt(KLM_TOKEN_BYTES <= crypto_auth_BYTES, "a token is a part of a hash");
+	StaticAssertStmt(KEY_BYTES == crypto_kdf_KEYBYTES, "keys derive from keys");
+	if (!ring_for_sealing(may_create, &ring, &memory, error))
+		return false;
+	crypto_kdf_derive_from_key(key, sizeof(key), 1, "klmtoken", ring->root);
+	crypto_auth(hash, (const unsigned char *) text, length, key);
+	memcpy(token, hash, KLM_TOKEN_BYTES);
+	sodium_memzero(key, sizeof(key));
+	klm_secret_wipe(memory);
+	return true;
+}
+
+bool
 klm_open_sealed(const bytea *sealed, KlmSecret **secret, KlmError *error)
 {
 	KlmRing    *ring;

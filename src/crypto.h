@@ -91,6 +91,15 @@ extern bool klm_public_key(bool may_create, bytea **public_key, KlmError *error)
 /* Open what a client sealed with any public key of the ring. */
 extern bool klm_open_sealed(const bytea *sealed, KlmSecret **secret, KlmError *error);
 
+/*
+ * The first 16 bytes of a keyed hash (HMAC-SHA-512-256) of text, by a key that
+ * derives from the ring's root: the same before and after a rotation.
+ */
+#define KLM_TOKEN_BYTES 16
+
+extern bool klm_token(const char *text, Size length, bool may_create, unsigned char *token,
+					  KlmError *error);
+
 /* "****" and the last characters: six of at least eighteen, else a third. */
 extern char *klm_mask(const char *utf8);
 

@@ -174,7 +174,7 @@ List *
 klm_outbox_messages(const int64 *ids, int count)
 {
 	static Statement statement = {
-		"SELECT id, header_id, from_address, from_name, reply_to, smtputf8, entity FROM kliv_mail._messages($1)", 1,
+		"SELECT id, header_id, from_address, from_name, reply_to, smtputf8, unsubscribe, entity FROM kliv_mail._messages($1)", 1,
 		{INT8ARRAYOID}
 	};
 	Datum		value = int8_array(ids, count);
@@ -197,8 +197,9 @@ klm_outbox_messages(const int64 *ids, int count)
 		message->from_name = column_text(i, 4);
 		message->reply_to = column_text(i, 5);
 		message->smtputf8 = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
+		message->unsubscribe = DatumGetBool(SPI_getbinval(tuple, desc, 7, &isnull));
 		/* Detoasted straight into the caller's context, once. */
-		entity = DatumGetByteaPCopy(SPI_getbinval(tuple, desc, 7, &isnull));
+		entity = DatumGetByteaPCopy(SPI_getbinval(tuple, desc, 8, &isnull));
 		message->entity = VARDATA(entity);
 		message->entity_length = VARSIZE(entity) - VARHDRSZ;
 		MemoryContextSwitchTo(old);
@@ -290,6 +291,15 @@ klm_outbox_expire(void)
 	static Statement statement = {"SELECT kliv_mail._expire(kliv_mail._now())"};
 
 	run(&statement, NULL, NULL);
+}
+
+char *
+klm_outbox_unsubscribe_url(void)
+{
+	static Statement statement = {"SELECT kliv_mail._brand_unsubscribe_url()"};
+
+	run(&statement, NULL, NULL);
+	return column_text(0, 1);
 }
 
 TimestampTz

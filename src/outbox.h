@@ -29,6 +29,11 @@ typedef struct KlmClaim
 	char	   *account;
 	char	   *settings;		/* changes with any setting of the account */
 	char	   *suppressed;		/* why the address gets no mail, or NULL */
+	/* Filled by the sender: */
+	char	   *unsubscribe_link;
+	const char *problem;		/* why the link cannot be made, or NULL */
+	const char *hint;
+	bool		key_trouble;
 	int			size;
 } KlmClaim;
 
@@ -40,6 +45,7 @@ typedef struct KlmStoredMessage
 	char	   *from_name;
 	char	   *reply_to;
 	bool		smtputf8;
+	bool		unsubscribe;	/* add the recipient's link */
 	char	   *entity;
 	Size		entity_length;
 } KlmStoredMessage;
@@ -91,6 +97,9 @@ extern void klm_outbox_hold(const char *account, const char *by, int pause_s, co
 							const char *hint, bool failure);
 extern void klm_outbox_set_aside(int64 id, const char *reason);
 extern void klm_outbox_expire(void);
+
+/* set_brand(unsubscribe_url), or NULL. */
+extern char *klm_outbox_unsubscribe_url(void);
 
 /* In this database's time; DT_NOEND: not before a call. */
 extern TimestampTz klm_outbox_next_due(void);

@@ -95,6 +95,7 @@ typedef struct SendRequest
 	const char *from_name;
 	const char *reply_to;
 	bool		smtputf8;
+	bool		unsubscribe;	/* the sender is to add each recipient's link */
 	bool		error_on_limit;
 } SendRequest;
 
@@ -115,6 +116,7 @@ typedef struct SendCheck
 	char	   *from_address;
 	char	  **allowed_senders;
 	int			allowed_sender_count;
+	bool		can_unsubscribe;
 	int			room;
 	char	   *problem;
 	char	   *hint;
@@ -189,6 +191,11 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 
 	check = ask_account(&request, owner);
 	check_sender_allowed(&request, check);
+	if (request.unsubscribe && !check->can_unsubscribe)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("marketing mail needs an unsubscribe URL"),
+				 errhint("SELECT kliv_mail.set_brand(unsubscribe_url => 'https://example.com/unsubscribe'); sets one for all, a List-Unsubscribe in headers one for this mail.")));
 	if (request.error_on_limit && check->room < request.recipient_count)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -496,17 +503,12 @@ read_headers(FunctionCallInfo fcinfo, SendRequest *request)
 		request->content.header_count = count;
 	}
 
-	if (request->priority == 2)
+	/* Marketing mail carries a way out of it: the caller's, or set_brand()'s. */
+	request->unsubscribe = request->priority == 2;
+	for (int i = 0; i < count; i++)
 	{
-		bool		unsubscribe = false;
-
-		for (int i = 0; i < count; i++)
-			unsubscribe |= pg_strcasecmp(headers[i].name, "List-Unsubscribe") == 0;
-		if (!unsubscribe)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("marketing mail needs an unsubscribe URL"),
-					 errhint("Give one in headers: {\"List-Unsubscribe\": \"<https://example.com/unsubscribe?u=...>\", \"List-Unsubscribe-Post\": \"List-Unsubscribe=One-Click\"}.")));
+		if (pg_strcasecmp(headers[i].name, "List-Unsubscribe") == 0)
+			request->unsubscribe = false;
 	}
 }
 
@@ -749,11 +751,12 @@ ask_account(const SendRequest *request, Oid owner)
 			check->allowed_senders[check->allowed_sender_count++] = klm_to_utf8(TextDatumGetCString(elements[i]));
 		MemoryContextSwitchTo(old);
 	}
-	check->room = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 6, &isnull));
-	check->problem = spi_text(7, TopTransactionContext);
-	check->hint = spi_text(8, TopTransactionContext);
-	check->quota_problem = spi_text(9, TopTransactionContext);
-	check->quota_hint = spi_text(10, TopTransactionContext);
+	check->can_unsubscribe = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 6, &isnull)) && !isnull;
+	check->room = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 7, &isnull));
+	check->problem = spi_text(8, TopTransactionContext);
+	check->hint = spi_text(9, TopTransactionContext);
+	check->quota_problem = spi_text(10, TopTransactionContext);
+	check->quota_hint = spi_text(11, TopTransactionContext);
 	SPI_finish();
 	SetUserIdAndSecContext(user, context);
 
@@ -875,7 +878,7 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 	static SPIPlanPtr plan = NULL;
 	static const Oid types[] = {
 		NAMEOID, TEXTOID, INT2OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BYTEAOID,
-		BOOLOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTARRAYOID, JSONBOID, TEXTARRAYOID, TEXTARRAYOID, TEXTOID,
+		BOOLOID, BOOLOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTARRAYOID, JSONBOID, TEXTARRAYOID, TEXTARRAYOID, TEXTOID,
 		BYTEAOID, TIMESTAMPTZOID
 	};
 	Datum		values[lengthof(types)];
@@ -923,28 +926,29 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 	SET_TEXT(9, message_id);
 	values[10] = PointerGetDatum(entity->data);
 	values[11] = BoolGetDatum(request->smtputf8);
-	SET_ARGUMENT(12, ARG_SEND_AT);
-	SET_ARGUMENT(13, ARG_EXPIRES_AT);
-	SET_ARGUMENT(14, ARG_TAGS);
-	SET_ARGUMENT(15, ARG_METADATA);
-	values[16] = PointerGetDatum(construct_array(recipients, count, TEXTOID, -1, false, TYPALIGN_INT));
-	values[17] = PointerGetDatum(construct_array(kinds, count, TEXTOID, -1, false, TYPALIGN_INT));
+	values[12] = BoolGetDatum(request->unsubscribe);
+	SET_ARGUMENT(13, ARG_SEND_AT);
+	SET_ARGUMENT(14, ARG_EXPIRES_AT);
+	SET_ARGUMENT(15, ARG_TAGS);
+	SET_ARGUMENT(16, ARG_METADATA);
+	values[17] = PointerGetDatum(construct_array(recipients, count, TEXTOID, -1, false, TYPALIGN_INT));
+	values[18] = PointerGetDatum(construct_array(kinds, count, TEXTOID, -1, false, TYPALIGN_INT));
 	/* Of several marketing messages of one call, the first carries the key. */
 	if (fingerprint && first == 0)
 	{
-		SET_ARGUMENT(18, ARG_IDEMPOTENCY_KEY);
-		values[19] = PointerGetDatum(fingerprint);
+		SET_ARGUMENT(19, ARG_IDEMPOTENCY_KEY);
+		values[20] = PointerGetDatum(fingerprint);
 	}
 	else
-		nulls[18] = nulls[19] = 'n';
-	values[20] = TimestampTzGetDatum(now);
+		nulls[19] = nulls[20] = 'n';
+	values[21] = TimestampTzGetDatum(now);
 
 	enter_owner(owner, &user, &context);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	if (plan == NULL)
 	{
-		plan = SPI_prepare("SELECT * FROM kliv_mail._enqueue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)",
+		plan = SPI_prepare("SELECT * FROM kliv_mail._enqueue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)",
 						   lengthof(types), (Oid *) types);
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));

@@ -49,6 +49,7 @@
 #include "settings.h"
 #include "shmem.h"
 #include "smtp.h"
+#include "unsubscribe.h"
 
 /* The SQL that this library serves besides its own: the release before.  This is the first one. */
 #define PREVIOUS_VERSION	KLIV_MAIL_VERSION
@@ -164,6 +165,7 @@ static void loop(void) pg_attribute_noreturn();
 static void leave(TimestampTz next_due, uint64 wakes) pg_attribute_noreturn();
 static bool run_transaction(bool may_claim);
 static void claim(void);
+static void make_links(List *claims, List *messages);
 static void prepare(Batch *batch, KlmClaim *claim, KlmStoredMessage *message, Pool *pool);
 static char *compose_identity(const KlmAccount *account, const KlmStoredMessage *message, const KlmClaim *claimed,
 							  const char **from, const char **problem);
@@ -754,6 +756,7 @@ claim(void)
 				ids[count++] = claimed->message_id;
 		}
 		messages = klm_outbox_messages(ids, count);
+		make_links(claims, messages);
 	}
 	else
 	{
@@ -813,6 +816,43 @@ claim(void)
 	}
 }
 
+/*
+ * Marketing mail: each recipient's unsubscribe link, made here since the key
+ * ring is read in a transaction.  Where it cannot be made, the account waits.
+ */
+static void
+make_links(List *claims, List *messages)
+{
+	char	   *url = NULL;
+	ListCell   *lc;
+	ListCell   *mc;
+
+	foreach(lc, claims)
+	{
+		KlmClaim   *claimed = lfirst(lc);
+
+		foreach(mc, messages)
+		{
+			KlmStoredMessage *message = lfirst(mc);
+			KlmError	error = {0};
+
+			if (message->id != claimed->message_id || !message->unsubscribe)
+				continue;
+			if (url == NULL)
+				url = klm_outbox_unsubscribe_url();
+			if (url == NULL)
+				claimed->problem = "set_brand() has no unsubscribe_url any more, which marketing mail needs";
+			else if (!klm_unsubscribe_link(url, claimed->recipient, "marketing", false,
+										   &claimed->unsubscribe_link, &error))
+			{
+				claimed->problem = error.message;
+				claimed->hint = error.hint;
+				claimed->key_trouble = true;
+			}
+		}
+	}
+}
+
 /* Make a delivery of a claimed row, or its outcome if it cannot be one. */
 static void
 prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
@@ -835,6 +875,17 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 	if (message == NULL)
 	{
 		add_local_outcome(claimed->id, "message_fault", "its message is not there any more");
+		return;
+	}
+	if (claimed->problem && claimed->key_trouble)
+	{
+		note_hold(pool, "key", 0, claimed->problem, claimed->hint, true);
+		add_local_outcome(claimed->id, "returned", "");
+		return;
+	}
+	if (claimed->problem)
+	{
+		add_local_outcome(claimed->id, klm_verdict_name(KLM_TEMPORARY), claimed->problem);
 		return;
 	}
 	old = MemoryContextSwitchTo(batch->context);
@@ -878,7 +929,7 @@ compose_identity(const KlmAccount *account, const KlmStoredMessage *message, con
 				 const char **from, const char **problem)
 {
 	KlmIdentity identity = {0};
-	KlmHeader	headers[KLM_PROVIDER_HEADERS_MAX + 1];
+	KlmHeader	headers[KLM_PROVIDER_HEADERS_MAX + 3];
 	const char *reply_to = message->reply_to;
 	KlmAddress *addresses = NULL;
 	KlmError	error;
@@ -916,6 +967,13 @@ compose_identity(const KlmAccount *account, const KlmStoredMessage *message, con
 	identity.headers = headers;
 	identity.header_count = klm_provider_headers(klm_find_provider(account->provider), account->target.host,
 												 message->header_id, claimed->id, headers);
+	if (claimed->unsubscribe_link)
+	{
+		headers[identity.header_count].name = "List-Unsubscribe";
+		headers[identity.header_count++].value = psprintf("<%s>", claimed->unsubscribe_link);
+		headers[identity.header_count].name = "List-Unsubscribe-Post";
+		headers[identity.header_count++].value = "List-Unsubscribe=One-Click";
+	}
 	if (klm_redirect_to && klm_redirect_to[0])
 	{
 		headers[identity.header_count].name = "X-Kliv-Mail-Original-Recipient";

@@ -123,8 +123,8 @@ build_copy()
         --exclude=./tmp_check --exclude=./results --exclude=node_modules . |
         tar -C "$scratch/tree" -xf - --no-same-owner
     PG_CONFIG=$(sh "$top/test/pgcopy" "$scratch/pg" "$PG_CONFIG")
-    if ! make -C "$scratch/tree" -j"$(nproc)" PG_CONFIG="$PG_CONFIG" all >"$scratch/build.log" 2>&1 ||
-        ! make -C "$scratch/tree" PG_CONFIG="$PG_CONFIG" install >>"$scratch/build.log" 2>&1; then
+    if ! make -s -C "$scratch/tree" -j"$(nproc)" PG_CONFIG="$PG_CONFIG" all >"$scratch/build.log" 2>&1 ||
+        ! make -s -C "$scratch/tree" PG_CONFIG="$PG_CONFIG" install >>"$scratch/build.log" 2>&1; then
         tail -n 40 "$scratch/build.log" >&2
         die "the build failed"
     fi

@@ -111,6 +111,7 @@ CREATE TABLE kliv_mail._message (
     header_id     text COLLATE "C" NOT NULL,    -- Message-ID without <>
     entity        bytea NOT NULL,               -- from Date on, CRLF, as it goes on the wire
     smtputf8      boolean NOT NULL DEFAULT false,   -- an address in its header is not ASCII
+    unsubscribe   boolean NOT NULL DEFAULT false,   -- the sender adds each recipient's unsubscribe link
     send_at       timestamptz,
     expires_at    timestamptz,
     recipients    integer NOT NULL,
@@ -201,6 +202,18 @@ CREATE TABLE kliv_mail._suppression (
     created_by name NOT NULL,
     expires_at timestamptz,
     PRIMARY KEY (address, scope)
+);
+
+-- set_brand(): one row, made at the first call.
+CREATE TABLE kliv_mail._brand (
+    singleton       boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    name            text,
+    logo_url        text,
+    color           text,
+    postal_address  text,
+    footer          text,
+    unsubscribe_url text,
+    time_zone       text
 );
 
 CREATE TABLE kliv_mail._idempotency (

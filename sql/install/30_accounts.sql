@@ -331,7 +331,8 @@ END;
 CREATE FUNCTION kliv_mail._first_key_allowed() RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT NOT EXISTS (SELECT FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL);
+    SELECT NOT EXISTS (SELECT FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL)
+       AND NOT EXISTS (SELECT FROM kliv_mail._brand AS b WHERE b.unsubscribe_url IS NOT NULL);    -- links that were sent
 END;
 
 -- From here to the end of the transaction nobody else changes an account; seen

@@ -20,7 +20,7 @@ END;
 CREATE FUNCTION kliv_mail._enqueue(
     p_sender name, p_type text, p_priority smallint, p_template text, p_route text,
     p_from_address text, p_from_name text, p_reply_to text, p_subject text,
-    p_header_id text, p_entity bytea, p_smtputf8 boolean,
+    p_header_id text, p_entity bytea, p_smtputf8 boolean, p_unsubscribe boolean,
     p_send_at timestamptz, p_expires_at timestamptz, p_tags text[], p_metadata jsonb,
     p_recipients text[], p_kinds text[], p_key text, p_fingerprint bytea, p_now timestamptz,
     OUT message_id bigint, OUT is_new boolean, OUT suppressed integer)
@@ -56,9 +56,9 @@ BEGIN
         INSERT INTO kliv_mail._state (origin) VALUES (v_origin) ON CONFLICT DO NOTHING;
     END IF;
     INSERT INTO kliv_mail._message (id, created_at, sender_role, message_type, template, account, from_address, from_name,
-        reply_to, subject, header_id, entity, smtputf8, send_at, expires_at, recipients, tags, metadata)
+        reply_to, subject, header_id, entity, smtputf8, unsubscribe, send_at, expires_at, recipients, tags, metadata)
     VALUES (v_id, p_now, p_sender, p_type, p_template, nullif(p_route, ''), p_from_address, p_from_name,
-        p_reply_to, p_subject, p_header_id, p_entity, p_smtputf8, p_send_at, p_expires_at, cardinality(p_recipients),
+        p_reply_to, p_subject, p_header_id, p_entity, p_smtputf8, p_unsubscribe, p_send_at, p_expires_at, cardinality(p_recipients),
         p_tags, p_metadata);
     INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at, expires_at)
     SELECT nextval('kliv_mail._delivery_id'), v_id, r.recipient, r.kind, v_origin, p_route, p_priority,
@@ -271,10 +271,10 @@ $$;
 
 -- What the sender needs of the messages it does not hold yet.
 CREATE FUNCTION kliv_mail._messages(p_ids bigint[])
-RETURNS TABLE (id bigint, header_id text, from_address text, from_name text, reply_to text, smtputf8 boolean, entity bytea)
+RETURNS TABLE (id bigint, header_id text, from_address text, from_name text, reply_to text, smtputf8 boolean, unsubscribe boolean, entity bytea)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT m.id, m.header_id, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.entity
+    SELECT m.id, m.header_id, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.unsubscribe, m.entity
     FROM kliv_mail._message AS m WHERE m.id = ANY (p_ids);
 END;
 

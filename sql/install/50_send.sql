@@ -21,7 +21,7 @@ Example: SELECT kliv_mail.send('ana@example.com', 'Welcome', 'Hello Ana');$$;
 CREATE FUNCTION kliv_mail._send_check(
     p_route text, p_priority smallint,
     OUT known boolean, OUT account text, OUT own boolean, OUT from_address text, OUT allowed_senders text[],
-    OUT room integer, OUT problem text, OUT hint text, OUT quota_problem text, OUT quota_hint text)
+    OUT can_unsubscribe boolean, OUT room integer, OUT problem text, OUT hint text, OUT quota_problem text, OUT quota_hint text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_at timestamptz := kliv_mail._now();
@@ -37,6 +37,7 @@ BEGIN
     IF NOT known THEN
         RETURN;
     END IF;
+    can_unsubscribe := EXISTS (SELECT FROM kliv_mail._brand AS b WHERE b.unsubscribe_url IS NOT NULL);
     SELECT * INTO v FROM kliv_mail._availability(account, v_at);
     IF v.blocked_until > v_at THEN
         problem := v.reason;

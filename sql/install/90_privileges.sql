@@ -20,7 +20,7 @@ BEGIN ATOMIC
         ('read', 'f', '_account_holds'), ('read', 'f', '_line'), ('read', 'f', '_usage_now'),
         ('read', 'f', '_availability'), ('read', 'f', '_accounts'), ('read', 'f', '_key_state'), ('read', 'f', '_providers'),
         ('read', 'f', '_smtp_settings'), ('read', 'f', 'describe'), ('read', 'f', 'next_step'),
-        ('send', 'f', '_statement_of'), ('read', 'f', '_statement_of')
+        ('ingest', 'f', 'unsubscribe'), ('send', 'f', '_statement_of'), ('read', 'f', '_statement_of')
     ) AS g (grant_name, kind, object);
 END;
 
@@ -61,6 +61,11 @@ CREATE FUNCTION kliv_mail.grant_send(role name) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC SELECT kliv_mail._grant(role, 'send'); END;
 COMMENT ON FUNCTION kliv_mail.grant_send IS 'Lets the role send mail and see, cancel and retry its own (and its member roles'') messages. Errors: 42704 no such role.';
+
+CREATE FUNCTION kliv_mail.grant_ingest(role name) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC SELECT kliv_mail._grant(role, 'ingest'); END;
+COMMENT ON FUNCTION kliv_mail.grant_ingest IS 'Lets the role hand in what recipients and providers say: unsubscribe(). The token is the authority. Errors: 42704 no such role.';
 
 CREATE FUNCTION kliv_mail.grant_admin(role name) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp

@@ -9,6 +9,7 @@ SELECT pg_extension_config_dump('kliv_mail._message', '');
 SELECT pg_extension_config_dump('kliv_mail._outbox', '');
 SELECT pg_extension_config_dump('kliv_mail._delivery', '');
 SELECT pg_extension_config_dump('kliv_mail._suppression', '');
+SELECT pg_extension_config_dump('kliv_mail._brand', '');
 SELECT pg_extension_config_dump('kliv_mail._idempotency', '');
 SELECT pg_extension_config_dump('kliv_mail._event', '');
 SELECT pg_extension_config_dump('kliv_mail._message_id', '');
