@@ -10,7 +10,7 @@ OBJS = src/kliv_mail.o src/guc.o src/address.o src/mime.o src/shmem.o src/launch
 
 # Loaded by the sender, and by a session at its first use.
 NET_OBJS = src/kliv_mail_net.o src/smtp.o src/reply.o src/providers.o src/connection.o \
-	src/crypto.o src/unsubscribe.o src/settings.o src/outbox.o src/sender.o src/probe.o src/configure.o src/classify.o
+	src/crypto.o src/unsubscribe.o src/settings.o src/outbox.o src/sender.o src/probe.o src/configure.o src/classify.o src/report.o
 
 DATA_built = sql/$(EXTENSION)--$(EXTVERSION).sql
 DATA       = $(wildcard sql/*--*--*.sql)

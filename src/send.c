@@ -2,7 +2,7 @@
  *
  * send.c
  *		kliv_mail.send() and what a caller can do with a message afterwards:
- *		cancel(), retry(), wait().
+ *		cancel(), retry(), wait(), raw_message().
  *
  * send() checks its arguments (raising only for them), composes the MIME
  * entity, and makes the rows with kliv_mail._enqueue() under the rights of the
@@ -132,6 +132,7 @@ PG_FUNCTION_INFO_V1(kliv_mail_send);
 PG_FUNCTION_INFO_V1(kliv_mail_cancel);
 PG_FUNCTION_INFO_V1(kliv_mail_retry);
 PG_FUNCTION_INFO_V1(kliv_mail_wait);
+PG_FUNCTION_INFO_V1(kliv_mail_raw_message);
 
 static char *text_argument(FunctionCallInfo fcinfo, int number);
 static void refuse(const char *argument, int sqlstate, const char *message, const char *hint)
@@ -1008,7 +1009,7 @@ check_may_touch(int64 message_id, Oid caller, Oid owner, bool *own_transaction)
 
 	if (plan == NULL)
 	{
-		plan = SPI_prepare("SELECT kliv_mail._may_touch($2, m.sender_role), m.xmin FROM kliv_mail._message AS m WHERE m.id = $1",
+		plan = SPI_prepare("SELECT kliv_mail._may_touch($2, m.sender_role), m.xmin FROM kliv_mail._message AS m WHERE m.id OPERATOR(pg_catalog.=) $1",
 						   lengthof(types), (Oid *) types);
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
@@ -1083,6 +1084,49 @@ kliv_mail_retry(PG_FUNCTION_ARGS)
 	if (count > 0)
 		klm_wake_at_commit(0);
 	PG_RETURN_INT32((int32) count);
+}
+
+Datum
+kliv_mail_raw_message(PG_FUNCTION_ARGS)
+{
+	static const Oid types[] = {INT8OID, TEXTOID};
+	Oid			owner = owner_of(fcinfo);
+	Oid			caller;
+	int			context;
+	KlmAddress	address;
+	KlmError	error;
+	Datum		values[2];
+	char		nulls[] = "  ";
+	bool		isnull;
+	Datum		result;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = (Datum) 0;
+	if (PG_ARGISNULL(1))
+		nulls[1] = 'n';
+	else
+	{
+		if (!klm_parse_address(text_argument(fcinfo, 1), &address, &error))
+			klm_raise("recipient", &error, false);
+		values[1] = CStringGetTextDatum(klm_from_utf8(address.addr));
+	}
+	enter_owner(owner, &caller, &context);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	check_may_touch(PG_GETARG_INT64(0), caller, owner, NULL);
+	if (SPI_execute_with_args("SELECT kliv_mail._raw_message($1, $2)", lengthof(types), (Oid *) types, values, nulls,
+							  true, 1) != SPI_OK_SELECT || SPI_processed != 1)
+		elog(ERROR, "kliv_mail._raw_message() returned no row");
+	result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	if (!isnull)
+		result = SPI_datumTransfer(result, false, -1);
+	SPI_finish();
+	SetUserIdAndSecContext(caller, context);
+	if (isnull)
+		PG_RETURN_NULL();
+	return result;
 }
 
 /*

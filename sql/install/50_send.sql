@@ -72,7 +72,7 @@ BEGIN ATOMIC
 END;
 
 CREATE FUNCTION kliv_mail.cancel(message_id bigint) RETURNS boolean
-LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'kliv_mail_cancel';
+LANGUAGE c VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'kliv_mail_cancel';
 COMMENT ON FUNCTION kliv_mail.cancel IS
 'Stops what of the message has not left yet; true if something was stopped. A delivery that a server is being given is not. Errors: 22023 a message that is not there or not yours.';
 
@@ -92,7 +92,7 @@ BEGIN ATOMIC
 END;
 
 CREATE FUNCTION kliv_mail.retry(message_id bigint) RETURNS integer
-LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'kliv_mail_retry';
+LANGUAGE c VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'kliv_mail_retry';
 COMMENT ON FUNCTION kliv_mail.retry IS
 'Queues anew the deliveries of the message that failed, bounced, expired or are in doubt, and tries at once those that wait for a retry; returns how many. Errors: 22023 a message that is not there or not yours.';
 
@@ -124,7 +124,7 @@ END;
 $$;
 
 CREATE FUNCTION kliv_mail.wait(message_id bigint, timeout interval DEFAULT '30 seconds') RETURNS text
-LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'kliv_mail_wait';
+LANGUAGE c VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'kliv_mail_wait';
 COMMENT ON FUNCTION kliv_mail.wait IS
 'Waits until the message is finished, or until nothing more can happen before the timeout, and returns its status. Call it after the commit of send(). Errors: 55000 a message of the same transaction, 22023 one that is not there or not yours, 25001 above READ COMMITTED.';
 
@@ -161,3 +161,45 @@ BEGIN
     END IF;
 END;
 $$;
+
+CREATE FUNCTION kliv_mail.raw_message(message_id bigint, recipient text DEFAULT NULL) RETURNS bytea
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'kliv_mail_raw_message';
+COMMENT ON FUNCTION kliv_mail.raw_message IS
+'The bytes of the message as they were last sent to the recipient (NULL: to the first one). Errors: 22023 a message or recipient that is not there or not yours, 55000 not sent yet.';
+
+CREATE FUNCTION kliv_mail._raw_message(p_id bigint, p_recipient text) RETURNS bytea
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    d record;
+BEGIN
+    SELECT x.identity INTO d
+    FROM (SELECT o.id, o.recipient, o.identity FROM kliv_mail._outbox AS o WHERE o.message_id = p_id
+          UNION ALL
+          SELECT y.id, y.recipient, y.identity FROM kliv_mail._delivery AS y WHERE y.message_id = p_id) AS x
+    WHERE p_recipient IS NULL OR x.recipient = p_recipient
+    ORDER BY x.identity IS NULL, x.id LIMIT 1;
+    IF NOT FOUND THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('recipient: message %s has no recipient "%s"', p_id, p_recipient),
+            HINT = format('SELECT recipient FROM kliv_mail.deliveries WHERE message_id = %s; lists them.', p_id);
+    ELSIF d.identity IS NULL THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = format('message %s has not been sent yet', p_id),
+            HINT = format('SELECT * FROM kliv_mail.next_step(%s); says why.', p_id);
+    END IF;
+    RETURN convert_to(d.identity, 'UTF8') || (SELECT m.entity FROM kliv_mail._message AS m WHERE m.id = p_id);
+END;
+$$;
+
+-- Query results as mail.  No search_path is set: the query is the caller's.
+CREATE FUNCTION kliv_mail.csv(query text, encoding text DEFAULT 'UTF8BOM') RETURNS kliv_mail.attachment
+LANGUAGE c VOLATILE STRICT AS '$libdir/kliv_mail_net', 'kliv_mail_csv';
+COMMENT ON FUNCTION kliv_mail.csv IS
+$$The result of a query as a CSV file for send(attachments => ...), run with your rights and in your snapshot; the first row names the columns.
+encoding: UTF8BOM | UTF8 | SJIS
+UTF8BOM (default) is what Excel reads. Errors: 22023 not one query or no such encoding, 22P05 a character that SJIS lacks, 54000 over kliv_mail.max_message_size, and the query's own.
+Example: SELECT kliv_mail.send('ana@example.com', 'Users', 'See the file.', attachments => ARRAY[kliv_mail.csv('SELECT * FROM users')]);$$;
+
+CREATE FUNCTION kliv_mail.html_table(query text) RETURNS text
+LANGUAGE c VOLATILE STRICT AS '$libdir/kliv_mail_net', 'kliv_mail_html_table';
+COMMENT ON FUNCTION kliv_mail.html_table IS
+$$The result of a query as an HTML table, escaped, for send(html => ...), run with your rights and in your snapshot. Errors: 22023 not one query, 54000 over kliv_mail.max_message_size, and the query's own.
+Example: SELECT kliv_mail.send('ana@example.com', 'Users', html => kliv_mail.html_table('SELECT * FROM users'));$$;

@@ -9,6 +9,7 @@ BEGIN ATOMIC
     SELECT g.grant_name, g.kind, g.object FROM (VALUES
         ('send', 'f', 'send'), ('send', 'f', 'attach'), ('send', 'f', 'attach_text'), ('send', 'f', 'mailbox'),
         ('send', 'f', 'is_address'), ('send', 'f', 'parse_addresses'), ('send', 'f', 'classify_reply'),
+        ('send', 'f', 'raw_message'), ('send', 'f', 'csv'), ('send', 'f', 'html_table'),
         ('send', 'f', 'cancel'), ('send', 'f', 'retry'), ('send', 'f', 'wait'),
         ('send', 'v', 'messages'), ('send', 'v', 'deliveries'), ('send', 'v', 'events'), ('send', 'v', 'usage'),
         ('send', 'f', '_now'), ('send', 'f', '_origin'), ('send', 'f', '_default_account'), ('send', 'f', '_process_status'),
@@ -58,22 +59,22 @@ END;
 $$;
 
 CREATE FUNCTION kliv_mail.grant_send(role name) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC SELECT kliv_mail._grant(role, 'send'); END;
 COMMENT ON FUNCTION kliv_mail.grant_send IS 'Lets the role send mail and see, cancel and retry its own (and its member roles'') messages. Errors: 42704 no such role.';
 
 CREATE FUNCTION kliv_mail.grant_ingest(role name) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC SELECT kliv_mail._grant(role, 'ingest'); END;
 COMMENT ON FUNCTION kliv_mail.grant_ingest IS 'Lets the role hand in what recipients and providers say: unsubscribe(). The token is the authority. Errors: 42704 no such role.';
 
 CREATE FUNCTION kliv_mail.grant_admin(role name) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC SELECT kliv_mail._grant(role, 'admin'); END;
 COMMENT ON FUNCTION kliv_mail.grant_admin IS 'Lets the role do everything: settings, all mail, grants. Errors: 42704 no such role.';
 
 CREATE FUNCTION kliv_mail.grant_read(role name) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC SELECT kliv_mail._grant(role, 'read'); END;
 COMMENT ON FUNCTION kliv_mail.grant_read IS 'Lets the role read all views, of all senders, but no bodies. Errors: 42704 no such role.';
 
@@ -91,7 +92,7 @@ END;
 $$;
 
 CREATE FUNCTION kliv_mail.revoke_access(role name) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC SELECT kliv_mail._revoke(role); END;
 COMMENT ON FUNCTION kliv_mail.revoke_access IS 'Takes from the role whatever a grant function gave it. Errors: 42704 no such role.';
 

@@ -200,6 +200,13 @@ SELECT kliv_mail.send('a@x.example', 's', 'b', bcc => 'hidden@x.example') AS id 
 SELECT position('hidden' IN convert_from(entity, 'UTF8')) FROM kliv_mail._message WHERE id = :id;
 SELECT string_agg(recipient || ' ' || kind, ', ' ORDER BY recipient) FROM kliv_mail.deliveries WHERE message_id = :id;
 
+\echo # B057: a suppressed recipient
+SELECT kliv_mail.suppress('Blocked@x.example', reason => 'asked us to');
+SELECT kliv_mail.send('Blocked@X.EXAMPLE, other@x.example', 's', 'b') AS id \gset
+SELECT recipient, status, reason FROM kliv_mail.deliveries WHERE message_id = :id ORDER BY recipient;
+SELECT status FROM kliv_mail.messages WHERE id = :id;
+SELECT kliv_mail.unsuppress('Blocked@x.example'), kliv_mail.unsuppress('Blocked@x.example');
+
 \echo # attach(), attach_text(), mailbox(), is_address()
 CREATE FUNCTION attached(call text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE

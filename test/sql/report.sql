@@ -1,0 +1,46 @@
+-- Query results as mail: csv() and html_table().
+\pset null '<null>'
+CREATE TEMP TABLE item (name text, price numeric, note text);
+INSERT INTO item VALUES ('tea', 3.50, NULL), ('"green", tea', 4, E'two\nlines'), ('<b>&', NULL, ''), (' spaced ', 1, '日本');
+
+SELECT filename, content_type, content_id, replace(convert_from(content, 'UTF8'), E'\r', '') AS content
+FROM kliv_mail.csv('SELECT * FROM item', 'UTF8');
+-- Excel's byte order mark, and Japan's encoding
+SELECT left(encode(content, 'hex'), 6) AS bom FROM kliv_mail.csv('SELECT 1');
+SELECT convert_from(content, 'SJIS') AS content FROM kliv_mail.csv('SELECT note FROM item WHERE note = ''日本''', 'sjis');
+SELECT kliv_mail.html_table('SELECT * FROM item');
+SELECT kliv_mail.html_table('SELECT 1 AS none WHERE false');
+
+-- bad input
+SELECT kliv_mail.csv('SELECT 1', 'UTF16');
+SELECT kliv_mail.csv('SELECT 1; SELECT 2');
+SELECT kliv_mail.csv('DELETE FROM item');
+SELECT kliv_mail.csv('DELETE FROM item RETURNING *');
+SELECT kliv_mail.html_table('SELECT nothing');
+SELECT kliv_mail.html_table('SELECT ''x'' FROM nowhere');
+SELECT kliv_mail.csv('SELECT ''€''', 'SJIS');
+\set VERBOSITY sqlstate
+SELECT kliv_mail.csv('SELECT repeat(''x'', 1000000) FROM generate_series(1, 30)');
+
+-- the caller's rights and search_path
+CREATE ROLE report_reader;
+GRANT USAGE ON SCHEMA kliv_mail TO report_reader;
+GRANT EXECUTE ON FUNCTION kliv_mail.html_table(text) TO report_reader;
+CREATE TABLE secret_report (s text);
+SET ROLE report_reader;
+SELECT kliv_mail.html_table('SELECT * FROM secret_report');
+SELECT kliv_mail.html_table('SELECT * FROM kliv_mail._account');
+SELECT kliv_mail.html_table('SELECT current_user::text AS who');
+RESET ROLE;
+DROP TABLE secret_report;
+REVOKE ALL ON SCHEMA kliv_mail FROM report_reader;
+REVOKE ALL ON FUNCTION kliv_mail.html_table(text) FROM report_reader;
+DROP ROLE report_reader;
+
+-- raw_message() of what never left
+SELECT kliv_mail.send('raw@example.com', 'Raw', 'x') AS raw \gset
+SELECT kliv_mail.raw_message(:raw);
+SELECT kliv_mail.raw_message(:raw, 'other@example.com');
+SELECT kliv_mail.raw_message(:raw, 'nobody');
+SELECT kliv_mail.raw_message(0);
+SELECT kliv_mail.cancel(:raw);
