@@ -24,7 +24,8 @@ sub settled
 
 my $smtp = KlivMail::SmtpServer->start;
 my $url = 'smtp://127.0.0.1:' . $smtp->port;
-my $node = KlivMail::Cluster->new('platform', platform_url => $url);
+# (retention counts in days of the same clock)
+my $node = KlivMail::Cluster->new('platform', platform_url => $url, conf => { 'kliv_mail.retention' => '365d' });
 
 # Noon, so that neither midnight nor the turn of an hour comes meanwhile.
 sub to_noon
