@@ -526,7 +526,6 @@ resolve(const KlmRequest *request, HeapTuple row, TupleDesc desc, KlmResolved *r
 	resolve_port(request, preset, &saved, resolved);
 	resolve_username(request, preset, &saved, resolved);
 	resolve_password(request, preset, &saved, resolved);
-	resolve_sender(request, &saved, resolved);
 	if (preset)
 	{
 		const KlmTarget *target = &resolved->target;
@@ -538,6 +537,8 @@ resolve(const KlmRequest *request, HeapTuple row, TupleDesc desc, KlmResolved *r
 								&argument, &error))
 			klm_raise(argument, &error, request->secret);
 	}
+	/* Last: a user name that is half an address is to be told as that. */
+	resolve_sender(request, &saved, resolved);
 	resolved->target.guarded = true;
 	resolved->target.ehlo_name = klm_ehlo_name(resolved->from_address);
 }

@@ -1280,6 +1280,23 @@ library_says(const KlmConnection *connection, const char *words)
 	return strstr(connection->error, words) != NULL;
 }
 
+/* "DNS:a.example, DNS:b.example" as people write it. */
+static char *
+plain_names(const char *names)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	while (*names)
+	{
+		if (strncmp(names, "DNS:", 4) == 0)
+			names += 4;
+		else
+			appendStringInfoChar(&text, *names++);
+	}
+	return text.data;
+}
+
 /* The words for a failed TLS stage. */
 static void
 explain_tls(const KlmConnection *connection, KlmConnectReport *report)
@@ -1313,7 +1330,8 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 		if (connection->tls_done)
 		{
 			report->detail = psprintf("the server's certificate is not for \"%s\" but for %s",
-									  target->host, report->cert_names ? report->cert_names :
+									  target->host, report->cert_names ?
+									  plain_names(report->cert_names) :
 									  report->cert_subject ? report->cert_subject :
 									  "another host");
 			report->hint = pstrdup("Use as host a name that the certificate is for; it is never "

@@ -135,7 +135,8 @@ klm_outbox_open_epoch(int64 *recovered)
 }
 
 List *
-klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts, int *busy, int count)
+klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts, int *busy, int count,
+				 int64 **ids, int *id_count)
 {
 	static Statement statement = {
 		"SELECT id, message_id, recipient, account, settings, size, suppressed FROM kliv_mail._claim($1, $2, $3, $4, $5, $6)", 6,
@@ -151,6 +152,11 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts
 	values[4] = text_array((const char *const *) accounts, count);
 	values[5] = int4_array(busy, count);
 	run(&statement, values, NULL);
+
+	/* Before their texts, any of which may be unreadable. */
+	*ids = MemoryContextAlloc(result_context, Max(1, SPI_processed) * sizeof(int64));
+	for (uint64 i = 0; i < SPI_processed; i++)
+		(*ids)[(*id_count)++] = column_int64(i, 1);
 
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -211,11 +217,12 @@ void
 klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count)
 {
 	static Statement statement = {
-		"SELECT kliv_mail._record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)", 14,
+		"SELECT kliv_mail._record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)", 15,
 		{INT8OID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, TEXTARRAYOID, INT4ARRAYOID,
-		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID}
 	};
-	Datum		values[14];
+	Datum		values[15];
+	Datum	   *flags = palloc(count * sizeof(Datum));
 	int64	   *ids = palloc(count * sizeof(int64));
 	int		   *numbers = palloc(count * sizeof(int));
 	const char **texts = palloc(count * sizeof(char *));
@@ -247,6 +254,9 @@ klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count)
 	COLUMN(11, hint);
 	COLUMN(12, server_id);
 	COLUMN(13, identity);
+	for (int i = 0; i < count; i++)
+		flags[i] = BoolGetDatum(outcomes[i].unknown);
+	values[14] = PointerGetDatum(construct_array(flags, count, BOOLOID, 1, true, TYPALIGN_CHAR));
 	run(&statement, values, NULL);
 #undef COLUMN
 }

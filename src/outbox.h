@@ -66,6 +66,7 @@ typedef struct KlmOutcome
 	const char *hint;
 	const char *server_id;
 	const char *identity;
+	bool		unknown;		/* no rule knew the reply */
 } KlmOutcome;
 
 extern void klm_outbox_begin(MemoryContext results);
@@ -85,9 +86,9 @@ extern char *klm_outbox_version(void);
 /* A new epoch under its session lock; what dead epochs had claimed becomes in doubt (*recovered). */
 extern int64 klm_outbox_open_epoch(int64 *recovered);
 
-/* List of KlmClaim. */
+/* List of KlmClaim.  Their ids are in *ids even where an error ends the call. */
 extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first,
-							  char **accounts, int *busy, int count);
+							  char **accounts, int *busy, int count, int64 **ids, int *id_count);
 
 /* List of KlmStoredMessage. */
 extern List *klm_outbox_messages(const int64 *ids, int count);

@@ -90,6 +90,8 @@ typedef struct Pool
 	int			link_count;
 	int			opening;
 	int			allowed;		/* connections now; grows on success, shrinks on trouble */
+	bool		more;			/* its last claim found something */
+	bool		stale;			/* the queue was composed for other settings */
 	/* Trouble of the account itself, to be recorded. */
 	bool		hold;
 	const char *hold_by;
@@ -151,9 +153,10 @@ static int64 *tried_ids;		/* the rows that it reads, for blame when it fails */
 static int	tried_count;
 
 static bool claim_wanted = true;
-static bool claim_again;		/* the last claim found something, so there may be more */
+static bool claim_again;		/* an account's last claim found something, so there may be more */
 static TimestampTz next_claim = DT_NOEND;	/* real time */
 static bool isolating;			/* one row at a time, to find one that cannot be read */
+static int	isolated;			/* rows that were read so */
 static int	failures;			/* transactions failed in a row */
 static TimestampTz retry_at = 0;
 
@@ -164,6 +167,7 @@ static bool open_for_business(void);
 static void loop(void) pg_attribute_noreturn();
 static void leave(TimestampTz next_due, uint64 wakes) pg_attribute_noreturn();
 static bool run_transaction(bool may_claim);
+static void forget_recorded(bool claimed);
 static void claim(void);
 static void make_links(List *claims, List *messages);
 static void prepare(Batch *batch, KlmClaim *claim, KlmStoredMessage *message, Pool *pool);
@@ -329,6 +333,7 @@ loop(void)
 	TimestampTz idle_since = GetCurrentTimestamp();
 	TimestampTz leave_at = 0;	/* not 0: leaving, and when at the latest */
 	bool		unfinished = false; /* leaving with work that another sender has to take up */
+	bool		tried_last = false; /* to record when the time to leave had come */
 	TimestampTz next_retain = TimestampTzPlusMilliseconds(idle_since, 1000);
 
 	for (;;)
@@ -388,12 +393,17 @@ loop(void)
 
 		/* Record, and claim beside it what there is room for. */
 		may_claim = leave_at == 0 && (claim_wanted || (claim_again && outcome_count > 0 && has_room()));
-		if (now >= retry_at && (outcome_count > 0 || holds_to_record() || may_claim))
+		if ((now >= retry_at || (leave_at != 0 && now >= leave_at && !tried_last)) &&
+			(outcome_count > 0 || holds_to_record() || may_claim))
+		{
+			tried_last = leave_at != 0 && now >= leave_at;
 			run_transaction(may_claim);
+		}
 
 		if (leave_at != 0 && !busy())
 		{
-			if (outcome_count == 0 || now >= leave_at)
+			/* Who only makes room for another database does not go before all is recorded. */
+			if (outcome_count == 0 || (now >= leave_at && (ShutdownRequestPending || klm_sender_must_leave())))
 				leave(unfinished || outcome_count > 0 ? 0 : next_claim, seen_wakes);
 		}
 
@@ -439,9 +449,9 @@ loop(void)
 
 		/* Sleep. */
 		until = next_claim;
-		if (claim_wanted || outcome_count > 0)
+		if ((claim_wanted && leave_at == 0) || outcome_count > 0)
 			until = Min(until, Max(retry_at, now));
-		if (leave_at != 0)
+		if (leave_at > now)
 			until = Min(until, leave_at);
 		if (!busy() && outcome_count == 0)
 			until = Min(until, TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout));
@@ -502,20 +512,22 @@ busy(void)
 	return false;
 }
 
-/* Is there an account with room for another claim worth its transaction? */
+/* Is there an account that has more, with room for another claim worth its transaction? */
 static bool
 has_room(void)
 {
 	dlist_iter	iter;
 
+	if (claimed_bytes > (int64) klm_sender_memory * 1024 / 2)
+		return false;
 	dlist_foreach(iter, &pools)
 	{
 		Pool	   *pool = dlist_container(Pool, node, iter.cur);
 
-		if (pool->queued + pool->open <= 2 * klm_connections_per_account)
+		if (pool->more && pool->queued + pool->open <= 2 * klm_connections_per_account)
 			return true;
 	}
-	return dlist_is_empty(&pools);
+	return false;
 }
 
 static bool
@@ -548,6 +560,7 @@ retain(void)
 		}
 		PG_CATCH();
 		{
+			deleted = 0;
 			EmitErrorReport();
 			FlushErrorState();
 			klm_outbox_abort();
@@ -572,7 +585,6 @@ run_transaction(bool wanted)
 	/* After a failure results are recorded alone, so that a claim cannot stand in their way. */
 	volatile bool may_claim = wanted && !(failures > 0 && outcome_count > 0);
 	volatile bool ok = false;
-	volatile bool recorded = outcome_count > 0;
 	dlist_iter	iter;
 
 	tried_count = 0;
@@ -592,18 +604,24 @@ run_transaction(bool wanted)
 			{
 				klm_outbox_hold(pool->name, pool->hold_by, pool->hold_pause_s, pool->hold_reason, pool->hold_hint,
 								pool->hold_failure);
-				recorded = true;
 			}
 		}
 		if (may_claim)
 			claim();
 		else
+		{
 			klm_outbox_commit();
+			forget_recorded(false);
+		}
 		ok = true;
 	}
 	PG_CATCH();
 	{
 		ErrorData  *edata;
+
+		/* Behind a claim's commit: only the epoch's end gives back the rows that are in no queue yet. */
+		if (may_claim && claim_context == NULL)
+			PG_RE_THROW();
 
 		MemoryContextSwitchTo(sender_context);
 		edata = CopyErrorData();
@@ -625,6 +643,7 @@ run_transaction(bool wanted)
 	if (!ok)
 	{
 		failures++;
+		claim_wanted |= wanted;
 		retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 											   Min(MAX_RETRY_MS, 500 << Min(failures, 8)));
 		return false;
@@ -634,24 +653,34 @@ run_transaction(bool wanted)
 		klm_sender_set_error("");
 	failures = 0;
 	retry_at = 0;
-	if (recorded)
-	{
-		/* What went back to the line, or a hold, changes when the next is due. */
-		if (!may_claim)
-		{
-			claim_wanted |= holds_to_record();
-			for (int i = 0; i < outcome_count && !claim_wanted; i++)
-				claim_wanted = strcmp(outcomes[i].verdict, klm_verdict_name(KLM_ACCEPTED)) != 0;
-		}
-		outcome_count = outcome_space = 0;
-		outcomes = NULL;
-		dlist_foreach(iter, &pools)
-			dlist_container(Pool, node, iter.cur)->hold = false;
-		MemoryContextReset(outcome_context);
-		klm_sender_recorded();
-		klm_sender_progress();
-	}
 	return true;
+}
+
+/*
+ * Outcomes and holds are committed.  Called right behind the commit, since
+ * what a claim finds wrong with its rows makes new ones.
+ */
+static void
+forget_recorded(bool claimed)
+{
+	dlist_iter	iter;
+
+	if (outcome_count == 0 && !holds_to_record())
+		return;
+	/* What went back to the line, or a hold, changes when the next is due. */
+	if (!claimed)
+	{
+		claim_wanted |= holds_to_record();
+		for (int i = 0; i < outcome_count && !claim_wanted; i++)
+			claim_wanted = strcmp(outcomes[i].verdict, klm_verdict_name(KLM_ACCEPTED)) != 0;
+	}
+	outcome_count = outcome_space = 0;
+	outcomes = NULL;
+	dlist_foreach(iter, &pools)
+		dlist_container(Pool, node, iter.cur)->hold = false;
+	MemoryContextReset(outcome_context);
+	klm_sender_recorded();
+	klm_sender_progress();
 }
 
 /*
@@ -671,8 +700,10 @@ blame(const ErrorData *edata)
 	if (!isolating || tried_count > 1)
 	{
 		isolating = true;
+		isolated = 0;
 		return;
 	}
+	isolating = false;
 	id = tried_ids[0];
 	reason = psprintf("the queued row could not be read: %s", edata->message ? edata->message : "unknown error");
 	PG_TRY();
@@ -705,9 +736,10 @@ claim(void)
 	ListCell   *lc;
 	dlist_iter	iter;
 	int			pool_count = 0;
+	int			offered;
 	char	  **names;
 	int		   *counts;
-	int			room = isolating ? 1 : 4 * klm_connections_per_account;
+	int			room = 4 * klm_connections_per_account;
 	MemoryContext context = claim_context;
 	int64		memory = (int64) klm_sender_memory * 1024;
 
@@ -717,7 +749,7 @@ claim(void)
 	dlist_foreach(iter, &pools)
 		pool_count++;
 	names = palloc(Max(1, pool_count) * sizeof(char *));
-	counts = palloc(Max(1, pool_count) * sizeof(int));
+	counts = MemoryContextAlloc(context, Max(1, pool_count) * sizeof(int));
 	pool_count = 0;
 	dlist_foreach(iter, &pools)
 	{
@@ -726,15 +758,21 @@ claim(void)
 		names[pool_count] = pool->name;
 		counts[pool_count++] = pool->queued + pool->open;
 	}
+	offered = pool_count;
 
 	klm_outbox_expire();
-	claims = klm_outbox_claim(epoch, room, Max(0, memory - claimed_bytes), claimed_bytes == 0, names, counts, pool_count);
+	/* No octets, but the first row: one row of all accounts. */
+	claims = klm_outbox_claim(epoch, room, isolating ? 0 : Max(0, memory - claimed_bytes), isolating || claimed_bytes == 0,
+							  names, counts, pool_count, &tried_ids, &tried_count);
 
 	if (claims != NIL)
 	{
 		int64	   *ids = palloc(list_length(claims) * sizeof(int64));
 		int			count = 0;
+		int			claimed_count = tried_count;
 
+		/* An account that cannot be read is no row's fault. */
+		tried_count = 0;
 		foreach(lc, claims)
 		{
 			KlmClaim   *claimed = lfirst(lc);
@@ -743,13 +781,12 @@ claim(void)
 			if (pool->version == NULL || strcmp(pool->version, claimed->settings) != 0)
 				load_settings(pool, claimed->settings);
 		}
-		tried_ids = MemoryContextAlloc(context, list_length(claims) * sizeof(int64));
+		tried_count = claimed_count;
 		foreach(lc, claims)
 		{
 			KlmClaim   *claimed = lfirst(lc);
 			bool		known = false;
 
-			tried_ids[tried_count++] = claimed->id;
 			for (int i = 0; i < count && !known; i++)
 				known = ids[i] == claimed->message_id;
 			if (!known)
@@ -770,16 +807,42 @@ claim(void)
 
 	klm_outbox_commit();
 	claim_context = NULL;
+	forget_recorded(true);
 	claim_wanted = false;
-	claim_again = claims != NIL;
+	/* Whoever was offered room and took none has nothing that is due. */
+	pool_count = 0;
+	dlist_foreach(iter, &pools)
+	{
+		Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+		if (pool_count < offered && counts[pool_count] < room)
+			pool->more = false;
+		pool_count++;
+	}
+	foreach(lc, claims)
+		find_pool(((KlmClaim *) lfirst(lc))->account)->more = true;
+	claim_again = false;
+	dlist_foreach(iter, &pools)
+		claim_again |= dlist_container(Pool, node, iter.cur)->more;
 	if (claims == NIL)
 	{
 		isolating = false;
 		MemoryContextDelete(context);
 		return;
 	}
-	/* Until a claim finds nothing, the next due time is "when there is room". */
-	next_claim = DT_NOEND;
+	if (isolating && ++isolated > room)
+		isolating = false;
+	/* What falls due meanwhile at an account without room here, or without a pool yet. */
+	next_claim = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+	/* What was composed for an account that has changed goes back and is composed anew. */
+	dlist_foreach(iter, &pools)
+	{
+		Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+		if (pool->stale)
+			return_queue(pool);
+		pool->stale = false;
+	}
 
 	foreach(lc, claims)
 	{
@@ -807,8 +870,12 @@ claim(void)
 	{
 		Pool	   *pool = dlist_container(Pool, node, iter.cur);
 
-		if (pool->settings && pool->settings->account->problem)
+		if (pool->settings == NULL)
+			return_queue(pool);
+		else if (pool->settings->account->problem)
 		{
+			/* It may be mended without a setting that changes. */
+			pool->version[0] = '\0';
 			note_hold(pool, pool->settings->account->key_missing ? "key" : "account", 0,
 					  pool->settings->account->problem, pool->settings->account->hint, true);
 			return_queue(pool);
@@ -1040,6 +1107,8 @@ load_settings(Pool *pool, const char *version)
 	else
 		settings->users = 1;
 	pool->settings = settings;
+	if (settings && before && strcmp(settings->account->fingerprint, before->account->fingerprint) != 0)
+		pool->stale = true;
 	if (pool->version)
 		pfree(pool->version);
 	pool->version = MemoryContextStrdup(sender_context, version);
@@ -1102,6 +1171,7 @@ add_outcome(Delivery *delivery, const KlmReply *reply, const KlmDecision *decisi
 	outcome->reply = pstrdup(reply->text ? reply->text : "");
 	outcome->reason = decision->reason;
 	outcome->hint = decision->hint;
+	outcome->unknown = decision->unknown && (reply->stage == KLM_STAGE_MAIL || reply->stage == KLM_STAGE_RCPT);
 	outcome->identity = delivery->identity ? pstrdup(delivery->identity) : NULL;
 	if (decision->verdict == KLM_ACCEPTED)
 		outcome->server_id = klm_server_message_id(reply, delivery->pool->settings ?
@@ -1311,7 +1381,8 @@ link_failed(Link *link)
 	{
 		klm_classify_reply(&report.reply, link->settings->account->provider, report.reply.code == 0, &decision);
 		note_hold(pool, decision.verdict == KLM_PROVIDER_LIMIT ? "quota" : "account", decision.pause_s,
-				  report.detail ? psprintf("%s (%s)", decision.reason, report.detail) : decision.reason,
+				  psprintf("%s%s%s", report.detail ? report.detail : decision.reason,
+						   report.reply.text && report.reply.text[0] ? ": " : "", report.reply.text ? report.reply.text : ""),
 				  report.hint ? report.hint : decision.hint, decision.verdict != KLM_PROVIDER_LIMIT);
 		return_queue(pool);
 	}
@@ -1354,9 +1425,11 @@ static void
 read_link(Link *link)
 {
 	static char buffer[65536];
-	ssize_t		length;
+	ssize_t		length = 0;
 
-	while ((length = klm_connection_recv(link->connection, buffer, sizeof(buffer))) > 0)
+	/* Not beyond the session's end: a server that never stops talking must not keep us. */
+	while (klm_smtp_usable(link->smtp) &&
+		   (length = klm_connection_recv(link->connection, buffer, sizeof(buffer))) > 0)
 		klm_smtp_received(link->smtp, buffer, length);
 	if (length < 0)
 	{

@@ -78,9 +78,7 @@ CREATE TABLE kliv_mail._quota (
     held_hint   text,
     held_since  timestamptz,
     failures    integer NOT NULL DEFAULT 0,     -- account-scope failures in a row
-    strikes     text[] NOT NULL DEFAULT '{}',   -- recipients failing the same unknown way in a row
-    outcomes    bigint NOT NULL DEFAULT 0,      -- since blocked was last halved
-    blocked     bigint NOT NULL DEFAULT 0,      -- of those, policy blocks
+    strikes     text[] NOT NULL DEFAULT '{}',   -- an unknown way to fail, then the recipients in a row that met it
     fingerprint text                            -- of the settings that the hold is about
 );
 
@@ -158,7 +156,7 @@ CREATE TABLE kliv_mail._outbox (
 CREATE INDEX _outbox_ready ON kliv_mail._outbox (origin, route, priority, due, id) WHERE epoch IS NULL;
 CREATE INDEX _outbox_claimed ON kliv_mail._outbox (epoch) WHERE epoch IS NOT NULL;
 CREATE INDEX _outbox_message ON kliv_mail._outbox (message_id);
-CREATE INDEX _outbox_expires ON kliv_mail._outbox (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX _outbox_expires ON kliv_mail._outbox (origin, expires_at) WHERE expires_at IS NOT NULL;
 -- Rows come and go all day: vacuum by the row count, not by a share of it.
 ALTER TABLE kliv_mail._outbox SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
@@ -192,6 +190,7 @@ CREATE TABLE kliv_mail._delivery (
 );
 CREATE INDEX _delivery_message ON kliv_mail._delivery (message_id);
 CREATE INDEX _delivery_finished ON kliv_mail._delivery (finished_at);
+CREATE INDEX _delivery_blocked ON kliv_mail._delivery (account, finished_at) WHERE bounce_type = 'policy';
 
 -- Addresses that get no mail, in lower case.  scope marketing: no marketing mail.
 CREATE TABLE kliv_mail._suppression (

@@ -99,17 +99,18 @@ $$;
 CREATE FUNCTION kliv_mail._expire(at timestamptz) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    v_origin text := kliv_mail._origin();
     v_count bigint;
 BEGIN
     -- Without "epoch IS NULL", which would invite the planner to walk the whole line.
-    IF NOT EXISTS (SELECT FROM kliv_mail._outbox AS x WHERE x.expires_at <= at) THEN
+    IF NOT EXISTS (SELECT FROM kliv_mail._outbox AS x WHERE x.origin = v_origin AND x.expires_at <= at) THEN
         RETURN 0;
     END IF;
     WITH gone AS (
         DELETE FROM kliv_mail._outbox AS o
-        WHERE o.id IN (SELECT x.id FROM kliv_mail._outbox AS x WHERE x.expires_at <= at
+        WHERE o.id IN (SELECT x.id FROM kliv_mail._outbox AS x WHERE x.origin = v_origin AND x.expires_at <= at
                        ORDER BY x.expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED)
-          AND o.epoch IS NULL AND o.origin = kliv_mail._origin()
+          AND o.epoch IS NULL
         RETURNING o.*)
     INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
         attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, hint, finished_at)
@@ -341,7 +342,7 @@ $$;
 CREATE FUNCTION kliv_mail._record(
     p_epoch bigint, p_ids bigint[], p_verdicts text[], p_scopes text[], p_bounce_types text[], p_pauses integer[],
     p_stages text[], p_codes integer[], p_enhanced text[], p_replies text[], p_reasons text[], p_hints text[],
-    p_server_ids text[], p_identities text[])
+    p_server_ids text[], p_identities text[], p_unknown boolean[])
 RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -350,6 +351,10 @@ DECLARE
     v_doubts integer := CASE WHEN current_setting('kliv_mail.on_in_doubt') = 'hold' THEN 0
                              ELSE current_setting('kliv_mail.max_in_doubt_retries')::integer END;
     v_count integer;
+    v_verdicts text[] := p_verdicts;
+    v_scopes text[] := p_scopes;
+    v_reasons text[] := p_reasons;
+    v_strikes text[];
     v_trouble boolean := EXISTS (SELECT FROM unnest(p_verdicts) AS v (verdict) WHERE v.verdict <> 'accepted');
     a record;
 BEGIN
@@ -369,14 +374,44 @@ BEGIN
     FROM gone AS g;
     GET DIAGNOSTICS v_count = ROW_COUNT;
 
+    -- An accepted mail ends a row of refusals that nobody understands.
+    UPDATE kliv_mail._quota AS q SET strikes = '{}'
+    WHERE q.strikes <> '{}' AND q.account IN (SELECT d.account FROM kliv_mail._delivery AS d
+        JOIN unnest(p_ids, p_verdicts) AS x (id, verdict) ON d.id = x.id WHERE x.verdict = 'accepted');
+
     IF v_trouble THEN
         PERFORM FROM kliv_mail._quota AS q
         WHERE q.account IN (SELECT o.account FROM kliv_mail._outbox AS o WHERE o.id = ANY (p_ids) AND o.epoch = p_epoch)
         ORDER BY q.account FOR NO KEY UPDATE;
 
+        -- Three different recipients in a row refused the same way that no rule
+        -- knows: that is about the account, and the third one is not to blame.
+        FOR a IN
+            SELECT x.n, o.account, o.recipient, concat_ws(' ', x.stage, x.code, x.enhanced) AS way, x.reply
+            FROM unnest(p_ids, p_unknown, p_stages, p_codes, p_enhanced, p_replies)
+                WITH ORDINALITY AS x (id, unknown, stage, code, enhanced, reply, n)
+            JOIN kliv_mail._outbox AS o ON o.id = x.id
+            WHERE x.unknown AND o.epoch = p_epoch ORDER BY x.n
+        LOOP
+            SELECT q.strikes INTO v_strikes FROM kliv_mail._quota AS q WHERE q.account = a.account;
+            IF v_strikes[1] IS DISTINCT FROM a.way THEN
+                v_strikes := ARRAY[a.way];
+            END IF;
+            -- One that comes back with the same refusal after the hold has its own
+            -- verdict, so that the line moves and others can prove the account well.
+            CONTINUE WHEN a.recipient = ANY (v_strikes[2:]);
+            v_strikes := v_strikes || a.recipient;
+            IF cardinality(v_strikes) > 3 THEN
+                v_verdicts[a.n] := 'account_trouble';
+                v_scopes[a.n] := 'account';
+                v_reasons[a.n] := 'three recipients in a row were refused the same way: ' || coalesce(a.reply, 'no reply');
+            END IF;
+            UPDATE kliv_mail._quota AS q SET strikes = v_strikes WHERE q.account = a.account;
+        END LOOP;
+
         -- The quota, for all but what a server may have.
         PERFORM kliv_mail._refund(array_agg(o.account), array_agg(o.hour_start), array_agg(o.day_start), array_agg(o.priority))
-        FROM kliv_mail._outbox AS o JOIN unnest(p_ids, p_verdicts) AS x (id, verdict) ON x.id = o.id
+        FROM kliv_mail._outbox AS o JOIN unnest(p_ids, v_verdicts) AS x (id, verdict) ON x.id = o.id
         WHERE o.epoch = p_epoch AND x.verdict NOT IN ('accepted', 'in_doubt')
         HAVING count(*) > 0;
 
@@ -384,7 +419,7 @@ BEGIN
         FOR a IN
             SELECT DISTINCT ON (o.account) o.account, x.verdict, x.pause, x.reason, x.hint
             FROM kliv_mail._outbox AS o
-            JOIN unnest(p_ids, p_verdicts, p_scopes, p_pauses, p_reasons, p_hints) AS x (id, verdict, scope, pause, reason, hint)
+            JOIN unnest(p_ids, v_verdicts, v_scopes, p_pauses, v_reasons, p_hints) AS x (id, verdict, scope, pause, reason, hint)
                 ON x.id = o.id
             WHERE o.epoch = p_epoch AND x.scope = 'account' AND x.verdict IN ('temporary', 'permanent', 'provider_limit', 'account_trouble')
             ORDER BY o.account, x.pause DESC NULLS LAST, x.id
@@ -395,7 +430,7 @@ BEGIN
 
         -- Refused for good.
         WITH r AS MATERIALIZED (
-            SELECT x.* FROM unnest(p_ids, p_verdicts, p_scopes, p_bounce_types, p_stages, p_codes, p_enhanced, p_replies, p_reasons,
+            SELECT x.* FROM unnest(p_ids, v_verdicts, v_scopes, p_bounce_types, p_stages, p_codes, p_enhanced, p_replies, v_reasons,
                                    p_hints, p_identities)
                 AS x (id, verdict, scope, bounce_type, stage, code, enhanced, reply, reason, hint, identity)),
         verdict AS (
@@ -419,6 +454,21 @@ BEGIN
             g.doubts, g.account, coalesce(g.sent_identity, g.identity), g.bounce, g.stage, g.code, g.enhanced, g.reply, g.reason, g.hint, v_at
         FROM gone AS g;
 
+        -- A sender that spam filters block five of a hundred times stops for a while,
+        -- before its name is worth nothing.
+        FOR a IN
+            SELECT DISTINCT d.account FROM kliv_mail._delivery AS d JOIN unnest(p_ids, v_verdicts) AS x (id, verdict) ON d.id = x.id
+            WHERE x.verdict = 'policy_block'
+        LOOP
+            IF (SELECT count(*) FROM kliv_mail._delivery AS d WHERE d.account = a.account AND d.bounce_type = 'policy'
+                  AND d.finished_at >= (SELECT min(l.finished_at) FROM (SELECT y.finished_at FROM kliv_mail._delivery AS y
+                      WHERE y.account = a.account ORDER BY y.finished_at DESC LIMIT 100) AS l)) >= 5 THEN
+                PERFORM kliv_mail._hold_account(a.account, 'account', interval '1 hour',
+                    'five of its last hundred mails were blocked as spam or against the receiver''s policy',
+                    'Read last_reply in kliv_mail.deliveries; set up SPF, DKIM and DMARC for the sender''s domain, or send less of it.', false);
+            END IF;
+        END LOOP;
+
         -- The rest goes back: at its old time where the account or nobody is to
         -- blame (no attempt burned), later where the recipient or the message is,
         -- and in doubt at once, or never without a call.
@@ -440,7 +490,7 @@ BEGIN
             last_reply = CASE WHEN x.verdict = 'returned' THEN o.last_reply ELSE x.reply END,
             last_reason = CASE WHEN x.verdict = 'returned' THEN o.last_reason ELSE x.reason END,
             last_hint = CASE WHEN x.verdict = 'returned' THEN o.last_hint ELSE x.hint END
-        FROM unnest(p_ids, p_verdicts, p_scopes, p_pauses, p_stages, p_codes, p_enhanced, p_replies, p_reasons, p_hints, p_identities)
+        FROM unnest(p_ids, v_verdicts, v_scopes, p_pauses, p_stages, p_codes, p_enhanced, p_replies, v_reasons, p_hints, p_identities)
             AS x (id, verdict, scope, pause, stage, code, enhanced, reply, reason, hint, identity)
         WHERE o.id = x.id AND o.epoch = p_epoch;
     END IF;
@@ -507,7 +557,9 @@ DECLARE
     v record;
     a record;
 BEGIN
-    SELECT coalesce(min(o.expires_at), 'infinity') INTO v_next FROM kliv_mail._outbox AS o WHERE o.expires_at IS NOT NULL;
+    -- Ours alone: nobody here can end what was brought from elsewhere.
+    SELECT coalesce(min(o.expires_at), 'infinity') INTO v_next FROM kliv_mail._outbox AS o
+    WHERE o.origin = v_origin AND o.expires_at IS NOT NULL;
     FOR a IN SELECT x.name FROM kliv_mail._accounts() AS x WHERE x.in_use AND x.problem IS NULL LOOP
         -- The first in line of each priority.
         SELECT array_agg((SELECT min(d.due) FROM unnest(kliv_mail._routes(a.name)) AS r (route), LATERAL (
