@@ -12,12 +12,14 @@ use KlivMail::Cluster;
 use Test::More;
 use Time::HiRes ();
 
-# PostgreSQL's test modules send STDOUT to a log file; this is the terminal.
+# PostgreSQL's test modules send STDOUT and STDERR to a log file; this is the terminal.
 sub say
 {
     print { Test::More->builder->output } @_, "\n";
     return;
 }
+
+$SIG{__DIE__} = sub { say(@_) unless $^S // 1 };
 
 sub clock { return Time::HiRes::clock_gettime(Time::HiRes::CLOCK_MONOTONIC()) }
 
@@ -58,7 +60,7 @@ sub text_of
 {
     my ($bytes, $row) = @_;
     my $lines = int($bytes / 65 + 0.5);
-    return "(SELECT string_agg(md5(random()::text || $row) || md5(random()::text), E'\\n') FROM generate_series(1, $lines))";
+    return "(SELECT string_agg(md5(random()::text) || md5(random()::text), E'\\n') FROM generate_series(1, $lines) WHERE $row IS NOT NULL)";
 }
 
 # ---- a session, by PostgreSQL's protocol itself ----

@@ -303,6 +303,15 @@ klm_outbox_expire(void)
 	run(&statement, NULL, NULL);
 }
 
+void
+klm_outbox_notify(const char *payload)
+{
+	static Statement statement = {"SELECT pg_catalog.pg_notify('kliv_mail', $1)", 1, {TEXTOID}};
+	Datum		value = CStringGetTextDatum(payload);
+
+	run(&statement, &value, NULL);
+}
+
 char *
 klm_outbox_unsubscribe_url(void)
 {

@@ -54,6 +54,7 @@ typedef struct KlmStoredMessage
 typedef struct KlmOutcome
 {
 	int64		id;
+	int64		message_id;		/* for NOTIFY */
 	const char *verdict;
 	const char *scope;
 	const char *bounce_type;
@@ -101,6 +102,9 @@ extern void klm_outbox_expire(void);
 
 /* set_brand(unsubscribe_url), or NULL. */
 extern char *klm_outbox_unsubscribe_url(void);
+
+/* NOTIFY kliv_mail; a full queue raises. */
+extern void klm_outbox_notify(const char *payload);
 
 /* In this database's time; DT_NOEND: not before a call. */
 extern TimestampTz klm_outbox_next_due(void);

@@ -180,6 +180,12 @@ add_failure(KlmProbe *probe, const char *name, double elapsed_ms, int sqlstate, 
 
 		/* What is known about this reply says more than the stage does. */
 		klm_classify_reply(reply, provider, false, &decision);
+		if (decision.verdict == KLM_PROVIDER_LIMIT)
+		{
+			/* Neither the login nor the sender is to blame. */
+			probe->limited = true;
+			probe->failure = failure = pstrdup(decision.reason);
+		}
 		if (decision.verdict == KLM_TEMPORARY)
 			hint = pstrdup("Try again later.");
 		else if (decision.hint != NULL)
@@ -418,14 +424,17 @@ void
 klm_probe_raise(const KlmProbe *probe, bool secret)
 {
 	const KlmProbeStep *step = &probe->steps[probe->count - 1];
+	const char *hint = step->hint;
 
+	if (probe->limited && hint != NULL)
+		hint = psprintf("%s With test => false the settings are saved meanwhile.", hint);
 	ereport(ERROR,
 			(errcode(probe->sqlstate),
 			 errmsg("the connection test failed at step \"%s\": %s", step->step,
 					klm_from_utf8(probe->failure)),
 			 probe->reply.text[0] != '\0' ?
 			 errdetail("The server said: %s", klm_from_utf8(probe->reply.text)) : 0,
-			 step->hint != NULL ? errhint("%s", klm_from_utf8(step->hint)) : 0,
+			 hint != NULL ? errhint("%s", klm_from_utf8(hint)) : 0,
 			 secret ? errhidestmt(true) : 0,
 			 secret ? errhidecontext(true) : 0));
 }

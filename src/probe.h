@@ -41,6 +41,7 @@ typedef struct KlmProbe
 	int			sqlstate;		/* what klm_probe_raise() raises */
 	char	   *failure;		/* our words */
 	KlmReply	reply;			/* the stage and the server's reply, if any */
+	bool		limited;		/* the provider's limit is used up: the settings may be right */
 } KlmProbe;
 
 /*

@@ -123,6 +123,7 @@ typedef struct SendCheck
 	char	   *quota_problem;
 	char	   *quota_hint;
 	bool		noticed;
+	bool		told_sender;	/* what becomes of from_address */
 } SendCheck;
 
 static SendCheck *checks = NULL;
@@ -147,7 +148,7 @@ static void check_times(FunctionCallInfo fcinfo, TimestampTz now);
 static void check_tags(FunctionCallInfo fcinfo);
 static bytea *fingerprint_arguments(FunctionCallInfo fcinfo);
 static SendCheck *ask_account(const SendRequest *request, Oid owner);
-static void check_sender_allowed(const SendRequest *request, const SendCheck *check);
+static void check_sender_allowed(const SendRequest *request, SendCheck *check);
 static void tell_what_it_waits_for(SendCheck *check, int count, int suppressed);
 static char *new_message_id(const SendCheck *check, const SendRequest *request);
 static int64 enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int count,
@@ -774,17 +775,18 @@ ask_account(const SendRequest *request, Oid owner)
  * wish becomes Reply-To when the identity lines are made.
  */
 static void
-check_sender_allowed(const SendRequest *request, const SendCheck *check)
+check_sender_allowed(const SendRequest *request, SendCheck *check)
 {
 	if (request->from_address == NULL)
 		return;
 	if (!check->own)
 	{
-		if (!check->noticed)
+		if (!check->told_sender)
 			ereport(NOTICE,
 					(errmsg("the mail leaves from the platform's address; %s",
 							request->reply_to ? "from_address is not used" : "from_address becomes Reply-To"),
 					 errhint("kliv_mail.configure_smtp() moves to your own provider and sender address.")));
+		check->told_sender = true;
 		return;
 	}
 	if (check->from_address && strcmp(check->from_address, request->from_address) == 0)
@@ -811,6 +813,12 @@ tell_what_it_waits_for(SendCheck *check, int count, int suppressed)
 				 errhint("Add shared_preload_libraries = 'kliv_mail' to postgresql.conf and restart the server.")));
 	}
 	count -= suppressed;
+	/* The same account, asked for another way or with another priority. */
+	for (const SendCheck *other = checks; other; other = other->next)
+	{
+		if (other->noticed && strcmp(other->account, check->account) == 0)
+			check->noticed = true;
+	}
 	if (!check->noticed && suppressed > 0)
 	{
 		check->noticed = true;
@@ -1144,6 +1152,7 @@ kliv_mail_wait(PG_FUNCTION_ARGS)
 	bool		own_transaction;
 	uint64		seen;
 	TimestampTz deadline;
+	bool		finished;
 	char	   *status = NULL;
 	MemoryContext result_context = CurrentMemoryContext;
 
@@ -1152,7 +1161,8 @@ kliv_mail_wait(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("kliv_mail.wait() cannot see anything new in this transaction's isolation level"),
 				 errhint("Call it in a READ COMMITTED transaction.")));
-	if (timeout->month != 0 || timeout->day < 0 || timeout->day > 24 || timeout->time < 0)
+	if (timeout->month != 0 || timeout->day < 0 || timeout->day > 24 || timeout->time < 0 ||
+		timeout->time > (24 - timeout->day) * USECS_PER_DAY)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("timeout: not a time from 0 to 24 days"),
@@ -1166,7 +1176,6 @@ kliv_mail_wait(PG_FUNCTION_ARGS)
 		TimestampTz now;
 		TimestampTz next_at;
 		TimestampTz at;
-		bool		finished;
 		bool		isnull;
 		long		wait_ms;
 
@@ -1203,6 +1212,23 @@ kliv_mail_wait(PG_FUNCTION_ARGS)
 			wait_ms = Min(wait_ms, Max(1, (next_at - at + 999) / 1000 + 100));
 		klm_wait_for_record(&seen, wait_ms);
 		CHECK_FOR_INTERRUPTS();
+	}
+	/* Not at each look: where it stands in its account's line costs something to say. */
+	if (!finished)
+	{
+		Oid			type = INT8OID;
+		Datum		value = Int64GetDatum(message_id);
+
+		enter_owner(owner, &caller, &context);
+		if (SPI_connect() != SPI_OK_CONNECT)
+			elog(ERROR, "SPI_connect failed");
+		if (SPI_execute_with_args("SELECT s.status FROM kliv_mail._message_status AS s WHERE s.message_id OPERATOR(pg_catalog.=) $1",
+								  1, &type, &value, NULL, false, 1) != SPI_OK_SELECT)
+			elog(ERROR, "could not look up a message");
+		if (SPI_processed == 1)
+			status = spi_text(1, result_context);
+		SPI_finish();
+		SetUserIdAndSecContext(caller, context);
 	}
 	if (status == NULL)
 		PG_RETURN_NULL();

@@ -131,6 +131,7 @@ typedef struct Delivery
 {
 	dlist_node	node;
 	int64		id;
+	int64		message_id;
 	Batch	   *batch;
 	Pool	   *pool;
 	char	   *identity;		/* the identity lines */
@@ -177,8 +178,8 @@ static Pool *find_pool(const char *name);
 static void load_settings(Pool *pool, const char *version);
 static void release_settings(Settings *settings);
 static void add_outcome(Delivery *delivery, const KlmReply *reply, const KlmDecision *decision);
-static void add_local_outcome(int64 id, const char *verdict, const char *reason);
-static KlmOutcome *new_outcome(int64 id);
+static void add_local_outcome(int64 id, int64 message_id, const char *verdict, const char *reason);
+static KlmOutcome *new_outcome(int64 id, int64 message_id);
 static void finish(Delivery *delivery);
 static void return_queue(Pool *pool);
 static void note_hold(Pool *pool, const char *by, int pause_s, const char *reason, const char *hint, bool failure);
@@ -198,6 +199,7 @@ static bool busy(void);
 static bool has_room(void);
 static bool holds_to_record(void);
 static void blame(const ErrorData *edata);
+static void notify(void);
 static long wait_time(TimestampTz now, TimestampTz until);
 static void retain(void);
 
@@ -667,6 +669,8 @@ forget_recorded(bool claimed)
 
 	if (outcome_count == 0 && !holds_to_record())
 		return;
+	if (klm_notify)
+		notify();
 	/* What went back to the line, or a hold, changes when the next is due. */
 	if (!claimed)
 	{
@@ -681,6 +685,57 @@ forget_recorded(bool claimed)
 	MemoryContextReset(outcome_context);
 	klm_sender_recorded();
 	klm_sender_progress();
+}
+
+/*
+ * NOTIFY kliv_mail, once a recorded batch and in a transaction of its own, so
+ * that nothing of it can keep a result from being recorded: message ids and
+ * statuses, as {"12": "sent", "13": "bounced"}, as many as a payload holds.
+ */
+static void
+notify(void)
+{
+	static int64 lost = 0;
+	StringInfoData payload;
+
+	initStringInfo(&payload);
+	for (int i = 0; i < outcome_count && payload.len < 7900; i++)
+	{
+		const char *verdict = outcomes[i].verdict;
+
+		if (strcmp(verdict, "returned") == 0)
+			continue;
+		appendStringInfo(&payload, "%s\"" INT64_FORMAT "\": \"%s\"", payload.len ? ", " : "{",
+						 outcomes[i].message_id,
+						 strcmp(verdict, klm_verdict_name(KLM_ACCEPTED)) == 0 ? "sent" :
+						 strcmp(verdict, klm_verdict_name(KLM_PERMANENT)) == 0 ? "bounced" :
+						 strcmp(verdict, klm_verdict_name(KLM_IN_DOUBT)) == 0 ? "in_doubt" :
+						 strcmp(verdict, klm_verdict_name(KLM_MESSAGE_FAULT)) == 0 ||
+						 strcmp(verdict, klm_verdict_name(KLM_POLICY_BLOCK)) == 0 ? "failed" :
+						 strcmp(verdict, "suppressed") == 0 ? "suppressed" : "deferred");
+	}
+	if (payload.len > 0)
+	{
+		appendStringInfoChar(&payload, '}');
+		PG_TRY();
+		{
+			klm_outbox_begin(sender_context);
+			klm_outbox_notify(payload.data);
+			klm_outbox_commit();
+		}
+		PG_CATCH();
+		{
+			MemoryContextSwitchTo(sender_context);
+			/* A full queue: listeners are slow, which is no reason to log each time. */
+			if (lost++ % 1000 == 0)
+				EmitErrorReport();
+			FlushErrorState();
+			klm_outbox_abort();
+			MemoryContextSwitchTo(sender_context);
+		}
+		PG_END_TRY();
+	}
+	pfree(payload.data);
 }
 
 /*
@@ -931,33 +986,34 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 
 	if (pool->settings == NULL)
 	{
-		add_local_outcome(claimed->id, "returned", "");
+		add_local_outcome(claimed->id, claimed->message_id, "returned", "");
 		return;
 	}
 	if (claimed->suppressed)
 	{
-		add_local_outcome(claimed->id, "suppressed", claimed->suppressed);
+		add_local_outcome(claimed->id, claimed->message_id, "suppressed", claimed->suppressed);
 		return;
 	}
 	if (message == NULL)
 	{
-		add_local_outcome(claimed->id, "message_fault", "its message is not there any more");
+		add_local_outcome(claimed->id, claimed->message_id, "message_fault", "its message is not there any more");
 		return;
 	}
 	if (claimed->problem && claimed->key_trouble)
 	{
 		note_hold(pool, "key", 0, claimed->problem, claimed->hint, true);
-		add_local_outcome(claimed->id, "returned", "");
+		add_local_outcome(claimed->id, claimed->message_id, "returned", "");
 		return;
 	}
 	if (claimed->problem)
 	{
-		add_local_outcome(claimed->id, klm_verdict_name(KLM_TEMPORARY), claimed->problem);
+		add_local_outcome(claimed->id, claimed->message_id, klm_verdict_name(KLM_TEMPORARY), claimed->problem);
 		return;
 	}
 	old = MemoryContextSwitchTo(batch->context);
 	delivery = palloc0(sizeof(Delivery));
 	delivery->id = claimed->id;
+	delivery->message_id = claimed->message_id;
 	delivery->batch = batch;
 	delivery->pool = pool;
 	if (pool->settings->account->problem == NULL)
@@ -965,7 +1021,7 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 	MemoryContextSwitchTo(old);
 	if (problem)
 	{
-		add_local_outcome(claimed->id, "message_fault", problem);
+		add_local_outcome(claimed->id, claimed->message_id, "message_fault", problem);
 		return;
 	}
 	delivery->smtp.tag = delivery;
@@ -1128,7 +1184,7 @@ release_settings(Settings *settings)
  */
 
 static KlmOutcome *
-new_outcome(int64 id)
+new_outcome(int64 id, int64 message_id)
 {
 	KlmOutcome *outcome;
 
@@ -1141,14 +1197,15 @@ new_outcome(int64 id)
 	outcome = &outcomes[outcome_count++];
 	memset(outcome, 0, sizeof(KlmOutcome));
 	outcome->id = id;
+	outcome->message_id = message_id;
 	return outcome;
 }
 
 /* An outcome that no server gave: "returned", or what is wrong with the row. */
 static void
-add_local_outcome(int64 id, const char *verdict, const char *reason)
+add_local_outcome(int64 id, int64 message_id, const char *verdict, const char *reason)
 {
-	KlmOutcome *outcome = new_outcome(id);
+	KlmOutcome *outcome = new_outcome(id, message_id);
 
 	outcome->verdict = verdict;
 	outcome->scope = klm_scope_name(KLM_SCOPE_MESSAGE);
@@ -1158,7 +1215,7 @@ add_local_outcome(int64 id, const char *verdict, const char *reason)
 static void
 add_outcome(Delivery *delivery, const KlmReply *reply, const KlmDecision *decision)
 {
-	KlmOutcome *outcome = new_outcome(delivery->id);
+	KlmOutcome *outcome = new_outcome(delivery->id, delivery->message_id);
 	MemoryContext old = MemoryContextSwitchTo(outcome_context);
 
 	outcome->verdict = klm_verdict_name(decision->verdict);
@@ -1201,7 +1258,7 @@ return_queue(Pool *pool)
 		Delivery   *delivery = dlist_container(Delivery, node, dlist_pop_head_node(&pool->queue));
 
 		pool->queued--;
-		add_local_outcome(delivery->id, "returned", "");
+		add_local_outcome(delivery->id, delivery->message_id, "returned", "");
 		finish(delivery);
 	}
 }
@@ -1466,7 +1523,7 @@ take_results(Link *link)
 		 * damaged address, was not started either, but counts.)
 		 */
 		if (!result.started && (result.lost || result.reply.code == 421))
-			add_local_outcome(delivery->id, "returned", "");
+			add_local_outcome(delivery->id, delivery->message_id, "returned", "");
 		else
 		{
 			klm_classify_reply(&result.reply, link->settings->account->provider, result.lost, &decision);

@@ -128,7 +128,7 @@ LANGUAGE c VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATH
 COMMENT ON FUNCTION kliv_mail.wait IS
 'Waits until the message is finished, or until nothing more can happen before the timeout, and returns its status. Call it after the commit of send(). Errors: 55000 a message of the same transaction, 22023 one that is not there or not yours, 25001 above READ COMMITTED.';
 
--- The status of a message, whether it is finished, and the earliest time at
+-- Whether a message is finished, then its status, and else the earliest time at
 -- which something can happen to it (infinity: not before a call).
 CREATE FUNCTION kliv_mail._wait_state(p_id bigint, OUT status text, OUT finished boolean, OUT next_at timestamptz, OUT at timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -140,7 +140,11 @@ BEGIN
     -- In this order: each statement has a snapshot of its own, and a status read
     -- before the row left the outbox would be given as the final one.
     finished := NOT EXISTS (SELECT FROM kliv_mail._outbox AS x WHERE x.message_id = p_id);
-    SELECT m.status INTO status FROM kliv_mail._message_status AS m WHERE m.message_id = p_id;
+    IF finished THEN
+        SELECT CASE WHEN min(d.status) = max(d.status) THEN min(d.status) ELSE 'partial' END INTO status
+        FROM kliv_mail._delivery AS d WHERE d.message_id = p_id;
+        RETURN;
+    END IF;
     next_at := 'infinity';
     FOR o IN SELECT x.*, CASE WHEN x.route = '' THEN kliv_mail._default_account() ELSE x.route END AS goes_by
              FROM kliv_mail._outbox AS x WHERE x.message_id = p_id LOOP

@@ -25,8 +25,8 @@ BEGIN ATOMIC
     ) AS g (grant_name, kind, object);
 END;
 
-CREATE FUNCTION kliv_mail._grant(p_role name, p_grant text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION kliv_mail._grant(p_caller name, p_role name, p_grant text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     g record;
 BEGIN
@@ -54,32 +54,44 @@ BEGIN
         EXECUTE CASE g.kind WHEN 'f' THEN format('GRANT EXECUTE ON FUNCTION %s TO %I', g.object_name, p_role)
                             ELSE format('GRANT SELECT ON %s TO %I', g.object_name, p_role) END;
     END LOOP;
-    PERFORM kliv_mail._log_event('access_granted', NULL, format('grant_%s to %I', p_grant, p_role), NULL);
+    PERFORM kliv_mail._log_event('access_granted', NULL, format('grant_%s to %I', p_grant, p_role), NULL, p_caller);
 END;
 $$;
 
+CREATE FUNCTION kliv_mail._grant_send(p_caller name, p_role name) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC SELECT kliv_mail._grant(p_caller, p_role, 'send'); END;
+
 CREATE FUNCTION kliv_mail.grant_send(role name) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC SELECT kliv_mail._grant(role, 'send'); END;
+AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.grant_send IS 'Lets the role send mail and see, cancel and retry its own (and its member roles'') messages. Errors: 42704 no such role.';
 
+CREATE FUNCTION kliv_mail._grant_ingest(p_caller name, p_role name) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC SELECT kliv_mail._grant(p_caller, p_role, 'ingest'); END;
+
 CREATE FUNCTION kliv_mail.grant_ingest(role name) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC SELECT kliv_mail._grant(role, 'ingest'); END;
+AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.grant_ingest IS 'Lets the role hand in what recipients and providers say: unsubscribe(). The token is the authority. Errors: 42704 no such role.';
 
+CREATE FUNCTION kliv_mail._grant_admin(p_caller name, p_role name) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC SELECT kliv_mail._grant(p_caller, p_role, 'admin'); END;
+
 CREATE FUNCTION kliv_mail.grant_admin(role name) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC SELECT kliv_mail._grant(role, 'admin'); END;
+AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.grant_admin IS 'Lets the role do everything: settings, all mail, grants. Errors: 42704 no such role.';
 
+CREATE FUNCTION kliv_mail._grant_read(p_caller name, p_role name) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC SELECT kliv_mail._grant(p_caller, p_role, 'read'); END;
+
 CREATE FUNCTION kliv_mail.grant_read(role name) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC SELECT kliv_mail._grant(role, 'read'); END;
+AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.grant_read IS 'Lets the role read all views, of all senders, but no bodies. Errors: 42704 no such role.';
 
-CREATE FUNCTION kliv_mail._revoke(p_role name) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION kliv_mail._revoke_access(p_caller name, p_role name) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF to_regrole(quote_ident(p_role)) IS NULL THEN
         RAISE undefined_object USING MESSAGE = format('role: "%s" does not exist', p_role);
@@ -87,13 +99,12 @@ BEGIN
     EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA kliv_mail FROM %I', p_role);
     EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA kliv_mail FROM %I', p_role);
     EXECUTE format('REVOKE ALL ON SCHEMA kliv_mail FROM %I', p_role);
-    PERFORM kliv_mail._log_event('access_revoked', NULL, format('revoke_access from %I', p_role), NULL);
+    PERFORM kliv_mail._log_event('access_revoked', NULL, format('revoke_access from %I', p_role), NULL, p_caller);
 END;
 $$;
 
 CREATE FUNCTION kliv_mail.revoke_access(role name) RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC SELECT kliv_mail._revoke(role); END;
+AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.revoke_access IS 'Takes from the role whatever a grant function gave it. Errors: 42704 no such role.';
 
 -- Walk the members' ACLs and leave the owner alone: default privileges of the
