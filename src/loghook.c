@@ -53,8 +53,7 @@ static const char *const statement_lines[] = {
 /* debug_print_parse and its kin: the tree is the detail. */
 static const char tree_line[] = "%s:";
 
-/* A variable: ErrorData's strings are not const. */
-static char hidden[] = "<hidden>";
+static const char hidden[] = "<hidden>";
 
 static emit_log_hook_type previous_hook = NULL;
 
@@ -104,7 +103,7 @@ hide_secrets(ErrorData *edata)
 		if (edata->elevel >= ERROR)
 		{
 			if (edata->detail != NULL || edata->detail_log != NULL)
-				edata->detail_log = hidden;
+				edata->detail_log = MemoryContextStrdup(edata->assoc_context, hidden);	/* errfinish() frees it */
 		}
 		else
 		{

@@ -139,7 +139,7 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts
 				 int64 **ids, int *id_count)
 {
 	static Statement statement = {
-		"SELECT id, message_id, recipient, account, settings, size, suppressed FROM kliv_mail._claim($1, $2, $3, $4, $5, $6)", 6,
+		"SELECT id, message_id, recipient, account, settings, size, suppressed, sender, sender_name FROM kliv_mail._claim($1, $2, $3, $4, $5, $6)", 6,
 		{INT8OID, INT4OID, INT8OID, BOOLOID, TEXTARRAYOID, INT4ARRAYOID}
 	};
 	Datum		values[6];
@@ -172,6 +172,8 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts
 		claim->settings = column_text(i, 5);
 		claim->size = (int) column_int64(i, 6);
 		claim->suppressed = column_text(i, 7);
+		claim->sender = column_text(i, 8);
+		claim->sender_name = column_text(i, 9);
 	}
 	return claims;
 }

@@ -29,6 +29,8 @@ typedef struct KlmClaim
 	char	   *account;
 	char	   *settings;		/* changes with any setting of the account */
 	char	   *suppressed;		/* why the address gets no mail, or NULL */
+	char	   *sender;			/* failover: the From of the account that is in trouble */
+	char	   *sender_name;
 	/* Filled by the sender: */
 	char	   *unsubscribe_link;
 	const char *problem;		/* why the link cannot be made, or NULL */

@@ -186,10 +186,14 @@ add_failure(KlmProbe *probe, const char *name, double elapsed_ms, int sqlstate, 
 			probe->limited = true;
 			probe->failure = failure = pstrdup(decision.reason);
 		}
+		/* "Nothing: it is tried again ..." is said of mail, not of a test. */
 		if (decision.verdict == KLM_TEMPORARY)
 			hint = pstrdup("Try again later.");
-		else if (decision.hint != NULL)
+		else if (decision.hint != NULL &&
+				 (probe->limited || strncmp(decision.hint, "Nothing:", 8) != 0))
 			hint = pstrdup(decision.hint);
+		else if (hint == NULL)
+			hint = pstrdup("Try again later.");
 	}
 	step = add_step(probe, name, elapsed_ms,
 					reply->text[0] != '\0' ? psprintf("%s: %s", failure, reply->text) : failure);

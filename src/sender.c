@@ -1059,7 +1059,8 @@ compose_identity(const KlmAccount *account, const KlmStoredMessage *message, con
 	StringInfoData out;
 	bool		platform = strcmp(account->name, KLM_PLATFORM) == 0;
 
-	identity.from_address = account->from_address;
+	/* Failover: the claim made sure that this account may send for the other. */
+	identity.from_address = claimed->sender ? claimed->sender : account->from_address;
 	if (message->from_address)
 	{
 		if (!platform &&
@@ -1070,7 +1071,8 @@ compose_identity(const KlmAccount *account, const KlmStoredMessage *message, con
 		else if (reply_to == NULL)
 			reply_to = message->from_address;
 	}
-	identity.from_name = message->from_name ? message->from_name : account->from_name;
+	identity.from_name = message->from_name ? message->from_name :
+		claimed->sender ? claimed->sender_name : account->from_name;
 	if (identity.from_name && klm_has_unsafe_char(identity.from_name, false))
 	{
 		*problem = "the sender's name has a line break or control character";

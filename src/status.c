@@ -71,7 +71,7 @@ kliv_mail__process_status(PG_FUNCTION_ARGS)
 	nulls[3] = TIMESTAMP_IS_NOEND(status.next_due);
 	values[4] = BoolGetDatum(status.slots_exhausted);
 	nulls[5] = status.last_error[0] == '\0';
-	values[5] = nulls[5] ? (Datum) 0 : CStringGetTextDatum(klm_from_utf8(status.last_error));
+	values[5] = nulls[5] ? (Datum) 0 : CStringGetTextDatum(klm_from_utf8_lossy(status.last_error));
 	values[6] = CStringGetTextDatum(KLIV_MAIL_VERSION);
 
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(descriptor, values, nulls)));

@@ -7,7 +7,8 @@
  * C library and whoever asks it for an address or a connection: the lines of
  * the file that KLIV_MAIL_TEST_NAMES names, "name address port real-port",
  * answer for the DNS, and lead a connection to address and port to the port
- * that the test's server has.  So the real host names and ports are asked for,
+ * that the test's server has.  The address "-" means that there is none, "..."
+ * that the answer takes 2 s.  So the real host names and ports are asked for,
  * looked at by the address guard and checked against certificates, without
  * root, a name server or a namespace, which a container may forbid.
  *
@@ -24,6 +25,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 typedef struct Line
 {
@@ -61,6 +63,10 @@ getaddrinfo(const char *name, const char *service, const struct addrinfo *hints,
 
 	if (name && find(name, NULL, 0, &line))
 	{
+		if (strcmp(line.address, "...") == 0)
+			sleep(2);
+		if (line.address[0] == '-' || line.address[0] == '.')
+			return EAI_NONAME;
 		/* Asked for IPv6 only: such a name has none. */
 		if (hints && hints->ai_family == AF_INET6)
 			return EAI_NONAME;

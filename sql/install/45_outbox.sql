@@ -124,25 +124,90 @@ BEGIN
 END;
 $$;
 
--- The routes that an account serves: its own, and '' while it is the one in use.
-CREATE FUNCTION kliv_mail._routes(p_account text) RETURNS text[]
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT CASE WHEN p_account = kliv_mail._default_account() THEN ARRAY[p_account, ''] ELSE ARRAY[p_account] END;
+-- The routes that are an account's own: its name, and '' while it is the one in use.
+CREATE FUNCTION kliv_mail._own_routes(p_account text) RETURNS text[]
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN CASE WHEN p_account = kliv_mail._default_account() THEN ARRAY[p_account, ''] ELSE ARRAY[p_account] END;
 END;
+$$;
+
+-- May an account send as that address?
+CREATE FUNCTION kliv_mail._may_send(p_account text, p_address text) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM kliv_mail._accounts() AS a
+                   WHERE a.name = p_account
+                     AND (p_address = a.from_address OR p_address = ANY (a.allowed_senders)
+                          OR lower('@' || split_part(p_address, '@', -1)) IN (SELECT lower(s) FROM unnest(a.allowed_senders) AS s)));
+END;
+$$;
+
+-- Failover: the account that takes over the mail of one that is in trouble of
+-- its own (held by a reply, or its key): the next own one in route_order that
+-- is well and may send for its address.  NULL: none, or no trouble.
+CREATE FUNCTION kliv_mail._heir(p_account text, at timestamptz) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    a record;
+    b record;
+    v record;
+BEGIN
+    SELECT * INTO a FROM kliv_mail._accounts() AS x WHERE x.name = p_account AND x.own AND x.in_use AND x.problem IS NULL;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    SELECT * INTO v FROM kliv_mail._availability(p_account, at);
+    IF v.blocked_until IS NULL OR v.held_by NOT IN ('account', 'key') THEN
+        RETURN NULL;
+    END IF;
+    FOR b IN SELECT x.name FROM kliv_mail._accounts() AS x
+             WHERE x.own AND x.in_use AND x.problem IS NULL AND (x.route_order, x.name) > (a.route_order, a.name)
+             ORDER BY x.route_order, x.name LOOP
+        CONTINUE WHEN NOT kliv_mail._may_send(b.name, a.from_address);
+        SELECT * INTO v FROM kliv_mail._availability(b.name, at);
+        IF v.blocked_until IS NULL THEN
+            RETURN b.name;
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END;
+$$;
+
+-- All that an account may claim from: its own routes, and those of accounts in
+-- trouble whose heir it is.
+CREATE FUNCTION kliv_mail._routes(p_account text) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_routes text[] := kliv_mail._own_routes(p_account);
+    v_name text;
+BEGIN
+    IF p_account <> 'platform' AND (SELECT count(*) FROM kliv_mail._account AS a WHERE a.in_use) > 1 THEN
+        FOR v_name IN SELECT a.name FROM kliv_mail._account AS a WHERE a.in_use AND a.name <> p_account LOOP
+            IF kliv_mail._heir(v_name, kliv_mail._now()) = p_account THEN
+                v_routes := v_routes || kliv_mail._own_routes(v_name);
+            END IF;
+        END LOOP;
+    END IF;
+    RETURN v_routes;
+END;
+$$;
 
 -- Claim for one account: rows that are due, within both windows, at most
 -- p_room of them and (but for the first, when p_first) p_bytes octets.  Counts
--- them in the windows in the same transaction.
+-- them in the windows in the same transaction.  sender: whose mail it is, where
+-- another account of ours is in trouble.
 CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean)
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer,
-               suppressed text)
+               suppressed text, sender text, sender_name text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     v_at timestamptz := kliv_mail._now();
     v_origin text := kliv_mail._origin();
+    v_own text[] := kliv_mail._own_routes(p_account);
     v_routes text[] := kliv_mail._routes(p_account);
+    v_default text := kliv_mail._default_account();
     v_cap integer := current_setting('kliv_mail.recipient_hourly_limit')::integer;
     v record;
     v_room integer;
@@ -185,6 +250,9 @@ BEGIN
                 SELECT o.id, o.message_id, o.due FROM kliv_mail._outbox AS o
                 WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
                   AND o.epoch IS NULL AND o.due <= v_at
+                  -- another account's mail only if its From may leave here
+                  AND (r.route = ANY (v_own) OR coalesce((SELECT m.from_address IS NULL OR kliv_mail._may_send(p_account, m.from_address)
+                                                          FROM kliv_mail._message AS m WHERE m.id = o.message_id), true))
                 ORDER BY o.due, o.id LIMIT v_room FOR NO KEY UPDATE SKIP LOCKED) AS c
             ORDER BY p.priority, c.due, c.id LIMIT v_room),
         sized AS (
@@ -199,7 +267,13 @@ BEGIN
             FROM sized AS s
             WHERE o.id = s.id AND (s.upto <= p_bytes OR (p_first AND s.n = 1))
               AND (s.priority < 2 OR s.n <= v.remaining_marketing)
-            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, s.size, s.n, o.priority),
+            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, s.size, s.n, o.priority,
+                CASE WHEN o.route = ANY (v_own) THEN NULL WHEN o.route = '' THEN v_default ELSE o.route END AS instead_of),
+        told AS (
+            INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
+            SELECT nextval('kliv_mail._event_id'), v_at, 'failover', p_account, c.message_id, c.id,
+                   format('sent by the account "%s" instead of "%s", which is in trouble', p_account, c.instead_of)
+            FROM claimed AS c WHERE c.instead_of IS NOT NULL),
         counted AS (
             INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, used, used_marketing)
             SELECT p_account, w.window_name, w.window_start, w.window_end, count(*), count(*) FILTER (WHERE c.priority = 2)
@@ -211,8 +285,9 @@ BEGIN
             ON CONFLICT (account, window_name, window_start) DO UPDATE
             SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
         SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts, c.size,
-               CASE WHEN EXISTS (SELECT FROM kliv_mail._suppression) THEN kliv_mail._suppressed(c.recipient, c.priority, v_at) END
-        FROM claimed AS c ORDER BY c.n;
+               CASE WHEN EXISTS (SELECT FROM kliv_mail._suppression) THEN kliv_mail._suppressed(c.recipient, c.priority, v_at) END,
+               f.from_address, f.from_name
+        FROM claimed AS c LEFT JOIN kliv_mail._account AS f ON f.name = c.instead_of ORDER BY c.n;
 END;
 $$;
 
@@ -243,7 +318,8 @@ $$;
 -- settings changes whenever the account was changed in any way.
 CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint, p_first boolean,
                                  p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}')
-RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer, suppressed text, settings text)
+RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer, suppressed text,
+               sender text, sender_name text, settings text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -261,7 +337,8 @@ BEGIN
     LOOP
         FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room, v_bytes, v_first) LOOP
             id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
-            attempts := c.attempts; doubts := c.doubts; size := c.size; suppressed := c.suppressed; settings := a.settings;
+            attempts := c.attempts; doubts := c.doubts; size := c.size; suppressed := c.suppressed;
+            sender := c.sender; sender_name := c.sender_name; settings := a.settings;
             v_bytes := v_bytes - c.size;
             v_first := false;
             RETURN NEXT;
@@ -565,6 +642,9 @@ BEGIN
         SELECT array_agg((SELECT min(d.due) FROM unnest(kliv_mail._routes(a.name)) AS r (route), LATERAL (
                     SELECT o.due FROM kliv_mail._outbox AS o
                     WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority AND o.epoch IS NULL
+                      AND (r.route = ANY (kliv_mail._own_routes(a.name)) OR coalesce((
+                            SELECT m.from_address IS NULL OR kliv_mail._may_send(a.name, m.from_address)
+                            FROM kliv_mail._message AS m WHERE m.id = o.message_id), true))
                     ORDER BY o.due, o.id LIMIT 1) AS d) ORDER BY p.priority)
         INTO v_due FROM generate_series(0, 2) AS p (priority);
         CONTINUE WHEN v_due[1] IS NULL AND v_due[2] IS NULL AND v_due[3] IS NULL;

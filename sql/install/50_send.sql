@@ -46,7 +46,7 @@ BEGIN
     -- What is queued before this takes its share; counted only as far as it matters.
     v_left := CASE WHEN p_priority = 2 THEN v.remaining_marketing ELSE v.remaining END;
     SELECT count(*) INTO v_waiting
-    FROM (SELECT FROM unnest(kliv_mail._routes(account)) AS r (route), generate_series(0, p_priority) AS p (priority), LATERAL (
+    FROM (SELECT FROM unnest(kliv_mail._own_routes(account)) AS r (route), generate_series(0, p_priority) AS p (priority), LATERAL (
               SELECT FROM kliv_mail._outbox AS o
               WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
                 AND o.epoch IS NULL AND o.due <= v_at

@@ -47,7 +47,7 @@ BEGIN
                        row_number() OVER (ORDER BY l.priority, l.due, l.id), v_at, v.hour_limit, v.day_limit,
                        v.hour_used, v.hour_start, v.hour_open_at, v.day_used, v.day_start, v.day_open_at))
             FROM (SELECT o.id, o.priority, o.due
-                  FROM unnest(kliv_mail._routes(a.name)) AS r (route), generate_series(0, 2) AS p (priority), LATERAL (
+                  FROM unnest(kliv_mail._own_routes(a.name)) AS r (route), generate_series(0, 2) AS p (priority), LATERAL (
                       SELECT o.id, o.priority, o.due FROM kliv_mail._outbox AS o
                       WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
                         AND o.epoch IS NULL AND o.due < 'infinity'
@@ -226,7 +226,7 @@ BEGIN ATOMIC
            least(v.remaining_marketing, greatest(0, kliv_mail._marketing_share(w.quota) - w.used)),
            w.resets_at,
            (SELECT count(*) FROM kliv_mail._outbox AS o
-            WHERE o.epoch IS NULL AND o.route = ANY (kliv_mail._routes(a.name)))
+            WHERE o.epoch IS NULL AND o.route = ANY (kliv_mail._own_routes(a.name)))
     FROM kliv_mail._accounts() AS a
     CROSS JOIN LATERAL kliv_mail._availability(a.name, kliv_mail._now()) AS v
     CROSS JOIN LATERAL (VALUES ('hour', v.hour_start, v.hour_used, v.hour_limit, v.hour_open_at),

@@ -57,8 +57,8 @@ my %provider = (
             [ 'half a user name', { username => 'ana' }, '22023', qr/^username: "ana" is not a full mail address/, qr/full mail address/i ],
             [ 'tls on port 587', { port => 587, encryption => 'tls' }, '22023', qr/^encryption: .*587/, qr/starttls/ ],
             [ 'starttls on port 465', { port => 465, encryption => 'starttls' }, '22023', qr/^encryption: .*465/, qr/'tls'|587/ ],
-            [ 'the limit of the day', {}, '08004', qr/limit|sender/, qr/by itself/, { mail_reply => '550-5.4.5 Daily user sending limit exceeded. For more information on Gmail' . "\r\n" . '550 5.4.5 sending limits go to https://support.google.com/a/answer/166852 d1sm1 - gsmtp' } ],
-            [ 'too many logins', {}, '08004', qr/"auth"/, qr/hour/, { auth_reply => '454 4.7.0 Too many login attempts, please try again later. d1sm1 - gsmtp' } ],
+            [ 'the limit of the day', {}, '08004', qr/"sender": the provider's daily limit is used up/, qr/by itself.*test => false/, { mail_reply => '550-5.4.5 Daily user sending limit exceeded. For more information on Gmail' . "\r\n" . '550 5.4.5 sending limits go to https://support.google.com/a/answer/166852 d1sm1 - gsmtp' } ],
+            [ 'too many logins', {}, '08004', qr/"auth": the server saw too many logins/, qr/in an hour.*test => false/, { auth_reply => '454 4.7.0 Too many login attempts, please try again later. d1sm1 - gsmtp' } ],
         ]
     },
     sendgrid => {
@@ -72,7 +72,7 @@ my %provider = (
             [ 'an API key that was deleted', { password => 'SG.deleted.deleted' }, '08004', qr/"auth"/, qr/API Keys > Create API Key.*Mail Send/ ],
             [ 'the name of the account as user name', { username => 'ana@shop.example' }, '22023', qr/^username: .*"apikey"/, qr/Leave it out/ ],
             [ 'no sender', { from_address => undef }, '22023', qr/^from_address: is needed/, qr/address that the mail shall come from/ ],
-            [ 'a used-up plan', {}, '08004', qr/"auth"/, qr/credits.*next day/i, { auth_reply => '451 Authentication failed: Maximum credits exceeded' } ],
+            [ 'a used-up plan', {}, '08004', qr/"auth": the provider's credits are used up/, qr/Buy credits.*next day/, { auth_reply => '451 Authentication failed: Maximum credits exceeded' } ],
         ],
         later => [
             [ 'an unverified sender', { dot_reply => '550 The from address does not match a verified Sender Identity. Mail cannot be sent until this error is resolved.' }, qr/sender address/, qr/Settings > Sender Authentication/ ],

@@ -36,6 +36,10 @@ sub add
     return;
 }
 
+# A name without address, and one whose look-up takes its time.
+sub missing { $_[0]->_append("$_[1] - 0 0\n"); return; }
+sub stalled { $_[0]->_append("$_[1] ... 0 0\n"); return; }
+
 # What a server must be started with to live in this world.
 sub environment
 {
