@@ -40,7 +40,7 @@ EXTRA_CLEAN = kliv_mail_net.so $(NET_OBJS) $(NET_OBJS:.o=.d) sql/$(EXTENSION)--$
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo test test-chroot,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo test test-chroot bench bench-%,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -79,6 +79,12 @@ test:
 test-chroot:
 	bash test/chroot
 
+## bench: the benchmarks, as ratios to the same without us; bench-latency, bench-drain, bench-send: one
+bench:
+	bash bench/run
+bench-latency bench-drain bench-send:
+	bash bench/run $(@:bench-%=%)
+
 ## lint: layers, symbol prefix, what the preloaded library links
 lint: all
 	perl test/lint
@@ -87,4 +93,4 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test test-chroot lint help
+.PHONY: demo test test-chroot bench bench-latency bench-drain bench-send lint help

@@ -50,6 +50,13 @@
 #define KLM_MY_LXID (MyProc->lxid)
 #endif
 
+/* PostgreSQL 17 gave wait event sets to resource owners, where memory contexts had had them. */
+#if PG_VERSION_NUM >= 170000
+#define klm_create_wait_event_set(events) CreateWaitEventSet(NULL, events)
+#else
+#define klm_create_wait_event_set(events) CreateWaitEventSet(TopMemoryContext, events)
+#endif
+
 /* PostgreSQL 18 replaced pg_attribute_noreturn(), which stood after the declarator. */
 #if PG_VERSION_NUM >= 180000
 #define pg_attribute_noreturn() __attribute__((noreturn))

@@ -90,6 +90,7 @@ typedef struct Pool
 	int			link_count;
 	int			opening;
 	int			allowed;		/* connections now; grows on success, shrinks on trouble */
+	TimestampTz next_begin;		/* where the provider takes only so many a second */
 	bool		more;			/* its last claim found something */
 	bool		stale;			/* the queue was composed for other settings */
 	/* Trouble of the account itself, to be recorded. */
@@ -117,7 +118,7 @@ typedef struct Link
 	KlmConnection *connection;
 	KlmSmtp    *smtp;
 	TimestampTz deadline;		/* of the reply that is awaited, or of idleness */
-	int			finished;		/* deliveries that got their reply here */
+	int			begun;			/* deliveries handed to it */
 } Link;
 
 typedef struct Batch
@@ -184,6 +185,8 @@ static void finish(Delivery *delivery);
 static void return_queue(Pool *pool);
 static void note_hold(Pool *pool, const char *by, int pause_s, const char *reason, const char *hint, bool failure);
 static void feed(Pool *pool);
+static bool is_spent(Link *link);
+static bool keep_pace(Pool *pool);
 static void begin(Link *link, Delivery *delivery);
 static void open_link(Pool *pool);
 static void close_link(Link *link, const char *why);
@@ -231,7 +234,7 @@ klm_sender_main(Datum argument)
 		leave(DT_NOEND, klm_sender_wakes());
 
 	connector = klm_connector_create();
-	wait_set = CreateWaitEventSet(TopMemoryContext, 3);
+	wait_set = klm_create_wait_event_set(3);
 	AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, klm_connector_fd(connector), NULL, NULL);
@@ -253,6 +256,7 @@ pin_session(void)
 		{"statement_timeout", "0"},
 		{"lock_timeout", "1s"},
 		{"idle_in_transaction_session_timeout", "0"},
+		{"transaction_timeout", "0"},	/* from PostgreSQL 17 on */
 		{"zero_damaged_pages", "off"},
 		{"jit", "off"},
 		/* The outbox's statistics are always of another moment: its indexes are what claims are made for. */
@@ -265,7 +269,10 @@ pin_session(void)
 	};
 
 	for (int i = 0; i < lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	{
+		if (GetConfigOption(settings[i][0], true, false) != NULL)
+			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	}
 }
 
 /*
@@ -461,6 +468,9 @@ loop(void)
 		{
 			Pool	   *pool = dlist_container(Pool, node, iter.cur);
 			dlist_iter	link_iter;
+
+			if (pool->queued > 0 && pool->next_begin > now)
+				until = Min(until, pool->next_begin);
 
 			dlist_foreach(link_iter, &pool->links)
 			{
@@ -1298,7 +1308,8 @@ feed(Pool *pool)
 
 			if (link->state != LINK_OPEN || pool->queued == 0)
 				continue;
-			if (strcmp(link->settings->account->fingerprint, pool->settings->account->fingerprint) != 0)
+			if (strcmp(link->settings->account->fingerprint, pool->settings->account->fingerprint) != 0 ||
+				is_spent(link))
 			{
 				if (klm_smtp_open_count(link->smtp) == 0)
 					close_link(link, NULL);
@@ -1306,8 +1317,11 @@ feed(Pool *pool)
 			}
 			if (klm_smtp_open_count(link->smtp) <= open && klm_smtp_can_begin(link->smtp))
 			{
-				Delivery   *delivery = dlist_container(Delivery, node, dlist_pop_head_node(&pool->queue));
+				Delivery   *delivery;
 
+				if (!keep_pace(pool))
+					return;
+				delivery = dlist_container(Delivery, node, dlist_pop_head_node(&pool->queue));
 				pool->queued--;
 				begin(link, delivery);
 			}
@@ -1329,9 +1343,36 @@ feed(Pool *pool)
 	}
 }
 
+/* Has the link had as many messages as its provider takes on one? */
+static bool
+is_spent(Link *link)
+{
+	const KlmProvider *provider = klm_find_provider(link->settings->account->provider);
+
+	return provider && provider->messages_per_connection > 0 &&
+		link->begun >= provider->messages_per_connection;
+}
+
+/* May another delivery begin now?  Where the provider publishes a rate, at its pace. */
+static bool
+keep_pace(Pool *pool)
+{
+	const KlmProvider *provider = klm_find_provider(pool->settings->account->provider);
+	TimestampTz now;
+
+	if (provider == NULL || provider->per_second <= 0)
+		return true;
+	now = GetCurrentTimestamp();
+	if (now < pool->next_begin)
+		return false;
+	pool->next_begin = now + USECS_PER_SEC / provider->per_second;
+	return true;
+}
+
 static void
 begin(Link *link, Delivery *delivery)
 {
+	link->begun++;
 	link->pool->open++;
 	klm_smtp_begin(link->smtp, &delivery->smtp);
 	flush_link(link);
@@ -1539,7 +1580,6 @@ take_results(Link *link)
 			add_outcome(delivery, &result.reply, &decision);
 			if (decision.verdict == KLM_ACCEPTED)
 			{
-				link->finished++;
 				pool->allowed = Min(klm_connections_per_account, pool->allowed + 1);
 			}
 			else

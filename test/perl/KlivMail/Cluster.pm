@@ -161,6 +161,26 @@ sub clock_offset
     return;
 }
 
+# Move the clock to noon and five minutes of tomorrow (UTC), so that neither
+# midnight nor the turn of an hour comes meanwhile; the seconds moved.
+sub clock_to_noon
+{
+    my ($self) = @_;
+    my $offset = $self->sql(q{SELECT extract(epoch FROM
+        date_trunc('day', now(), 'UTC') + interval '36 hours 5 minutes' - now())::integer});
+    $self->clock_offset("$offset s");
+    return $offset;
+}
+
+# Wait until so many deliveries are sent and nothing more can leave now.
+sub wait_settled
+{
+    my ($self, $count) = @_;
+    return $self->wait_until("SELECT count(*) FILTER (WHERE status = 'sent') = $count
+                                  AND count(*) FILTER (WHERE status IN ('queued', 'sending', 'in_doubt')) = 0
+                              FROM kliv_mail.deliveries");
+}
+
 # The pids of the background workers of that type ('kliv_mail sender').
 sub workers
 {
