@@ -522,6 +522,7 @@ read_attachments(FunctionCallInfo fcinfo, SendRequest *request)
 	Datum	   *elements;
 	bool	   *nulls;
 	int			count;
+	Size		total = 0;
 	KlmAttachment *attachments;
 
 	if (PG_ARGISNULL(ARG_ATTACHMENTS))
@@ -558,6 +559,12 @@ read_attachments(FunctionCallInfo fcinfo, SendRequest *request)
 		attachments[i].filename = klm_to_utf8(TextDatumGetCString(fields[0]));
 		attachments[i].content_type = isnull[1] ? NULL : klm_to_utf8(TextDatumGetCString(fields[1]));
 		attachments[i].content_id = isnull[2] ? NULL : klm_to_utf8(TextDatumGetCString(fields[2]));
+		/* A row may hold its content compressed: check_sizes() saw it so. */
+		total += toast_raw_datum_size(fields[3]);
+		if (total > (Size) klm_max_message_size * 1024)
+			refuse("attachments", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+				   psprintf("over kliv_mail.max_message_size (%d kB)", klm_max_message_size),
+				   "Send a link instead of the file.");
 		content = DatumGetByteaPP(fields[3]);
 		attachments[i].data = VARDATA_ANY(content);
 		attachments[i].length = VARSIZE_ANY_EXHDR(content);

@@ -64,6 +64,9 @@
 #define LEAVE_GRACE_MS		1000
 #define SHUTDOWN_GRACE_MS	500
 
+/* Who only makes room for another database waits so long for a dot's reply, whose loss makes a second copy. */
+#define LEAVE_DOT_MS		30000
+
 /* A transaction that failed is tried again after 1 s, doubling to this. */
 #define MAX_RETRY_MS		30000
 
@@ -391,12 +394,24 @@ loop(void)
 		if (leave_at != 0 && now >= leave_at)
 		{
 			/* Whose reply has not come by now is given up; what had its dot is in doubt. */
+			bool		patient = !ShutdownRequestPending && !klm_sender_must_leave() &&
+				now < TimestampTzPlusMilliseconds(leave_at, LEAVE_DOT_MS);
+
 			dlist_foreach(iter, &pools)
 			{
 				Pool	   *pool = dlist_container(Pool, node, iter.cur);
+				dlist_mutable_iter link_iter;
 
-				while (!dlist_is_empty(&pool->links))
-					close_link(dlist_head_element(Link, node, &pool->links), "the sender was asked to stop");
+				dlist_foreach_modify(link_iter, &pool->links)
+				{
+					Link	   *link = dlist_container(Link, node, link_iter.cur);
+					KlmStage	stage;
+
+					if (patient && link->state == LINK_OPEN && klm_smtp_awaits(link->smtp, &stage) &&
+						stage == KLM_STAGE_DOT)
+						continue;
+					close_link(link, "the sender was asked to stop");
+				}
 			}
 		}
 
@@ -462,6 +477,8 @@ loop(void)
 			until = Min(until, Max(retry_at, now));
 		if (leave_at > now)
 			until = Min(until, leave_at);
+		else if (leave_at != 0 && busy())
+			until = Min(until, TimestampTzPlusMilliseconds(leave_at, LEAVE_DOT_MS));
 		if (!busy() && outcome_count == 0)
 			until = Min(until, TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout));
 		dlist_foreach(iter, &pools)

@@ -116,46 +116,27 @@ BEGIN
 END;
 $$;
 
--- The time at which the n-th recipient from now (n > 0) fits into an account's
--- windows.  Arithmetic, so that ten thousand in line cost nothing much; what
--- stands in other windows of the future than the present ones is not there yet.
-CREATE FUNCTION kliv_mail._slot_time(
-    n bigint, at timestamptz, hour_limit integer, day_limit integer,
-    hour_used integer, hour_start timestamptz, hour_open_at timestamptz,
-    day_used integer, day_start timestamptz, day_open_at timestamptz)
-RETURNS timestamptz
-LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    zone text := current_setting('kliv_mail.quota_timezone');
-    k bigint := n;
-    here integer := greatest(0, least(hour_limit - hour_used, day_limit - day_used));
-    hours integer;
-    per_day integer;
-    fits bigint;
-    day timestamptz;
-BEGIN
-    IF hour_limit = 0 OR day_limit = 0 THEN
-        RETURN 'infinity';
-    END IF;
-    -- The present hour.
-    IF k <= here THEN
-        RETURN at;
-    END IF;
-    k := k - here;
-    -- The later hours of the present day.
-    hours := greatest(0, ceil(extract(epoch FROM day_open_at - hour_open_at) / 3600)::integer);
-    fits := least(greatest(0, day_limit - day_used - here), hours::bigint * hour_limit);
-    IF k <= fits THEN
-        RETURN hour_open_at + ((k - 1) / hour_limit) * interval '1 hour';
-    END IF;
-    k := k - fits;
-    -- Whole days; those on which the clocks change are an hour longer or shorter.
-    day := day_open_at;
-    per_day := least(day_limit::bigint, 24::bigint * hour_limit);
-    IF k > per_day THEN
-        day := ((day AT TIME ZONE zone) + ((k - 1) / per_day) * interval '1 day') AT TIME ZONE zone;
-        k := (k - 1) % per_day + 1;
-    END IF;
-    RETURN day + ((k - 1) / hour_limit) * interval '1 hour';
+-- The times at which the p_from-th to the p_to-th recipient from now (1 is the
+-- first) fit into an account's windows.  Arithmetic, so that ten thousand in
+-- line cost nothing much; what stands in later windows than the present ones
+-- is not there yet.  The end of a time zone's odd day may be an hour off.
+CREATE FUNCTION kliv_mail._slot_times(
+    p_from bigint, p_to bigint, at timestamptz, hour_limit integer, day_limit integer,
+    hour_used integer, hour_open_at timestamptz, day_used integer, day_open_at timestamptz)
+RETURNS TABLE (n bigint, slot timestamptz)
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp ROWS 10000
+BEGIN ATOMIC
+    SELECT k.n,
+           CASE WHEN k.n <= w.here THEN at
+                WHEN k.n <= w.here + w.today THEN hour_open_at + ((k.n - w.here - 1) / hour_limit) * interval '1 hour'
+                ELSE (((day_open_at AT TIME ZONE w.zone) + ((k.n - w.here - w.today - 1) / w.per_day) * interval '1 day') AT TIME ZONE w.zone)
+                     + (((k.n - w.here - w.today - 1) % w.per_day) / hour_limit) * interval '1 hour' END
+    FROM (SELECT y.here, y.zone, least(day_limit::bigint, 24::bigint * hour_limit) AS per_day,
+                 -- the later hours of the present day
+                 least(greatest(0, day_limit - day_used - y.here),
+                       greatest(0, ceil(extract(epoch FROM day_open_at - hour_open_at) / 3600))::bigint * hour_limit) AS today
+          FROM (SELECT greatest(0, least(hour_limit - hour_used, day_limit - day_used))::bigint AS here,
+                       current_setting('kliv_mail.quota_timezone') AS zone) AS y) AS w,
+         generate_series(p_from, p_to) AS k (n)
+    WHERE hour_limit > 0 AND day_limit > 0;
 END;
-$$;

@@ -200,7 +200,7 @@ $$;
 CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean)
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer,
                suppressed text, sender text, sender_name text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     v_at timestamptz := kliv_mail._now();
@@ -593,7 +593,16 @@ DECLARE
     v_epoch bigint;
     v_total bigint := 0;
     v_count bigint;
+    v_origin text := kliv_mail._origin();
+    v_there text := (SELECT s.origin FROM kliv_mail._state AS s WHERE s.origin <> v_origin);
 BEGIN
+    -- A copy says so, once, in the log and in events.
+    IF v_there IS NOT NULL AND NOT EXISTS (SELECT FROM kliv_mail._event AS e WHERE e.kind = 'copy_held' AND e.data->>'origin' = v_origin) THEN
+        PERFORM kliv_mail._log_event('copy_held', NULL, format('this database is a copy of %s and sends nothing until resume()', v_there),
+                                     jsonb_build_object('origin', v_origin));
+        RAISE LOG USING MESSAGE = format('kliv_mail: the database "%s" is a copy of another one, and sends nothing until it is told to', current_database()),
+            HINT = 'SELECT kliv_mail.resume(); in that database releases its mail, if this copy is the one that shall send it.';
+    END IF;
     FOR v_epoch IN SELECT DISTINCT o.epoch FROM kliv_mail._outbox AS o WHERE o.epoch IS NOT NULL LOOP
         CONTINUE WHEN NOT kliv_mail._epoch_dead(v_epoch);
         UPDATE kliv_mail._outbox AS o
@@ -625,7 +634,7 @@ $$;
 
 -- When a sender is next needed, by this database's clock; infinity: not before a call.
 CREATE FUNCTION kliv_mail._next_due() RETURNS timestamptz
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_at timestamptz := kliv_mail._now();
     v_origin text := kliv_mail._origin();

@@ -23,46 +23,55 @@ CREATE VIEW kliv_mail._every_delivery AS
            d.server_message_id, d.sent_at, d.finished_at
     FROM kliv_mail._delivery AS d;
 
--- When the deliveries that wait for quota go out, for the first 10,000 in the
--- line of each account that has used its quota, and the end of the line for
--- those behind them.
+-- When the deliveries that wait go out by quota and hold, for the first 10,000
+-- in the line of each account that may send at all.  (Here and below: the
+-- indexes are made for these looks, and statistics of a table that is empty at
+-- one moment and full at the next would mislead.)
 CREATE FUNCTION kliv_mail._line() RETURNS TABLE (id bigint, account text, estimated_send_at timestamptz)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
+SET jit = off AS $$
 DECLARE
     v_at timestamptz := kliv_mail._now();
     v_origin text := kliv_mail._origin();
     v_start timestamptz;
+    v_routes text[];
     a record;
     v record;
-    v_beyond bigint;
 BEGIN
     FOR a IN SELECT x.name FROM kliv_mail._accounts() AS x WHERE x.in_use AND x.problem IS NULL LOOP
         SELECT * INTO v FROM kliv_mail._availability(a.name, v_at);
         CONTINUE WHEN v.blocked_until = 'infinity' OR v.hour_limit = 0 OR v.day_limit = 0;
         v_start := greatest(v_at, coalesce(v.blocked_until, v_at));
+        v_routes := kliv_mail._own_routes(a.name);
         RETURN QUERY
-            SELECT l.id, a.name::text,
-                   greatest(v_start, l.due, kliv_mail._slot_time(
-                       row_number() OVER (ORDER BY l.priority, l.due, l.id), v_at, v.hour_limit, v.day_limit,
-                       v.hour_used, v.hour_start, v.hour_open_at, v.day_used, v.day_start, v.day_open_at))
-            FROM (SELECT o.id, o.priority, o.due
-                  FROM unnest(kliv_mail._own_routes(a.name)) AS r (route), generate_series(0, 2) AS p (priority), LATERAL (
-                      SELECT o.id, o.priority, o.due FROM kliv_mail._outbox AS o
-                      WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
-                        AND o.epoch IS NULL AND o.due < 'infinity'
-                      ORDER BY o.due, o.id LIMIT 10000) AS o
-                  ORDER BY o.priority, o.due, o.id LIMIT 10000) AS l;
-        -- Behind them: the table's own count of its rows, as the planner has it.
-        SELECT greatest(c.reltuples, 10000)::bigint INTO v_beyond FROM pg_class AS c WHERE c.oid = 'kliv_mail._outbox'::regclass;
-        id := NULL;
-        account := a.name;
-        estimated_send_at := greatest(v_start, kliv_mail._slot_time(v_beyond, v_at, v.hour_limit, v.day_limit,
-            v.hour_used, v.hour_start, v.hour_open_at, v.day_used, v.day_start, v.day_open_at));
-        RETURN NEXT;
+            SELECT l.id, a.name::text, greatest(v_start, l.due, t.slot)
+            FROM (SELECT c.id, c.due, row_number() OVER (ORDER BY c.priority, c.due, c.id) AS n
+                  FROM (SELECT o.id, p.priority, o.due
+                        FROM unnest(v_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
+                            SELECT o.id, o.due FROM kliv_mail._outbox AS o
+                            WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
+                              AND o.epoch IS NULL AND o.due < 'infinity'
+                            ORDER BY o.due, o.id LIMIT 10000) AS o
+                        ORDER BY p.priority, o.due, o.id LIMIT 10000) AS c) AS l
+            JOIN kliv_mail._slot_times(1, 10000, v_at, v.hour_limit, v.day_limit, v.hour_used, v.hour_open_at,
+                                       v.day_used, v.day_open_at) AS t ON t.n = l.n;
     END LOOP;
 END;
 $$;
+
+-- For those behind them: the end of the line, by the table's own count of its
+-- rows as the planner has it.
+CREATE FUNCTION kliv_mail._line_end() RETURNS TABLE (account text, estimated_send_at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp ROWS 5
+BEGIN ATOMIC
+    SELECT a.name, greatest(kliv_mail._now(), v.blocked_until, t.slot)
+    FROM kliv_mail._accounts() AS a
+    CROSS JOIN LATERAL kliv_mail._availability(a.name, kliv_mail._now()) AS v
+    CROSS JOIN (SELECT greatest(c.reltuples, 10000)::bigint AS n FROM pg_class AS c WHERE c.oid = 'kliv_mail._outbox'::regclass) AS o
+    CROSS JOIN LATERAL kliv_mail._slot_times(o.n, o.n, kliv_mail._now(), v.hour_limit, v.day_limit, v.hour_used, v.hour_open_at,
+                                             v.day_used, v.day_open_at) AS t
+    WHERE a.in_use AND a.problem IS NULL AND v.blocked_until IS DISTINCT FROM 'infinity';
+END;
 
 -- What stops each account now.
 CREATE FUNCTION kliv_mail._account_holds()
@@ -89,7 +98,7 @@ CREATE VIEW kliv_mail._delivery_now AS
     FROM kliv_mail._every_delivery AS d
     LEFT JOIN kliv_mail._account_holds() AS h ON d.waiting AND h.account = d.account
     LEFT JOIN kliv_mail._line() AS l ON d.waiting AND l.id = d.id
-    LEFT JOIN kliv_mail._line() AS e ON d.waiting AND l.id IS NULL AND e.id IS NULL AND e.account = d.account
+    LEFT JOIN kliv_mail._line_end() AS e ON d.waiting AND l.id IS NULL AND e.account = d.account
     CROSS JOIN LATERAL (
         SELECT n.at,
                CASE WHEN NOT d.waiting OR d.claimed THEN NULL
@@ -219,20 +228,27 @@ COMMENT ON COLUMN kliv_mail.messages.metadata IS 'As given to send().';
 CREATE FUNCTION kliv_mail._usage_now()
 RETURNS TABLE (account text, window_name text, window_start timestamptz, used integer, quota integer, remaining integer,
                remaining_marketing integer, resets_at timestamptz, queued bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp ROWS 4
-BEGIN ATOMIC
-    SELECT a.name, w.window_name, w.window_start, w.used, w.quota,
-           least(v.remaining, greatest(0, w.quota - w.used)),
-           least(v.remaining_marketing, greatest(0, kliv_mail._marketing_share(w.quota) - w.used)),
-           w.resets_at,
-           (SELECT count(*) FROM kliv_mail._outbox AS o
-            WHERE o.epoch IS NULL AND o.route = ANY (kliv_mail._own_routes(a.name)))
-    FROM kliv_mail._accounts() AS a
-    CROSS JOIN LATERAL kliv_mail._availability(a.name, kliv_mail._now()) AS v
-    CROSS JOIN LATERAL (VALUES ('hour', v.hour_start, v.hour_used, v.hour_limit, v.hour_open_at),
-                               ('day', v.day_start, v.day_used, v.day_limit, v.day_open_at))
-        AS w (window_name, window_start, used, quota, resets_at);
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off ROWS 4 AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_routes text[];
+    v record;
+BEGIN
+    FOR account IN SELECT a.name FROM kliv_mail._accounts() AS a LOOP
+        SELECT * INTO v FROM kliv_mail._availability(account, v_at);
+        v_routes := kliv_mail._own_routes(account);
+        SELECT count(*) INTO queued FROM kliv_mail._outbox AS o
+        WHERE o.origin = kliv_mail._origin() AND o.route = ANY (v_routes) AND o.epoch IS NULL;
+        FOR window_name, window_start, used, quota, resets_at IN
+            SELECT * FROM (VALUES ('hour', v.hour_start, v.hour_used, v.hour_limit, v.hour_open_at),
+                                  ('day', v.day_start, v.day_used, v.day_limit, v.day_open_at)) AS w LOOP
+            remaining := least(v.remaining, greatest(0, quota - used));
+            remaining_marketing := least(v.remaining_marketing, greatest(0, kliv_mail._marketing_share(quota) - used));
+            RETURN NEXT;
+        END LOOP;
+    END LOOP;
 END;
+$$;
 
 CREATE VIEW kliv_mail.usage AS
     SELECT u.account, u.window_name, u.window_start, u.used, u.quota, u.remaining, u.remaining_marketing, u.resets_at, u.queued

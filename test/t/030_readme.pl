@@ -243,9 +243,12 @@ is_deeply([ grep { $definition !~ /\b$_\b/ } grep { $_ ne 'held_by' } $states =~
 my ($holds) = $states =~ /`held_by` (.*?)\)/;
 is_deeply([ grep { $definition !~ /\b$_\b/ } $holds =~ /(\w+)(?=,| or|$)/g ], [], 'and everything that holds one');
 
-is($node->try(q{SELECT kliv_mail.send('m@example.com', 'x', 'x', message_type => 'marketing')})->{state}, '55000', 'marketing mail needs List-Unsubscribe');
+is($node->try(q{SELECT kliv_mail.send('m@example.com', 'x', 'x', message_type => 'marketing')})->{state}, '55000', 'marketing mail needs a way to unsubscribe');
 is($node->try(q{SELECT kliv_mail.send('m@example.com', 'x', 'x', message_type => 'marketing', headers => '{"List-Unsubscribe": "<https://shop.example/u>"}')})->{state},
-    '', '... and goes with it');
+    '', '... a header of its own');
+is($node->try(q{SELECT kliv_mail.set_brand(unsubscribe_url => 'https://shop.example/unsubscribe');
+                SELECT kliv_mail.send('m@example.com', 'x', 'x', message_type => 'marketing')})->{state},
+    '', '... or the page of the brand');
 $node->stop;
 
 # ---- make's targets ----

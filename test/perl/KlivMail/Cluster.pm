@@ -113,7 +113,13 @@ sub try
     $self->psql(
         $option{dbname} // 'postgres', "\\set VERBOSITY verbose\n$sql",
         stdout => \$out, stderr => \$err, on_error_stop => 1);
-    $err //= '';
+    return _outcome($out, $err // '');
+}
+
+# What psql printed, taken apart.
+sub _outcome
+{
+    my ($out, $err) = @_;
     my %result = (out => $out, err => $err, state => '', message => '', hint => '');
     if ($err =~ /^(?:psql:\S+ )?(?:ERROR|FATAL):  ([0-9A-Z]{5}): (.*)$/m)
     {
@@ -238,6 +244,15 @@ sub query
     my ($self, $sql) = @_;
     $self->send($sql);
     return $self->result;
+}
+
+# query() with the hash of KlivMail::Cluster's try(); out and err are both all
+# that was printed, which is '' when a statement without rows succeeded.
+sub try
+{
+    my ($self, $sql) = @_;
+    my $printed = $self->query($sql);
+    return KlivMail::Cluster::_outcome($printed, $printed);
 }
 
 # Is the output of the next statement complete?  Does not wait.
