@@ -219,11 +219,11 @@ void
 klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count)
 {
 	static Statement statement = {
-		"SELECT kliv_mail._record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)", 15,
+		"SELECT kliv_mail._record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)", 16,
 		{INT8OID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, TEXTARRAYOID, INT4ARRAYOID,
-		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID}
+		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID, TEXTARRAYOID}
 	};
-	Datum		values[15];
+	Datum		values[16];
 	Datum	   *flags = palloc(count * sizeof(Datum));
 	int64	   *ids = palloc(count * sizeof(int64));
 	int		   *numbers = palloc(count * sizeof(int));
@@ -259,19 +259,21 @@ klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count)
 	for (int i = 0; i < count; i++)
 		flags[i] = BoolGetDatum(outcomes[i].unknown);
 	values[14] = PointerGetDatum(construct_array(flags, count, BOOLOID, 1, true, TYPALIGN_CHAR));
+	COLUMN(15, fingerprint);
 	run(&statement, values, NULL);
 #undef COLUMN
 }
 
 void
-klm_outbox_hold(const char *account, const char *by, int pause_s, const char *reason, const char *hint, bool failure)
+klm_outbox_hold(const char *account, const char *by, int pause_s, const char *reason, const char *hint, bool failure,
+				const char *fingerprint)
 {
 	static Statement statement = {
-		"SELECT kliv_mail._hold_account($1, $2, pg_catalog.make_interval(secs => $3), $4, $5, $6)", 6,
-		{TEXTOID, TEXTOID, FLOAT8OID, TEXTOID, TEXTOID, BOOLOID}
+		"SELECT kliv_mail._hold_account($1, $2, pg_catalog.make_interval(secs => $3), $4, $5, $6, $7)", 7,
+		{TEXTOID, TEXTOID, FLOAT8OID, TEXTOID, TEXTOID, BOOLOID, TEXTOID}
 	};
-	Datum		values[6];
-	char		nulls[] = "      ";
+	Datum		values[7];
+	char		nulls[] = "       ";
 
 	values[0] = CStringGetTextDatum(klm_from_utf8((char *) account));
 	values[1] = CStringGetTextDatum(by);
@@ -283,6 +285,11 @@ klm_outbox_hold(const char *account, const char *by, int pause_s, const char *re
 	else
 		nulls[4] = 'n';
 	values[5] = BoolGetDatum(failure);
+	values[6] = (Datum) 0;
+	if (fingerprint)
+		values[6] = CStringGetTextDatum(fingerprint);
+	else
+		nulls[6] = 'n';
 	run(&statement, values, nulls);
 }
 

@@ -52,7 +52,7 @@ typedef struct KlmStoredMessage
 	Size		entity_length;
 } KlmStoredMessage;
 
-/* A delivery's outcome: a decision of reply.c, or verdict "returned" or "suppressed". */
+/* A delivery's outcome: a decision of reply.c, or verdict "returned", "postponed" or "suppressed". */
 typedef struct KlmOutcome
 {
 	int64		id;
@@ -70,6 +70,7 @@ typedef struct KlmOutcome
 	const char *server_id;
 	const char *identity;
 	bool		unknown;		/* no rule knew the reply */
+	const char *fingerprint;	/* of the settings that it was met with; NULL: none were */
 } KlmOutcome;
 
 extern void klm_outbox_begin(MemoryContext results);
@@ -98,7 +99,7 @@ extern List *klm_outbox_messages(const int64 *ids, int count);
 
 extern void klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count);
 extern void klm_outbox_hold(const char *account, const char *by, int pause_s, const char *reason,
-							const char *hint, bool failure);
+							const char *hint, bool failure, const char *fingerprint);
 extern void klm_outbox_set_aside(int64 id, const char *reason);
 extern void klm_outbox_expire(void);
 

@@ -37,6 +37,7 @@
 #include "storage/proc.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -103,6 +104,7 @@ typedef struct Pool
 	char	   *hold_reason;	/* in outcome_context */
 	char	   *hold_hint;
 	bool		hold_failure;
+	char	   *hold_fingerprint;	/* of the settings that it was met with */
 } Pool;
 
 typedef enum LinkState
@@ -181,12 +183,12 @@ static char *compose_identity(const KlmAccount *account, const KlmStoredMessage 
 static Pool *find_pool(const char *name);
 static void load_settings(Pool *pool, const char *version);
 static void release_settings(Settings *settings);
-static void add_outcome(Delivery *delivery, const KlmReply *reply, const KlmDecision *decision);
+static void add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply, const KlmDecision *decision);
 static void add_local_outcome(int64 id, int64 message_id, const char *verdict, const char *reason);
 static KlmOutcome *new_outcome(int64 id, int64 message_id);
 static void finish(Delivery *delivery);
 static void return_queue(Pool *pool);
-static void note_hold(Pool *pool, const char *by, int pause_s, const char *reason, const char *hint, bool failure);
+static void note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s, const char *reason, const char *hint, bool failure);
 static void feed(Pool *pool);
 static bool is_spent(Link *link);
 static bool keep_pace(Pool *pool);
@@ -632,7 +634,7 @@ run_transaction(bool wanted)
 			if (pool->hold)
 			{
 				klm_outbox_hold(pool->name, pool->hold_by, pool->hold_pause_s, pool->hold_reason, pool->hold_hint,
-								pool->hold_failure);
+								pool->hold_failure, pool->hold_fingerprint);
 			}
 		}
 		if (may_claim)
@@ -958,7 +960,7 @@ claim(void)
 		{
 			/* It may be mended without a setting that changes. */
 			pool->version[0] = '\0';
-			note_hold(pool, pool->settings->account->key_missing ? "key" : "account", 0,
+			note_hold(pool, pool->settings, pool->settings->account->key_missing ? "key" : "account", 0,
 					  pool->settings->account->problem, pool->settings->account->hint, true);
 			return_queue(pool);
 		}
@@ -1028,8 +1030,8 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 	}
 	if (claimed->problem && claimed->key_trouble)
 	{
-		note_hold(pool, "key", 0, claimed->problem, claimed->hint, true);
-		add_local_outcome(claimed->id, claimed->message_id, "returned", "");
+		/* Only marketing mail needs the key for its links: the account's other mail goes on. */
+		add_local_outcome(claimed->id, claimed->message_id, "postponed", claimed->problem);
 		return;
 	}
 	if (claimed->problem)
@@ -1178,11 +1180,36 @@ load_settings(Pool *pool, const char *version)
 {
 	MemoryContext context = AllocSetContextCreate(sender_context, "kliv_mail account", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
+	ResourceOwner owner = CurrentResourceOwner;
 	Settings   *settings = palloc0(sizeof(Settings));
 	Settings   *before = pool->settings;
 
 	settings->context = context;
-	settings->account = klm_load_account(pool->name);
+
+	/* In a subtransaction: one account that cannot be read must not stop the others. */
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		settings->account = klm_load_account(pool->name);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		EmitErrorReport();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		settings->account = palloc0(sizeof(KlmAccount));
+		settings->account->name = pstrdup(pool->name);
+		settings->account->fingerprint = pstrdup("");
+		settings->account->problem = psprintf("its settings cannot be read: %s", edata->message);
+	}
+	PG_END_TRY();
+	CurrentResourceOwner = owner;
 	MemoryContextSwitchTo(old);
 	if (settings->account == NULL)
 	{
@@ -1242,7 +1269,7 @@ add_local_outcome(int64 id, int64 message_id, const char *verdict, const char *r
 }
 
 static void
-add_outcome(Delivery *delivery, const KlmReply *reply, const KlmDecision *decision)
+add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply, const KlmDecision *decision)
 {
 	KlmOutcome *outcome = new_outcome(delivery->id, delivery->message_id);
 	MemoryContext old = MemoryContextSwitchTo(outcome_context);
@@ -1258,6 +1285,7 @@ add_outcome(Delivery *delivery, const KlmReply *reply, const KlmDecision *decisi
 	outcome->reason = decision->reason;
 	outcome->hint = decision->hint;
 	outcome->unknown = decision->unknown && (reply->stage == KLM_STAGE_MAIL || reply->stage == KLM_STAGE_RCPT);
+	outcome->fingerprint = pstrdup(link->settings->account->fingerprint);
 	outcome->identity = delivery->identity ? pstrdup(delivery->identity) : NULL;
 	if (decision->verdict == KLM_ACCEPTED)
 		outcome->server_id = klm_server_message_id(reply, delivery->pool->settings ?
@@ -1293,7 +1321,7 @@ return_queue(Pool *pool)
 }
 
 static void
-note_hold(Pool *pool, const char *by, int pause_s, const char *reason, const char *hint, bool failure)
+note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s, const char *reason, const char *hint, bool failure)
 {
 	pool->hold = true;
 	pool->hold_by = by;
@@ -1301,6 +1329,7 @@ note_hold(Pool *pool, const char *by, int pause_s, const char *reason, const cha
 	pool->hold_reason = MemoryContextStrdup(outcome_context, reason);
 	pool->hold_hint = hint ? MemoryContextStrdup(outcome_context, hint) : NULL;
 	pool->hold_failure = failure;
+	pool->hold_fingerprint = settings ? MemoryContextStrdup(outcome_context, settings->account->fingerprint) : NULL;
 }
 
 /* ----------------------------------------------------------------
@@ -1415,7 +1444,7 @@ open_link(Pool *pool)
 	{
 		if (pool->link_count == 0)
 		{
-			note_hold(pool, "account", 0, error.message, error.hint, true);
+			note_hold(pool, pool->settings, "account", 0, error.message, error.hint, true);
 			return_queue(pool);
 		}
 		MemoryContextDelete(context);
@@ -1497,7 +1526,7 @@ link_failed(Link *link)
 	else if (!pool->hold)
 	{
 		klm_classify_reply(&report.reply, link->settings->account->provider, report.reply.code == 0, &decision);
-		note_hold(pool, decision.verdict == KLM_PROVIDER_LIMIT ? "quota" : "account", decision.pause_s,
+		note_hold(pool, link->settings, decision.verdict == KLM_PROVIDER_LIMIT ? "quota" : "account", decision.pause_s,
 				  psprintf("%s%s%s", report.detail ? report.detail : decision.reason,
 						   report.reply.text && report.reply.text[0] ? ": " : "", report.reply.text ? report.reply.text : ""),
 				  report.hint ? report.hint : decision.hint, decision.verdict != KLM_PROVIDER_LIMIT);
@@ -1590,11 +1619,15 @@ take_results(Link *link)
 
 			/*
 			 * A fresh connection that was dropped at MAIL may be this message's
-			 * doing: it alone waits, so that it cannot hold up the account.
+			 * doing: it alone waits, so that it cannot hold up the account, until
+			 * others in a row meet the same.
 			 */
 			if (result.lost && result.reply.stage == KLM_STAGE_MAIL)
+			{
 				decision.scope = KLM_SCOPE_MESSAGE;
-			add_outcome(delivery, &result.reply, &decision);
+				decision.unknown = true;
+			}
+			add_outcome(delivery, link, &result.reply, &decision);
 			if (decision.verdict == KLM_ACCEPTED)
 			{
 				pool->allowed = Min(klm_connections_per_account, pool->allowed + 1);

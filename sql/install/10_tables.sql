@@ -151,7 +151,7 @@ CREATE TABLE kliv_mail._outbox (
     last_reply       text,
     last_reason      text,
     last_hint        text,
-    bounce_type      text
+    held_by          text                       -- quota | key: what this row alone waits for, until due
 );
 CREATE INDEX _outbox_ready ON kliv_mail._outbox (origin, route, priority, due, id) WHERE epoch IS NULL;
 CREATE INDEX _outbox_claimed ON kliv_mail._outbox (epoch) WHERE epoch IS NOT NULL;

@@ -263,7 +263,7 @@ BEGIN
         claimed AS (
             UPDATE kliv_mail._outbox AS o
             SET epoch = p_epoch, account = p_account, hour_start = v.hour_start, day_start = v.day_start,
-                attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at)
+                attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at), held_by = NULL
             FROM sized AS s
             WHERE o.id = s.id AND (s.upto <= p_bytes OR (p_first AND s.n = 1))
               AND (s.priority < 2 OR s.n <= v.remaining_marketing)
@@ -297,7 +297,7 @@ CREATE FUNCTION kliv_mail._cap_recipients(p_routes text[], p_room integer, p_cap
                                           p_hour_start timestamptz, p_hour_end timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE kliv_mail._outbox AS o SET due = p_hour_end,
+    UPDATE kliv_mail._outbox AS o SET due = p_hour_end, held_by = 'quota',
         last_reason = format('this address has had its %s mails of this hour (kliv_mail.recipient_hourly_limit)', p_cap)
     WHERE o.id IN (
         SELECT x.id FROM (
@@ -381,7 +381,8 @@ BEGIN ATOMIC
 END;
 
 -- Hold an account, or leave the hold that already reaches further.
-CREATE FUNCTION kliv_mail._hold_account(p_account text, p_by text, p_pause interval, p_reason text, p_hint text, p_failure boolean)
+CREATE FUNCTION kliv_mail._hold_account(p_account text, p_by text, p_pause interval, p_reason text, p_hint text, p_failure boolean,
+                                        p_fingerprint text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -392,6 +393,10 @@ DECLARE
     v_until timestamptz;
 BEGIN
     SELECT x.fingerprint INTO v_print FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
+    -- Met with settings that are no longer the account's: no concern of the new ones.
+    IF p_fingerprint <> v_print THEN
+        RETURN;
+    END IF;
     INSERT INTO kliv_mail._quota (account) VALUES (p_account) ON CONFLICT DO NOTHING;
     SELECT * INTO v_held FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE;
     -- A hold that was met with other settings is over.
@@ -414,12 +419,13 @@ $$;
 
 -- Record outcomes, all in one go.  verdict is one of classify_reply()'s, or
 -- 'returned': nothing that counts reached a server, the row goes back as it was,
--- or 'suppressed': the claim met an address that gets no mail.
+-- 'postponed': the same, and it waits a minute for the key; or 'suppressed':
+-- the claim met an address that gets no mail.
 -- Rows that are no longer claimed by this epoch are left alone.
 CREATE FUNCTION kliv_mail._record(
     p_epoch bigint, p_ids bigint[], p_verdicts text[], p_scopes text[], p_bounce_types text[], p_pauses integer[],
     p_stages text[], p_codes integer[], p_enhanced text[], p_replies text[], p_reasons text[], p_hints text[],
-    p_server_ids text[], p_identities text[], p_unknown boolean[])
+    p_server_ids text[], p_identities text[], p_unknown boolean[], p_fingerprints text[])
 RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -494,15 +500,15 @@ BEGIN
 
         -- The account's own troubles, one hold an account.
         FOR a IN
-            SELECT DISTINCT ON (o.account) o.account, x.verdict, x.pause, x.reason, x.hint
+            SELECT DISTINCT ON (o.account) o.account, x.verdict, x.pause, x.reason, x.hint, x.fingerprint
             FROM kliv_mail._outbox AS o
-            JOIN unnest(p_ids, v_verdicts, v_scopes, p_pauses, v_reasons, p_hints) AS x (id, verdict, scope, pause, reason, hint)
+            JOIN unnest(p_ids, v_verdicts, v_scopes, p_pauses, v_reasons, p_hints, p_fingerprints) AS x (id, verdict, scope, pause, reason, hint, fingerprint)
                 ON x.id = o.id
             WHERE o.epoch = p_epoch AND x.scope = 'account' AND x.verdict IN ('temporary', 'permanent', 'provider_limit', 'account_trouble')
             ORDER BY o.account, x.pause DESC NULLS LAST, x.id
         LOOP
             PERFORM kliv_mail._hold_account(a.account, CASE a.verdict WHEN 'provider_limit' THEN 'quota' ELSE 'account' END,
-                make_interval(secs => nullif(a.pause, 0)), a.reason, a.hint, a.verdict <> 'provider_limit');
+                make_interval(secs => nullif(a.pause, 0)), a.reason, a.hint, a.verdict <> 'provider_limit', a.fingerprint);
         END LOOP;
 
         -- Refused for good.
@@ -551,15 +557,17 @@ BEGIN
         -- and in doubt at once, or never without a call.
         UPDATE kliv_mail._outbox AS o
         SET epoch = NULL,
-            attempts = CASE WHEN x.verdict = 'returned' OR (x.scope = 'account' AND x.verdict <> 'in_doubt')
+            attempts = CASE WHEN x.verdict IN ('returned', 'postponed') OR (x.scope = 'account' AND x.verdict <> 'in_doubt')
                             THEN o.attempts - 1 ELSE o.attempts END,
-            first_attempt_at = CASE WHEN o.attempts = 1 AND (x.verdict = 'returned' OR (x.scope = 'account' AND x.verdict <> 'in_doubt'))
+            first_attempt_at = CASE WHEN o.attempts = 1 AND (x.verdict IN ('returned', 'postponed') OR (x.scope = 'account' AND x.verdict <> 'in_doubt'))
                                     THEN NULL ELSE o.first_attempt_at END,
             due = CASE WHEN x.verdict = 'in_doubt' THEN CASE WHEN o.doubts + 1 > v_doubts THEN 'infinity' ELSE v_at END
+                       WHEN x.verdict = 'postponed' THEN v_at + interval '1 minute'
                        WHEN x.verdict = 'returned' OR x.scope = 'account' THEN o.due
                        ELSE v_at + greatest(make_interval(secs => coalesce(x.pause, 0)), kliv_mail._backoff(o.attempts)) END,
             doubts = o.doubts + (x.verdict = 'in_doubt')::integer,
-            doubtful = CASE WHEN x.verdict = 'returned' THEN o.doubtful ELSE x.verdict = 'in_doubt' END,
+            held_by = CASE WHEN x.verdict = 'postponed' THEN 'key' END,
+            doubtful = CASE WHEN x.verdict IN ('returned', 'postponed') THEN o.doubtful ELSE x.verdict = 'in_doubt' END,
             identity = coalesce(x.identity, o.identity),
             last_stage = CASE WHEN x.verdict = 'returned' THEN o.last_stage ELSE x.stage END,
             last_code = CASE WHEN x.verdict = 'returned' THEN o.last_code ELSE x.code END,

@@ -22,7 +22,9 @@ CREATE FUNCTION kliv_mail._send_check(
     p_route text, p_priority smallint,
     OUT known boolean, OUT account text, OUT own boolean, OUT from_address text, OUT allowed_senders text[],
     OUT can_unsubscribe boolean, OUT room integer, OUT problem text, OUT hint text, OUT quota_problem text, OUT quota_hint text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+    -- A LIMIT that is a variable makes a plan of its own look cheaper each time, and planning is most of a send().
+    SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_at timestamptz := kliv_mail._now();
     v record;

@@ -10,15 +10,15 @@ CREATE VIEW kliv_mail._manages_all AS SELECT true AS yes;
 CREATE VIEW kliv_mail._every_delivery AS
     SELECT o.id, o.message_id, o.recipient, o.kind, o.created_at, o.priority, o.attempts, o.expires_at,
            CASE WHEN o.epoch IS NOT NULL THEN o.account WHEN o.route = '' THEN kliv_mail._default_account() ELSE o.route END AS account,
-           o.due, o.epoch IS NOT NULL AS claimed, o.doubtful, o.origin <> kliv_mail._origin() AS foreign_origin, true AS waiting,
-           NULL::text AS final_status, o.bounce_type, o.last_stage, o.last_code, o.last_enhanced, o.last_reply,
+           o.due, o.held_by AS row_held_by, o.epoch IS NOT NULL AS claimed, o.doubtful, o.origin <> kliv_mail._origin() AS foreign_origin, true AS waiting,
+           NULL::text AS final_status, NULL::text AS bounce_type, o.last_stage, o.last_code, o.last_enhanced, o.last_reply,
            o.last_reason AS reason, o.last_hint AS hint,
            NULL::text AS server_message_id, NULL::timestamptz AS sent_at, NULL::timestamptz AS finished_at
     FROM kliv_mail._outbox AS o
     UNION ALL
     SELECT d.id, d.message_id, d.recipient, d.kind, d.created_at, d.priority, d.attempts, d.expires_at,
            coalesce(d.account, nullif(d.route, '')),
-           NULL, false, false, false, false,
+           NULL, NULL, false, false, false, false,
            d.status, d.bounce_type, d.last_stage, d.last_code, d.last_enhanced, d.last_reply, d.reason, d.hint,
            d.server_message_id, d.sent_at, d.finished_at
     FROM kliv_mail._delivery AS d;
@@ -104,7 +104,7 @@ CREATE VIEW kliv_mail._delivery_now AS
                CASE WHEN NOT d.waiting OR d.claimed THEN NULL
                     WHEN d.foreign_origin OR h.held_by = 'restore' THEN 'restore'
                     WHEN d.due > n.at AND d.attempts > 0 THEN 'retry'
-                    WHEN d.due > n.at AND d.reason IS NOT NULL THEN 'quota'     -- recipient_hourly_limit
+                    WHEN d.due > n.at AND d.row_held_by IS NOT NULL THEN d.row_held_by
                     WHEN d.due > n.at THEN NULL
                     WHEN h.held_by IS NOT NULL THEN h.held_by
                     WHEN d.priority = 2 AND h.remaining_marketing = 0 THEN 'quota'
@@ -123,7 +123,7 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
                 WHEN d.status = 'in_doubt' THEN 'a server may have it; it is tried again: ' || coalesce(d.reason, 'the outcome is unknown')
                 WHEN d.status = 'scheduled' THEN 'it is scheduled for ' || d.due
                 WHEN d.held_by = 'retry' THEN coalesce(d.reason, 'it is tried again later')
-                WHEN d.held_by = 'quota' AND d.due > kliv_mail._now() THEN d.reason
+                WHEN d.held_by = d.row_held_by AND d.due > kliv_mail._now() THEN d.reason
                 WHEN d.held_by = 'quota' AND d.account_held_by IS NULL THEN 'others before it fill the quota of its account'
                 WHEN d.held_by IS NOT NULL THEN d.account_reason
                 WHEN NOT p.preloaded THEN 'no sender can run: kliv_mail is not in shared_preload_libraries'

@@ -22,7 +22,7 @@ BEGIN
     PERFORM kliv_mail._record(77, coalesce(ids, '{}'), array_fill(verdict, ARRAY[n]), array_fill(scope, ARRAY[n]), array_fill(bounce_type, ARRAY[n]),
         array_fill(pause, ARRAY[n]), array_fill(stage, ARRAY[n]), array_fill(code, ARRAY[n]), array_fill(enhanced, ARRAY[n]),
         array_fill(code || ' played', ARRAY[n]), array_fill('played'::text, ARRAY[n]), array_fill(NULL::text, ARRAY[n]),
-        array_fill('id'::text, ARRAY[n]), array_fill('From: a'::text, ARRAY[n]), array_fill(unknown, ARRAY[n]));
+        array_fill('id'::text, ARRAY[n]), array_fill('From: a'::text, ARRAY[n]), array_fill(unknown, ARRAY[n]), array_fill(NULL::text, ARRAY[n]));
     RETURN QUERY SELECT d.recipient, d.status, d.held_by, d.attempts, d.bounce_type,
         CASE WHEN d.next_attempt_at > now() + interval '10 minutes' THEN 'later' WHEN d.next_attempt_at > now() + interval '10 seconds' THEN 'soon'
              WHEN d.next_attempt_at IS NOT NULL THEN 'now' END,
@@ -64,7 +64,7 @@ SELECT held_by, held_reason, failures FROM kliv_mail._quota WHERE account = 'out
 SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-01 10:05:00+00' - clock_timestamp())::text, false) <> '' AS clock;
 SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 UPDATE kliv_mail._outbox SET epoch = 77 WHERE epoch = 78;
-SELECT kliv_mail._record(77, array_agg(o.id), '{accepted}', '{message}', '{NULL}', '{0}', '{dot}', '{250}', '{NULL}', '{ok}', '{ok}', '{NULL}', '{x}', '{F}', '{false}')
+SELECT kliv_mail._record(77, array_agg(o.id), '{accepted}', '{message}', '{NULL}', '{0}', '{dot}', '{250}', '{NULL}', '{ok}', '{ok}', '{NULL}', '{x}', '{F}', '{false}', '{NULL}')
 FROM kliv_mail._outbox AS o WHERE o.epoch = 77;
 SELECT held_by, held_reason, failures FROM kliv_mail._quota WHERE account = 'out';
 SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
@@ -98,7 +98,7 @@ SELECT reset();
 SELECT recipient, status, attempts, used FROM play('{p@x.example}', 'returned', 'message', 'mail', 0);
 -- a row that another epoch has claimed meanwhile is left alone
 UPDATE kliv_mail._outbox SET epoch = 79 WHERE route = 'out';
-SELECT kliv_mail._record(77, array_agg(o.id), '{accepted}', '{message}', '{NULL}', '{0}', '{dot}', '{250}', '{NULL}', '{ok}', '{ok}', '{NULL}', '{x}', '{F}', '{false}')
+SELECT kliv_mail._record(77, array_agg(o.id), '{accepted}', '{message}', '{NULL}', '{0}', '{dot}', '{250}', '{NULL}', '{ok}', '{ok}', '{NULL}', '{x}', '{F}', '{false}', '{NULL}')
 FROM kliv_mail._outbox AS o WHERE o.epoch = 79;
 SELECT count(*) FROM kliv_mail._outbox WHERE epoch = 79;
 -- nobody holds the lock of epoch 79: in doubt
