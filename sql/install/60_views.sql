@@ -242,8 +242,8 @@ BEGIN
         FOR window_name, window_start, used, quota, resets_at IN
             SELECT * FROM (VALUES ('hour', v.hour_start, v.hour_used, v.hour_limit, v.hour_open_at),
                                   ('day', v.day_start, v.day_used, v.day_limit, v.day_open_at)) AS w LOOP
-            remaining := least(v.remaining, greatest(0, quota - used));
-            remaining_marketing := least(v.remaining_marketing, greatest(0, kliv_mail._marketing_share(quota) - used));
+            remaining := greatest(0, quota - used);
+            remaining_marketing := greatest(0, kliv_mail._marketing_share(quota) - used);
             RETURN NEXT;
         END LOOP;
     END LOOP;
@@ -259,7 +259,7 @@ COMMENT ON COLUMN kliv_mail.usage.window_name IS 'hour or day, of the clock of k
 COMMENT ON COLUMN kliv_mail.usage.window_start IS 'When the present window began.';
 COMMENT ON COLUMN kliv_mail.usage.used IS 'Recipients counted in it: sent, being sent or in doubt.';
 COMMENT ON COLUMN kliv_mail.usage.quota IS 'Recipients that it may have.';
-COMMENT ON COLUMN kliv_mail.usage.remaining IS 'Recipients that can still leave now.';
+COMMENT ON COLUMN kliv_mail.usage.remaining IS 'Recipients that the window has room for; both windows must have some for one to leave.';
 COMMENT ON COLUMN kliv_mail.usage.remaining_marketing IS 'Of these, what marketing mail may use (kliv_mail.reserved_share stays free).';
 COMMENT ON COLUMN kliv_mail.usage.resets_at IS 'When the window opens anew.';
 COMMENT ON COLUMN kliv_mail.usage.queued IS 'Deliveries that wait for this account.';

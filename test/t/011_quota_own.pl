@@ -22,8 +22,8 @@ is($node->try(q{SELECT kliv_mail.set_limits(daily_limit => 3, account => 'platfo
 $node->sql(q{SELECT kliv_mail.send(format('r%s@example.com', i), 'x', 'x') FROM generate_series(1, 60) AS i});
 $node->wait_settled(50);
 is($smtp->count, 50, 'of 60 exactly 50 leave in the hour');
-is($node->sql(q{SELECT window_name, used, remaining, queued FROM kliv_mail.usage WHERE account = 'custom' ORDER BY 1 DESC}),
-    "hour|50|0|10\nday|50|450|10", 'usage agrees with the ledger');
+is($node->sql(q{SELECT window_name, used, quota, queued FROM kliv_mail.usage WHERE account = 'custom' ORDER BY 1 DESC}),
+    "hour|50|50|10\nday|50|500|10", 'usage agrees with the ledger');
 $node->sql(q{SELECT kliv_mail.send(format('s%s@example.com', i), 'x', 'x') FROM generate_series(1, 500) AS i});
 for my $hour (1 .. 9)
 {
@@ -37,8 +37,8 @@ for my $hour (10 .. 11)
     $node->wait_settled(500);
 }
 is($smtp->count, 500, 'and no more in this day');
-is($node->sql(q{SELECT window_name, used, remaining, queued FROM kliv_mail.usage WHERE account = 'custom' ORDER BY 1 DESC}),
-    "hour|0|0|60\nday|500|0|60", 'usage: the hour is free, the day rules');
+is($node->sql(q{SELECT window_name, used, quota, queued FROM kliv_mail.usage WHERE account = 'custom' ORDER BY 1 DESC}),
+    "hour|0|50|60\nday|500|500|60", 'usage: the hour is free, the day rules');
 $node->clock_offset(($noon + 86400) . ' s');
 $node->wait_settled(550);
 $node->clock_offset(($noon + 86400 + 3600) . ' s');
