@@ -51,7 +51,7 @@ SELECT recipient, status, held_by, attempts, used FROM play('{e@x.example}', 'te
 -- in doubt: counted, tried again at once, at most twice
 SELECT recipient, status, attempts, used FROM play('{f@x.example}', 'in_doubt', 'message', 'dot', 0);
 SELECT recipient, status, attempts, used FROM play('{}', 'in_doubt', 'message', 'dot', 0);
-SELECT d.status, d.attempts, d.next_attempt_at FROM kliv_mail.deliveries AS d WHERE d.recipient = 'f@x.example';
+SELECT d.status, d.attempts, d.next_attempt_at <= kliv_mail._now() AS at_once FROM kliv_mail.deliveries AS d WHERE d.recipient = 'f@x.example';
 SELECT count(*) FROM play('{}', 'in_doubt', 'message', 'dot', 0);
 SELECT d.status, d.attempts, d.next_attempt_at, left(d.reason, 60) AS reason FROM kliv_mail.deliveries AS d WHERE d.recipient = 'f@x.example';
 SELECT reset();
