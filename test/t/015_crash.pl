@@ -8,7 +8,7 @@ use Test::More;
 
 my $connections = 8;
 my $mails = 500;
-my $smtp = KlivMail::SmtpServer->start(delay_dot => 10, durable => 1, no_transcript => 1);
+my $smtp = KlivMail::SmtpServer->start(delay_dot => 25, durable => 1, no_transcript => 1);
 my $node = KlivMail::Cluster->new(
     'main',
     platform_url => 'smtp://127.0.0.1:' . $smtp->port,
@@ -25,7 +25,7 @@ for my $round (1 .. 10)
     my $way = $round % 2 ? 'kill -9 of the sender' : 'immediate stop';
     my $start = $smtp->count;
     $node->sql("SELECT kliv_mail.send(format('r$round-%s\@example.com', i), 'x', 'x') FROM generate_series(1, $mails) AS i");
-    my $at = $start + 40 * $round;
+    my $at = $start + 30 * $round;
     $smtp->wait_for_count($at, 120) or die "the drain of round $round stands still";
     if ($round % 2)
     {
