@@ -6,7 +6,7 @@ EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" kliv_mail.contr
 # Preloaded into every process of the cluster: launcher, hooks, send().
 MODULE_big = kliv_mail
 OBJS = src/kliv_mail.o src/guc.o src/address.o src/mime.o src/shmem.o src/launcher.o \
-	src/utility.o src/loghook.o src/status.o src/send.o src/mailbox.o
+	src/keycheck.o src/utility.o src/loghook.o src/status.o src/send.o src/mailbox.o
 
 # Loaded by the sender, and by a session at its first use.
 NET_OBJS = src/kliv_mail_net.o src/smtp.o src/reply.o src/providers.o src/connection.o \

@@ -2,10 +2,13 @@
 \pset footer off
 \pset null ''
 
-\echo '== CREATE EXTENSION, a table of users, a trigger that welcomes them'
 SET client_min_messages = warning;
+\echo '== CREATE EXTENSION, a table of users, a trigger that welcomes them'
+\set ECHO queries
 CREATE EXTENSION kliv_mail CASCADE;
+\set ECHO none
 RESET client_min_messages;
+\set ECHO queries
 
 CREATE TABLE users (
     id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -40,6 +43,7 @@ INSERT INTO users (name, email) VALUES ('Ana', 'ana@example.com');
 INSERT INTO users (name, email) VALUES ('山田太郎', 'taro@example.jp');
 INSERT INTO users (name, email) VALUES ('Bob', 'bob@example.org');
 RESET ROLE;
+\set ECHO none
 
 \echo
 \echo '== SELECT id, subject, kliv_mail.wait(id) FROM kliv_mail.messages'

@@ -383,6 +383,7 @@ read_password(FunctionCallInfo fcinfo, KlmRequest *request)
 	{
 		char	   *path = text_to_cstring(PG_GETARG_TEXT_PP(ARG_PASSWORD_FILE));
 		KlmSecret  *whole;
+		Size		length = 0;
 
 		if (!has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
 			bad("password_file", ERRCODE_INSUFFICIENT_PRIVILEGE, request->secret,
@@ -391,7 +392,10 @@ read_password(FunctionCallInfo fcinfo, KlmRequest *request)
 		if (!klm_secret_read_file(path, "the file", KLM_OWNER_ANY, MAX_PASSWORD, &whole, NULL,
 								  &error))
 			klm_raise("password_file", &error, request->secret);
-		request->password = klm_secret_create(whole->data, strcspn(whole->data, "\r\n"));
+		/* Its first line, whatever is in it: check_password() judges that. */
+		while (length < whole->length && whole->data[length] != '\r' && whole->data[length] != '\n')
+			length++;
+		request->password = klm_secret_create(whole->data, length);
 		klm_secret_wipe(whole);
 	}
 }
@@ -1188,6 +1192,7 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 	}
 
 	memset(&call, 0, sizeof(call));
+	run(&call, "label");
 	add_text(&call, "key_rotated");
 	add_text(&call, NULL);
 	add_text(&call, psprintf("%d accounts were encrypted anew", count));

@@ -26,6 +26,10 @@
 #include <signal.h>
 #include <sodium.h>
 #include <spawn.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -157,6 +161,18 @@ static void
 free_secret(void *arg)
 {
 	klm_secret_wipe((KlmSecret *) arg);
+}
+
+void
+klm_no_core_dumps(void)
+{
+	struct rlimit none = {0, 0};
+
+	(void) setrlimit(RLIMIT_CORE, &none);
+#ifdef __linux__
+	/* A handler in core_pattern is not held by the limit. */
+	(void) prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+#endif
 }
 
 static void

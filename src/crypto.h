@@ -35,6 +35,12 @@ extern KlmSecret *klm_secret_create(const char *data, Size length);
 extern void klm_secret_wipe(KlmSecret *secret);
 
 /*
+ * This process, which handles passwords all its life, leaves no core dump:
+ * what libraries copy of them (libcurl) is not in guarded memory.
+ */
+extern void klm_no_core_dumps(void);
+
+/*
  * Read a file with a secret in it; a relative path starts in the data
  * directory.  what: "the key file", for the message.  private_to: who may own
  * it, and then neither group nor others may have any right; *missing (may be

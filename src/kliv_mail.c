@@ -45,4 +45,5 @@ _PG_init(void)
 	klm_shmem_init();
 	klm_utility_init();
 	klm_launcher_init();
+	klm_keycheck_init();
 }

@@ -141,6 +141,7 @@ klm_launcher_main(Datum argument)
 	MemoryContextSwitchTo(context);
 
 	klm_launcher_attach();
+	klm_check_keys();
 	warn_of_moved_clock();
 	read_databases(true, true);
 
@@ -163,6 +164,7 @@ klm_launcher_main(Datum argument)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			klm_check_keys();
 			warn_of_moved_clock();
 			read_databases(true, false);
 		}

@@ -1,9 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * loghook.c
- *		The log hook: no password of a statement reaches the server's log.
+ *		The log hook: no password of a statement reaches the server's log, nor
+ *		pg_stat_statements.
  *
- * Owns the hook.  Calls nothing of ours.
+ * Owns the log hook and one behind the parser.  Calls nothing of ours.
  *
  * An error that our own functions raise hides its statement by itself.  What
  * PostgreSQL raises or reports around them does not: a wrong argument name, a
@@ -16,7 +17,11 @@
  * hide_ctx and detail_log rule the log alone; the message has no such twin, and
  * what it quotes is masked for the client too, whose cursor position stays.
  *
- * This code runs while an error is being reported, perhaps for lack of memory:
+ * pg_stat_statements keeps queries without their constants, but what it calls a
+ * utility statement (DO, EXPLAIN, COPY, ...) word for word.  It skips those that
+ * have no query identifier, so we take that away, as soon as it is computed.
+ *
+ * The log hook runs while an error is being reported, perhaps for lack of memory:
  * it allocates nothing, raises nothing, and writes only over text that is
  * there, never longer than that.
  *
@@ -29,6 +34,8 @@
 #include <ctype.h>
 
 #include "commands/prepare.h"
+#include "nodes/parsenodes.h"
+#include "parser/analyze.h"
 #include "tcop/tcopprot.h"
 #include "utils/plancache.h"
 
@@ -56,8 +63,10 @@ static const char tree_line[] = "%s:";
 static const char hidden[] = "<hidden>";
 
 static emit_log_hook_type previous_hook = NULL;
+static post_parse_analyze_hook_type previous_analyze_hook = NULL;
 
 static void hide_secrets(ErrorData *edata);
+static void hide_statement(ParseState *pstate, Query *query, JumbleState *jumble);
 static bool is_statement_line(const ErrorData *edata);
 static bool names_secret(const char *text, bool as_call);
 static bool executes_secret(const char *query);
@@ -76,6 +85,25 @@ klm_loghook_init(void)
 {
 	previous_hook = emit_log_hook;
 	emit_log_hook = hide_secrets;
+	previous_analyze_hook = post_parse_analyze_hook;
+	post_parse_analyze_hook = hide_statement;
+}
+
+static void
+hide_statement(ParseState *pstate, Query *query, JumbleState *jumble)
+{
+	if (query->commandType == CMD_UTILITY && query->queryId != 0 && pstate->p_sourcetext != NULL)
+	{
+		/* This one of what may be a long script. */
+		const char *start = pstate->p_sourcetext + Max(query->stmt_location, 0);
+		char	   *text = query->stmt_len > 0 ? pnstrdup(start, query->stmt_len) : pstrdup(start);
+
+		if (names_secret(text, false) || executes_secret(text))
+			query->queryId = 0;
+		pfree(text);
+	}
+	if (previous_analyze_hook)
+		previous_analyze_hook(pstate, query, jumble);
 }
 
 static void

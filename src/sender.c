@@ -224,6 +224,7 @@ klm_sender_main(Datum argument)
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
+	klm_no_core_dumps();
 
 	if (!klm_sender_attach(argument, &database))
 		proc_exit(0);
@@ -1525,11 +1526,15 @@ link_failed(Link *link)
 		pool->allowed = Max(1, working);
 	else if (!pool->hold)
 	{
+		/* What is known about a refusal says more than where it came. */
+		bool		replied = report.reply.code >= 400;
+
 		klm_classify_reply(&report.reply, link->settings->account->provider, report.reply.code == 0, &decision);
 		note_hold(pool, link->settings, decision.verdict == KLM_PROVIDER_LIMIT ? "quota" : "account", decision.pause_s,
-				  psprintf("%s%s%s", report.detail ? report.detail : decision.reason,
+				  psprintf("%s%s%s", replied || report.detail == NULL ? decision.reason : report.detail,
 						   report.reply.text && report.reply.text[0] ? ": " : "", report.reply.text ? report.reply.text : ""),
-				  report.hint ? report.hint : decision.hint, decision.verdict != KLM_PROVIDER_LIMIT);
+				  (replied && decision.hint) || report.hint == NULL ? decision.hint : report.hint,
+				  decision.verdict != KLM_PROVIDER_LIMIT);
 		return_queue(pool);
 	}
 	MemoryContextSwitchTo(old);

@@ -30,6 +30,7 @@
 
 #include "access/xact.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_shseclabel.h"
 #include "commands/extension.h"
 #include "commands/seclabel.h"
 #include "mb/pg_wchar.h"
@@ -39,6 +40,7 @@
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
+#include "storage/lmgr.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/proclist.h"
@@ -64,6 +66,7 @@
 
 #define LABEL_PROVIDER "kliv_mail"
 #define LABEL "mail"
+#define LABEL_KEYS " keys="
 
 /* How a worker's argument is made of place and generation, in 32 bits. */
 #define PLACE_BITS 8
@@ -976,7 +979,7 @@ klm_label_init(void)
 	register_label_provider(LABEL_PROVIDER, check_label);
 }
 
-/* SECURITY LABEL, which pg_dump --create writes too: this label and no other. */
+/* SECURITY LABEL, which pg_dump --create writes too: our label and no other. */
 static void
 check_label(const ObjectAddress *object, const char *label)
 {
@@ -984,12 +987,23 @@ check_label(const ObjectAddress *object, const char *label)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("security labels of \"%s\" are for databases", LABEL_PROVIDER)));
-	if (label != NULL && strcmp(label, LABEL) != 0)
+	if (label != NULL && strcmp(label, LABEL) != 0 && klm_keys_of_label(label) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
 				 errmsg("\"%s\" is not a security label of \"%s\"", label, LABEL_PROVIDER),
-				 errhint("The only one is \"%s\": the launcher looks for mail in the database.",
-						 LABEL)));
+				 errhint("It is \"%s\", for the launcher to look for mail in the database, or \"%s%s...\" "
+						 "with the ids of the keys that the database needs.", LABEL, LABEL, LABEL_KEYS)));
+}
+
+const char *
+klm_keys_of_label(const char *label)
+{
+	const char *ids = label + strlen(LABEL LABEL_KEYS);
+
+	if (strncmp(label, LABEL LABEL_KEYS, strlen(LABEL LABEL_KEYS)) != 0 || *ids == '\0' ||
+		ids[strspn(ids, "abcdefghijklmnopqrstuvwxyz0123456789,")] != '\0')
+		return NULL;
+	return ids;
 }
 
 bool
@@ -1006,6 +1020,21 @@ klm_label_database(void)
 {
 	if (!klm_database_labelled(MyDatabaseId))
 		set_label(LABEL);
+}
+
+void
+klm_label_keys(const char *ids)
+{
+	const char *label = ids[0] == '\0' ? LABEL : psprintf("%s%s%s", LABEL, LABEL_KEYS, ids);
+	const char *old;
+	ObjectAddress object;
+
+	/* One after the other: the catalogue raises an error where two change a row. */
+	LockSharedObject(SharedSecLabelRelationId, MyDatabaseId, 0, ExclusiveLock);
+	ObjectAddressSet(object, DatabaseRelationId, MyDatabaseId);
+	old = GetSecurityLabel(&object, LABEL_PROVIDER);
+	if (old == NULL || strcmp(old, label) != 0)
+		set_label(label);
 }
 
 void

@@ -119,6 +119,16 @@ extern PGDLLEXPORT void klm_sender_forget_database(void);
  */
 extern PGDLLEXPORT void klm_label_database(void);
 
+/*
+ * The label names the keys that are needed to open what the database stores,
+ * where the launcher and other databases can read them: "mail keys=<id>,<id>".
+ * ids: separated by commas, "" for none; in a transaction.
+ */
+extern PGDLLEXPORT void klm_label_keys(const char *ids);
+
+/* What stands behind "keys=" in a label, or NULL. */
+extern const char *klm_keys_of_label(const char *label);
+
 /* From _PG_init: the provider of that label; needed without the preload too. */
 extern void klm_label_init(void);
 

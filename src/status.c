@@ -30,6 +30,7 @@ PG_FUNCTION_INFO_V1(kliv_mail__now);
 PG_FUNCTION_INFO_V1(kliv_mail__origin);
 PG_FUNCTION_INFO_V1(kliv_mail__process_status);
 PG_FUNCTION_INFO_V1(kliv_mail__wake);
+PG_FUNCTION_INFO_V1(kliv_mail__label_keys);
 PG_FUNCTION_INFO_V1(kliv_mail__epoch_lock);
 PG_FUNCTION_INFO_V1(kliv_mail__epoch_dead);
 
@@ -88,6 +89,14 @@ kliv_mail__wake(PG_FUNCTION_ARGS)
  * A session lock, kept over transactions and gone with the process however
  * that ends: so a claim is orphaned exactly when its epoch's lock is free.
  */
+/* _label_keys(ids), separated by commas */
+Datum
+kliv_mail__label_keys(PG_FUNCTION_ARGS)
+{
+	klm_label_keys(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_VOID();
+}
+
 Datum
 kliv_mail__epoch_lock(PG_FUNCTION_ARGS)
 {

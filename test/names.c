@@ -18,6 +18,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <dlfcn.h>
 #include <netdb.h>
 #include <stdio.h>
@@ -35,22 +36,19 @@ typedef struct Line
 	int			real_port;
 } Line;
 
-/* The first line of that name, or of that address and port. */
-static int
-find(const char *name, const char *address, int port, Line *line)
+static FILE *
+open_names(void)
 {
 	const char *path = getenv("KLIV_MAIL_TEST_NAMES");
-	FILE	   *file = path ? fopen(path, "re") : NULL;
-	int			found = 0;
 
-	if (file == NULL)
-		return 0;
-	while (!found && fscanf(file, "%255s %63s %d %d", line->name, line->address, &line->port,
-							&line->real_port) == 4)
-		found = name ? strcasecmp(line->name, name) == 0 :
-			strcmp(line->address, address) == 0 && line->port == port;
-	fclose(file);
-	return found;
+	return path ? fopen(path, "re") : NULL;
+}
+
+static int
+next_line(FILE *file, Line *line)
+{
+	return fscanf(file, "%255s %63s %d %d", line->name, line->address, &line->port,
+				  &line->real_port) == 4;
 }
 
 int
@@ -59,20 +57,32 @@ getaddrinfo(const char *name, const char *service, const struct addrinfo *hints,
 {
 	int			(*real) (const char *, const char *, const struct addrinfo *, struct addrinfo **) =
 		dlsym(RTLD_NEXT, "getaddrinfo");
+	struct addrinfo **end = result;
+	FILE	   *file = name ? open_names() : NULL;
+	int			ours = 0;
+	char		last[64] = "";
 	Line		line;
 
-	if (name && find(name, NULL, 0, &line))
+	*result = NULL;
+	while (file && next_line(file, &line))
 	{
+		if (strcasecmp(line.name, name) != 0 || strcmp(line.address, last) == 0)
+			continue;
+		ours = 1;
+		strcpy(last, line.address);
 		if (strcmp(line.address, "...") == 0)
 			sleep(2);
-		if (line.address[0] == '-' || line.address[0] == '.')
-			return EAI_NONAME;
-		/* Asked for IPv6 only: such a name has none. */
-		if (hints && hints->ai_family == AF_INET6)
-			return EAI_NONAME;
-		return real(line.address, service, hints, result);
+		/* All that we know is IPv4; several addresses are answered in their order. */
+		if (isdigit((unsigned char) line.address[0]) && !(hints && hints->ai_family == AF_INET6) &&
+			real(line.address, service, hints, end) == 0)
+			while (*end)
+				end = &(*end)->ai_next;
 	}
-	return real(name, service, hints, result);
+	if (file)
+		fclose(file);
+	if (!ours)
+		return real(name, service, hints, result);
+	return *result ? 0 : EAI_NONAME;
 }
 
 int
@@ -81,17 +91,21 @@ connect(int fd, const struct sockaddr *address, socklen_t length)
 	int			(*real) (int, const struct sockaddr *, socklen_t) = dlsym(RTLD_NEXT, "connect");
 	struct sockaddr_in changed;
 	char		text[64];
+	FILE	   *file;
 	Line		line;
 
-	if (address && address->sa_family == AF_INET && length >= sizeof(changed))
-	{
-		memcpy(&changed, address, sizeof(changed));
-		if (inet_ntop(AF_INET, &changed.sin_addr, text, sizeof(text)) &&
-			find(NULL, text, ntohs(changed.sin_port), &line))
+	if (address == NULL || address->sa_family != AF_INET || length < sizeof(changed))
+		return real(fd, address, length);
+	memcpy(&changed, address, sizeof(changed));
+	inet_ntop(AF_INET, &changed.sin_addr, text, sizeof(text));
+	file = open_names();
+	while (file && next_line(file, &line))
+		if (strcmp(line.address, text) == 0 && line.port == ntohs(changed.sin_port))
 		{
 			changed.sin_port = htons(line.real_port);
-			return real(fd, (struct sockaddr *) &changed, sizeof(changed));
+			break;
 		}
-	}
-	return real(fd, address, length);
+	if (file)
+		fclose(file);
+	return real(fd, (struct sockaddr *) &changed, sizeof(changed));
 }

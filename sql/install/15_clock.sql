@@ -32,6 +32,13 @@ CREATE FUNCTION kliv_mail._wake() RETURNS void
 COMMENT ON FUNCTION kliv_mail._wake() IS
     'Wakes or starts a sender when this transaction commits.';
 
+-- The launcher, a standby and other databases read the label without connecting.
+CREATE FUNCTION kliv_mail._label_keys(ids text) RETURNS void
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'kliv_mail__label_keys';
+COMMENT ON FUNCTION kliv_mail._label_keys(text) IS
+    'Writes the ids of the keys that this database needs, separated by commas, into its security label.';
+
 -- A claim carries the epoch of the process that made it. The process holds the
 -- epoch's lock until it ends; a claim whose epoch is dead is orphaned.
 CREATE FUNCTION kliv_mail._epoch_lock(epoch bigint) RETURNS boolean

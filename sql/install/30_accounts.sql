@@ -326,13 +326,25 @@ BEGIN ATOMIC
     SELECT a.* FROM kliv_mail._account AS a WHERE a.name = p_account;
 END;
 
--- The first key is made only while nothing that is stored names one: a key that
--- is missing is a state, never a reason for a new one.
+-- What is needed of the key ring to open what is stored here goes into the
+-- database's label, in the transaction that stores it: ids of keys, and root,
+-- from which the links that were sent derive.
+CREATE FUNCTION kliv_mail._label() RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT kliv_mail._label_keys(coalesce(string_agg(k.id, ',' ORDER BY k.id), ''))
+    FROM (SELECT a.key_id AS id FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL
+          UNION SELECT 'root' FROM kliv_mail._brand AS b WHERE b.unsubscribe_url IS NOT NULL) AS k;
+END;
+
+-- The first key is made only while nothing that is stored names one, here or in
+-- another database: a key that is missing is a state, never a reason for a new one.
 CREATE FUNCTION kliv_mail._first_key_allowed() RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT NOT EXISTS (SELECT FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL)
-       AND NOT EXISTS (SELECT FROM kliv_mail._brand AS b WHERE b.unsubscribe_url IS NOT NULL);    -- links that were sent
+       AND NOT EXISTS (SELECT FROM kliv_mail._brand AS b WHERE b.unsubscribe_url IS NOT NULL)     -- links that were sent
+       AND NOT EXISTS (SELECT FROM pg_shseclabel AS l WHERE l.provider = 'kliv_mail' AND l.label LIKE '% keys=%');
 END;
 
 -- From here to the end of the transaction nobody else changes an account; seen
@@ -428,6 +440,7 @@ BEGIN
             -- Take it all back; the variables stay.
             RAISE EXCEPTION USING ERRCODE = 'KM001';
         END IF;
+        PERFORM kliv_mail._label();
         PERFORM kliv_mail._wake();
     EXCEPTION WHEN SQLSTATE 'KM001' THEN
         NULL;
@@ -476,11 +489,11 @@ BEGIN
     IF v_name = 'platform' THEN
         RAISE EXCEPTION USING ERRCODE = '42501',
             MESSAGE = 'account: "platform" belongs to the server''s configuration',
-            HINT = coalesce(format('Name an account of your own: %s(account => ...), one of %s.', p_function, v_known),
+            HINT = coalesce('Name an account of your own: ' || p_function || '(account => ...), one of ' || v_known || '.',
                             'Save an account of your own first: SELECT * FROM kliv_mail.configure_smtp(...).');
     ELSIF NOT EXISTS (SELECT FROM kliv_mail._account AS a WHERE a.name = v_name) THEN
         RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = format('account: there is no account "%s"', v_name),
-            HINT = coalesce(format('Saved are: %s.', v_known),
+            HINT = coalesce('Saved are: ' || v_known || '.',
                             'None is saved yet: SELECT * FROM kliv_mail.configure_smtp(...) saves one.');
     END IF;
     RETURN v_name;
@@ -526,7 +539,8 @@ AS '$libdir/kliv_mail_net', 'kliv_mail_update_sender' LANGUAGE C VOLATILE SET se
 COMMENT ON FUNCTION kliv_mail.update_sender IS
 $$Changes who mail comes from; it counts at once for what is queued. NULL keeps, '' (for allowed_senders '{}') clears; a cleared from_address becomes the user name where that is an address.
 from_address: an address, or "Name <address>". reply_to: an address list. allowed_senders: addresses and @domains that send(from_address) may name. account: NULL is the one in use.
-Returns the row of smtp_settings. Errors: 22023 bad value or no such account, 42501 account platform.$$;
+Returns the row of smtp_settings. Errors: 22023 bad value or no such account, 42501 account platform.
+Example: SELECT * FROM kliv_mail.update_sender(from_address => 'shop@example.com', from_name => 'The Shop');$$;
 
 CREATE FUNCTION kliv_mail._set_limits(p_caller name, p_hourly integer, p_daily integer, p_account text)
 RETURNS SETOF kliv_mail.smtp_settings
@@ -562,7 +576,8 @@ RETURNS SETOF kliv_mail.smtp_settings
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.set_limits IS
 $$Sets how many recipients an account may mail in an hour and in a day (of kliv_mail.quota_timezone's clock); it counts at once for what is queued. NULL keeps; 0 pauses. The daily limits of a database's own accounts together are at most kliv_mail.max_daily_limit (10000).
-Returns the row of smtp_settings. Errors: 22023 negative, too large or no such account, 42501 account platform.$$;
+Returns the row of smtp_settings. Errors: 22023 negative, too large or no such account, 42501 account platform.
+Example: SELECT * FROM kliv_mail.set_limits(hourly_limit => 200, daily_limit => 2000);$$;
 
 CREATE FUNCTION kliv_mail._reset_smtp(p_caller name, p_account text)
 RETURNS SETOF kliv_mail.smtp_settings
@@ -595,6 +610,7 @@ BEGIN
                 (SELECT coalesce(x.problem, format('at most %s an hour and %s a day', x.hourly_limit, x.daily_limit))
                  FROM kliv_mail._accounts() AS x WHERE x.name = v_heir));
         END IF;
+        PERFORM kliv_mail._label();
         PERFORM kliv_mail._log_event('account_reset', v_account, NULL, jsonb_build_object('moved', v_moved), p_caller);
         PERFORM kliv_mail._wake();
     END IF;
@@ -607,7 +623,8 @@ RETURNS SETOF kliv_mail.smtp_settings
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.reset_smtp IS
 $$Takes an account out of use and wipes its password; sender and limits stay for the next configure_smtp(). What it had queued goes by the account in use, that is platform when custom was reset (a NOTICE says how many wait). Resetting twice does nothing.
-Returns the row of smtp_settings. Errors: 22023 no such account, 42501 account platform.$$;
+Returns the row of smtp_settings. Errors: 22023 no such account, 42501 account platform.
+Example: SELECT * FROM kliv_mail.reset_smtp();$$;
 
 -- How many deliveries wait for an account ('' = for any).
 CREATE FUNCTION kliv_mail._waiting_for(p_account text) RETURNS bigint
@@ -647,7 +664,8 @@ CREATE FUNCTION kliv_mail.pause(account text DEFAULT NULL, reason text DEFAULT N
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.pause IS
 $$Stops an account, or with NULL all mail of the database: nothing new leaves within a second of the commit, what is queued and what comes waits for resume(). reason is shown wherever the mail is.
-Returns how many deliveries are held. Errors: 22023 no such account.$$;
+Returns how many deliveries are held. Errors: 22023 no such account.
+Example: SELECT kliv_mail.pause(reason => 'maintenance');$$;
 
 CREATE FUNCTION kliv_mail._resume(p_caller name, p_account text) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -699,7 +717,8 @@ CREATE FUNCTION kliv_mail.resume(account text DEFAULT NULL) RETURNS bigint
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.resume IS
 $$Ends a pause(): of an account, or with NULL that of the whole database (accounts paused by name stay so; a NOTICE names them). In a copy of a database (dump and restore, template, pg_upgrade), which sends nothing by itself, resume() releases its mail, old and new.
-Returns how many deliveries were released. Errors: 22023 no such account.$$;
+Returns how many deliveries were released. Errors: 22023 no such account.
+Example: SELECT kliv_mail.resume();$$;
 
 CREATE FUNCTION kliv_mail.configure_smtp(
     provider text DEFAULT NULL, host text DEFAULT NULL, port integer DEFAULT NULL, username text DEFAULT NULL,
@@ -711,15 +730,23 @@ RETURNS SETOF kliv_mail.smtp_settings
 AS '$libdir/kliv_mail_net', 'kliv_mail_configure_smtp' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.configure_smtp IS
 $$Saves the SMTP account that mail goes by, after testing it; a call that fails saves nothing. NULL keeps what is saved (a new account: the provider's values, 50 an hour, 500 a day), '' clears. Another provider, host, port, encryption or username needs the password again; sender and limits stay.
-provider: a preset of the view providers; else give host, username and password. encryption: tls (default for port 465), starttls (default otherwise) or none (only without a password). auth: password (default) or oauth2 (the password is an access token). Instead of password: password_sealed (crypto_box_seal for public_key()) or password_file (on the server, for members of pg_read_server_files). from_address: default is a username that is an address. test: connect, log in and ask with MAIL FROM first. dry_run: check, and test, but save nothing. account: a further account's name.
-Returns the saved row of smtp_settings, masked. Errors: 22023 bad value, 42501 host not allowed or account platform, 54000 too long, 55000 key, 08xxx failed test.$$;
+provider: gmail | sendgrid | mailgun | ses | postmark | sakura | onamae | resend
+encryption: tls | starttls | none
+auth: password | oauth2
+A provider's arguments are in the view providers (required, example); without one give host, username and password. Left out, encryption is tls on the ports 465 and 2465 and starttls on others; none is only for a relay without password. With oauth2 the password is an access token. Instead of password: password_sealed (crypto_box_seal for public_key()) or password_file (on the server, for members of pg_read_server_files). from_address: default is a username that is an address. test: connect, log in and ask with MAIL FROM first. dry_run: check, and test, but save nothing. account: a further account's name.
+Returns the saved row of smtp_settings, masked. Errors: 22023 bad value, 42501 host not allowed or account platform, 54000 too long, 55000 key, 08xxx failed test.
+Example: SELECT * FROM kliv_mail.configure_smtp(provider => 'sendgrid', password => 'SG.your-api-key', from_address => 'noreply@example.com');
+Example: SELECT * FROM kliv_mail.configure_smtp(host => 'smtp.example.com', port => 465, username => 'app@example.com', password => 'the mailbox password');
+Example: SELECT * FROM kliv_mail.configure_smtp(password => 'the new password');$$;
 
 CREATE FUNCTION kliv_mail.public_key() RETURNS bytea
 AS '$libdir/kliv_mail_net', 'kliv_mail_public_key' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.public_key IS
-'The X25519 public key (32 bytes) for which a client seals a password with libsodium''s crypto_box_seal(), for configure_smtp(password_sealed => ...). It changes with rotate_key(); what was sealed for an older one still opens. Errors: 55000 key.';
+'The X25519 public key (32 bytes) for which a client seals a password with libsodium''s crypto_box_seal(), for configure_smtp(password_sealed => ...). It changes with rotate_key(); what was sealed for an older one still opens. Errors: 55000 key.
+Example: SELECT encode(kliv_mail.public_key(), ''base64'');';
 
 CREATE FUNCTION kliv_mail.rotate_key() RETURNS integer
 AS '$libdir/kliv_mail_net', 'kliv_mail_rotate_key' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.rotate_key IS
-'Adds a new key to the key file (with kliv_mail.key_command: takes its newest) and encrypts this database''s passwords with it. Call it in each database; then older keys open no password. Returns the number of accounts encrypted anew. Errors: 55000 a key or a password cannot be read, or the file cannot be written.';
+'Adds a new key to the key file (with kliv_mail.key_command: takes its newest) and encrypts this database''s passwords with it. Call it in each database; then older keys open no password. Returns the number of accounts encrypted anew. Errors: 55000 a key or a password cannot be read, or the file cannot be written.
+Example: SELECT kliv_mail.rotate_key();';

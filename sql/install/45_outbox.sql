@@ -108,8 +108,8 @@ BEGIN
     END IF;
     WITH gone AS (
         DELETE FROM kliv_mail._outbox AS o
-        WHERE o.id IN (SELECT x.id FROM kliv_mail._outbox AS x WHERE x.origin = v_origin AND x.expires_at <= at
-                       ORDER BY x.expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED)
+        WHERE o.id = ANY (ARRAY(SELECT x.id FROM kliv_mail._outbox AS x WHERE x.origin = v_origin AND x.expires_at <= at
+                                ORDER BY x.expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED))
           AND o.epoch IS NULL
         RETURNING o.*)
     INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
@@ -211,6 +211,8 @@ DECLARE
     v_cap integer := current_setting('kliv_mail.recipient_hourly_limit')::integer;
     v record;
     v_room integer;
+    v_ids bigint[];
+    v_sizes integer[];
 BEGIN
     -- A glance without a lock, so that a look in vain writes nothing: is anything
     -- waiting at all, and may it leave?
@@ -241,33 +243,32 @@ BEGIN
     IF v_cap > 0 THEN
         PERFORM kliv_mail._cap_recipients(v_routes, v_room, v_cap, v_at, v.hour_start, v.hour_end);
     END IF;
-    -- One statement: system before transactional before marketing, older first;
-    -- marketing only as far as it leaves its share of the windows free.
+    -- System before transactional before marketing, older first; marketing only as
+    -- far as it leaves its share of the windows free.  The rows are chosen first and
+    -- then taken by their ids, since the outbox's statistics are mostly of a moment
+    -- when it was empty: a join would read all of it for each claim.
+    SELECT array_agg(s.id ORDER BY s.n), array_agg(s.size ORDER BY s.n) INTO v_ids, v_sizes
+    FROM (SELECT z.id, z.size, z.priority, row_number() OVER w AS n, sum(z.size) OVER w AS upto
+          FROM (SELECT y.*, coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = y.message_id), 0) AS size
+                FROM (SELECT c.id, c.due, c.message_id, p.priority
+                      FROM unnest(v_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
+                          SELECT o.id, o.message_id, o.due FROM kliv_mail._outbox AS o
+                          WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
+                            AND o.epoch IS NULL AND o.due <= v_at
+                            -- another account's mail only if its From may leave here
+                            AND (r.route = ANY (v_own) OR coalesce((SELECT m.from_address IS NULL OR kliv_mail._may_send(p_account, m.from_address)
+                                                                    FROM kliv_mail._message AS m WHERE m.id = o.message_id), true))
+                          ORDER BY o.due, o.id LIMIT v_room FOR NO KEY UPDATE SKIP LOCKED) AS c
+                      ORDER BY p.priority, c.due, c.id LIMIT v_room) AS y) AS z
+          WINDOW w AS (ORDER BY z.priority, z.due, z.id)) AS s
+    WHERE (s.upto <= p_bytes OR (p_first AND s.n = 1)) AND (s.priority < 2 OR s.n <= v.remaining_marketing);
     RETURN QUERY
-        WITH ready AS (
-            SELECT c.id, c.due, c.message_id, p.priority
-            FROM unnest(v_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
-                SELECT o.id, o.message_id, o.due FROM kliv_mail._outbox AS o
-                WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
-                  AND o.epoch IS NULL AND o.due <= v_at
-                  -- another account's mail only if its From may leave here
-                  AND (r.route = ANY (v_own) OR coalesce((SELECT m.from_address IS NULL OR kliv_mail._may_send(p_account, m.from_address)
-                                                          FROM kliv_mail._message AS m WHERE m.id = o.message_id), true))
-                ORDER BY o.due, o.id LIMIT v_room FOR NO KEY UPDATE SKIP LOCKED) AS c
-            ORDER BY p.priority, c.due, c.id LIMIT v_room),
-        sized AS (
-            SELECT y.id, coalesce(octet_length(m.entity), 0) AS size, y.priority,
-                   sum(coalesce(octet_length(m.entity), 0)) OVER w AS upto, row_number() OVER w AS n
-            FROM ready AS y LEFT JOIN kliv_mail._message AS m ON m.id = y.message_id
-            WINDOW w AS (ORDER BY y.priority, y.due, y.id)),
-        claimed AS (
+        WITH claimed AS (
             UPDATE kliv_mail._outbox AS o
             SET epoch = p_epoch, account = p_account, hour_start = v.hour_start, day_start = v.day_start,
                 attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at), held_by = NULL
-            FROM sized AS s
-            WHERE o.id = s.id AND (s.upto <= p_bytes OR (p_first AND s.n = 1))
-              AND (s.priority < 2 OR s.n <= v.remaining_marketing)
-            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, s.size, s.n, o.priority,
+            WHERE o.id = ANY (v_ids)
+            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, array_position(v_ids, o.id) AS n, o.priority,
                 CASE WHEN o.route = ANY (v_own) THEN NULL WHEN o.route = '' THEN v_default ELSE o.route END AS instead_of),
         told AS (
             INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
@@ -284,7 +285,7 @@ BEGIN
             SELECT '@' || c.recipient, 'hour', v.hour_start, v.hour_end, count(*), 0 FROM claimed AS c WHERE v_cap > 0 GROUP BY 1
             ON CONFLICT (account, window_name, window_start) DO UPDATE
             SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
-        SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts, c.size,
+        SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts, v_sizes[c.n],
                CASE WHEN EXISTS (SELECT FROM kliv_mail._suppression) THEN kliv_mail._suppressed(c.recipient, c.priority, v_at) END,
                f.from_address, f.from_name
         FROM claimed AS c LEFT JOIN kliv_mail._account AS f ON f.name = c.instead_of ORDER BY c.n;
@@ -299,7 +300,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE kliv_mail._outbox AS o SET due = p_hour_end, held_by = 'quota',
         last_reason = format('this address has had its %s mails of this hour (kliv_mail.recipient_hourly_limit)', p_cap)
-    WHERE o.id IN (
+    WHERE o.id = ANY (ARRAY(
         SELECT x.id FROM (
             SELECT c.id, c.recipient, row_number() OVER (PARTITION BY c.recipient ORDER BY c.priority, c.due, c.id) AS n
             FROM unnest(p_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
@@ -309,7 +310,7 @@ BEGIN
                 ORDER BY o.due, o.id LIMIT p_room FOR NO KEY UPDATE SKIP LOCKED) AS c) AS x
         LEFT JOIN kliv_mail._usage AS u ON u.account = '@' || x.recipient AND u.window_name = 'hour'
             AND u.window_start = p_hour_start
-        WHERE x.n + coalesce(u.used, 0) > p_cap);
+        WHERE x.n + coalesce(u.used, 0) > p_cap));
 END;
 $$;
 
@@ -438,6 +439,7 @@ DECLARE
     v_scopes text[] := p_scopes;
     v_reasons text[] := p_reasons;
     v_strikes text[];
+    v_accepted bigint[];
     v_trouble boolean := EXISTS (SELECT FROM unnest(p_verdicts) AS v (verdict) WHERE v.verdict <> 'accepted');
     a record;
 BEGIN
@@ -458,9 +460,11 @@ BEGIN
     GET DIAGNOSTICS v_count = ROW_COUNT;
 
     -- An accepted mail ends a row of refusals that nobody understands.
-    UPDATE kliv_mail._quota AS q SET strikes = '{}'
-    WHERE q.strikes <> '{}' AND q.account IN (SELECT d.account FROM kliv_mail._delivery AS d
-        JOIN unnest(p_ids, p_verdicts) AS x (id, verdict) ON d.id = x.id WHERE x.verdict = 'accepted');
+    v_accepted := ARRAY(SELECT x.id FROM unnest(p_ids, p_verdicts) AS x (id, verdict) WHERE x.verdict = 'accepted');
+    IF EXISTS (SELECT FROM kliv_mail._quota AS q WHERE q.strikes <> '{}') THEN
+        UPDATE kliv_mail._quota AS q SET strikes = '{}'
+        WHERE q.strikes <> '{}' AND q.account IN (SELECT d.account FROM kliv_mail._delivery AS d WHERE d.id = ANY (v_accepted));
+    END IF;
 
     IF v_trouble THEN
         PERFORM FROM kliv_mail._quota AS q
@@ -581,11 +585,12 @@ BEGIN
     END IF;
 
     -- An accepted mail ends the account's trouble, unless the same batch brought it.
-    UPDATE kliv_mail._quota AS q
-    SET held_until = NULL, held_by = NULL, held_reason = NULL, held_hint = NULL, held_since = NULL, failures = 0, fingerprint = NULL
-    WHERE q.held_until IS NOT NULL AND q.held_until <= v_at
-      AND q.account IN (SELECT d.account FROM kliv_mail._delivery AS d JOIN unnest(p_ids, p_verdicts) AS x (id, verdict)
-                        ON d.id = x.id WHERE x.verdict = 'accepted');
+    IF EXISTS (SELECT FROM kliv_mail._quota AS q WHERE q.held_until <= v_at) THEN
+        UPDATE kliv_mail._quota AS q
+        SET held_until = NULL, held_by = NULL, held_reason = NULL, held_hint = NULL, held_since = NULL, failures = 0, fingerprint = NULL
+        WHERE q.held_until <= v_at
+          AND q.account IN (SELECT d.account FROM kliv_mail._delivery AS d WHERE d.id = ANY (v_accepted));
+    END IF;
     RETURN v_count;
 END;
 $$;
@@ -604,6 +609,8 @@ DECLARE
     v_origin text := kliv_mail._origin();
     v_there text := (SELECT s.origin FROM kliv_mail._state AS s WHERE s.origin <> v_origin);
 BEGIN
+    -- Where it came by a dump the label is not there yet, or not all of it.
+    PERFORM kliv_mail._label();
     -- A copy says so, once, in the log and in events.
     IF v_there IS NOT NULL AND NOT EXISTS (SELECT FROM kliv_mail._event AS e WHERE e.kind = 'copy_held' AND e.data->>'origin' = v_origin) THEN
         PERFORM kliv_mail._log_event('copy_held', NULL, format('this database is a copy of %s and sends nothing until resume()', v_there),

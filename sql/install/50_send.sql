@@ -11,7 +11,10 @@ RETURNS bigint
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'kliv_mail_send';
 COMMENT ON FUNCTION kliv_mail.send IS
 $$Queues a mail, sent if and only if this transaction commits; returns the message's id.
-recipients, cc, bcc, reply_to: address lists ('Ana <ana@example.com>, bob@example.org'), at most 50 addresses together. body: plain text; html: HTML; at least one of them. from_address: the account's address or one of its allowed_senders. headers: {"X-Name": "value"}. attachments: ARRAY[kliv_mail.attach(...)]. message_type: system, transactional (default) or marketing, which is also the order in which mail leaves. send_at: not before; expires_at: not after. idempotency_key: the same key and arguments give the first id. account: NULL is the one in use. on_limit: defer (default; over quota waits) or error (53400).
+recipients, cc, bcc, reply_to: address lists ('Ana <ana@example.com>, bob@example.org'), at most 50 addresses together. body: plain text; html: HTML; at least one of them. from_address: the account's address or one of its allowed_senders. headers: {"X-Name": "value"}. attachments: ARRAY[kliv_mail.attach(...)]. send_at: not before; expires_at: not after. idempotency_key: the same key and arguments give the first id. account: NULL is the one in use.
+message_type: system | transactional | marketing
+on_limit: defer | error
+Mail leaves in the order of its type. Over quota defer waits and error raises 53400.
 Mail trouble never raises: the mail waits, and a NOTICE and kliv_mail.deliveries say why. Errors: 22023 an argument, 54000 a size, 53400 an asked-for quota error, 23505 a reused key, 25006 read-only, 42501 rights, 55000 marketing mail without an unsubscribe URL.
 Example: SELECT kliv_mail.send('ana@example.com', 'Welcome', 'Hello Ana');$$;
 
@@ -76,7 +79,8 @@ END;
 CREATE FUNCTION kliv_mail.cancel(message_id bigint) RETURNS boolean
 LANGUAGE c VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'kliv_mail_cancel';
 COMMENT ON FUNCTION kliv_mail.cancel IS
-'Stops what of the message has not left yet; true if something was stopped. A delivery that a server is being given is not. Errors: 22023 a message that is not there or not yours.';
+'Stops what of the message has not left yet; true if something was stopped. A delivery that a server is being given is not. Errors: 22023 a message that is not there or not yours.
+Example: SELECT kliv_mail.cancel(1);';
 
 CREATE FUNCTION kliv_mail._cancel(p_id bigint) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
@@ -96,7 +100,8 @@ END;
 CREATE FUNCTION kliv_mail.retry(message_id bigint) RETURNS integer
 LANGUAGE c VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'kliv_mail_retry';
 COMMENT ON FUNCTION kliv_mail.retry IS
-'Queues anew the deliveries of the message that failed, bounced, expired or are in doubt, and tries at once those that wait for a retry; returns how many. Errors: 22023 a message that is not there or not yours.';
+'Queues anew the deliveries of the message that failed, bounced, expired or are in doubt, and tries at once those that wait for a retry; returns how many. Errors: 22023 a message that is not there or not yours.
+Example: SELECT kliv_mail.retry(1);';
 
 CREATE FUNCTION kliv_mail._retry(p_id bigint) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -128,7 +133,8 @@ $$;
 CREATE FUNCTION kliv_mail.wait(message_id bigint, timeout interval DEFAULT '30 seconds') RETURNS text
 LANGUAGE c VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'kliv_mail_wait';
 COMMENT ON FUNCTION kliv_mail.wait IS
-'Waits until the message is finished, or until nothing more can happen before the timeout, and returns its status. Call it after the commit of send(). Errors: 55000 a message of the same transaction, 22023 one that is not there or not yours, 25001 above READ COMMITTED.';
+'Waits until the message is finished, or until nothing more can happen before the timeout, and returns its status. Call it after the commit of send(). Errors: 55000 a message of the same transaction, 22023 one that is not there or not yours, 25001 above READ COMMITTED.
+Example: SELECT kliv_mail.wait(1, ''60 s'');';
 
 -- Whether a message is finished, then its status, and else the earliest time at
 -- which something can happen to it (infinity: not before a call).
@@ -171,7 +177,8 @@ $$;
 CREATE FUNCTION kliv_mail.raw_message(message_id bigint, recipient text DEFAULT NULL) RETURNS bytea
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'kliv_mail_raw_message';
 COMMENT ON FUNCTION kliv_mail.raw_message IS
-'The bytes of the message as they were last sent to the recipient (NULL: to the first one). Errors: 22023 a message or recipient that is not there or not yours, 55000 not sent yet.';
+'The bytes of the message as they were last sent to the recipient (NULL: to the first one). Errors: 22023 a message or recipient that is not there or not yours, 55000 not sent yet.
+Example: SELECT convert_from(kliv_mail.raw_message(1), ''UTF8'');';
 
 CREATE FUNCTION kliv_mail._raw_message(p_id bigint, p_recipient text) RETURNS bytea
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$

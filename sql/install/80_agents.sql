@@ -52,6 +52,21 @@ BEGIN ATOMIC
     SELECT (regexp_match(hint, '((?:SELECT|ALTER|UPDATE)\M[^;]*;)'))[1];
 END;
 
+-- What is to be done outside of SQL is said with the problem.
+CREATE FUNCTION kliv_mail._with_cure(problem text, hint text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT problem || CASE WHEN hint IS NULL OR kliv_mail._statement_of(hint) IS NOT NULL THEN '' ELSE '. ' || hint END;
+END;
+
+-- The statement that shows more of an account's trouble, and ends it once it is over.
+CREATE FUNCTION kliv_mail._look_at(held_by text, account text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT CASE WHEN held_by = 'key' THEN 'SELECT key_state, hint FROM kliv_mail.status;'
+                WHEN held_by = 'account' AND account <> 'platform' THEN format('SELECT * FROM kliv_mail.test_smtp(account => %L);', account) END;
+END;
+
 CREATE FUNCTION kliv_mail.next_step(message_id bigint DEFAULT NULL) RETURNS TABLE (problem text, statement text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -69,14 +84,15 @@ BEGIN
                 HINT = 'SELECT id, subject FROM kliv_mail.messages; lists them.';
         END IF;
         FOR d IN
-            SELECT v.status, v.reason, v.hint, count(*) AS n, min(v.recipient) AS recipient
+            SELECT v.status, v.held_by, v.account, v.reason, v.hint, count(*) AS n, min(v.recipient) AS recipient
             FROM kliv_mail.deliveries AS v
             WHERE v.message_id = next_step.message_id AND v.status NOT IN ('sent', 'delivered')
-            GROUP BY v.status, v.reason, v.hint ORDER BY count(*) DESC
+            GROUP BY v.status, v.held_by, v.account, v.reason, v.hint ORDER BY count(*) DESC
         LOOP
-            problem := format('%s%s is %s: %s', d.recipient, CASE WHEN d.n > 1 THEN format(' (and %s others)', d.n - 1) ELSE '' END,
-                              d.status, d.reason);
-            statement := coalesce(kliv_mail._statement_of(d.hint), d.hint);
+            problem := kliv_mail._with_cure(format('%s%s is %s: %s', d.recipient,
+                CASE WHEN d.n > 1 THEN format(' (and %s others)', d.n - 1) ELSE '' END, d.status, d.reason), d.hint);
+            statement := coalesce(kliv_mail._statement_of(d.hint), kliv_mail._look_at(d.held_by, d.account),
+                format('SELECT recipient, status, reason, hint, last_reply FROM kliv_mail.deliveries WHERE message_id = %s;', message_id));
             RETURN NEXT;
         END LOOP;
         IF NOT FOUND THEN
@@ -101,17 +117,27 @@ BEGIN
         problem := a.status_detail;
         statement := 'SELECT key_state, hint FROM kliv_mail.status;';
     ELSIF u.held_by IN ('restore', 'paused') OR (u.held_by IS NOT NULL AND custom) THEN
-        problem := u.reason;
-        statement := coalesce(kliv_mail._statement_of(u.hint), u.hint);
+        problem := kliv_mail._with_cure(u.reason, u.hint);
+        statement := coalesce(kliv_mail._statement_of(u.hint), kliv_mail._look_at(u.held_by, a.account),
+                              format('SELECT * FROM kliv_mail.usage WHERE account = %L;', a.account));
     ELSIF NOT custom AND u.held_by = 'account' THEN
-        problem := u.reason || ', and there is no account of your own';
+        problem := u.reason || ', and there is no account of your own; save one like this (SELECT name, required, example FROM kliv_mail.providers; has the other providers)';
         statement := (SELECT v.example FROM kliv_mail.providers AS v ORDER BY v.name LIMIT 1);
     ELSIF NOT custom THEN
-        problem := 'mail goes by the platform''s server, which is held to a few a day; save an account of your own (SELECT name, required, example FROM kliv_mail.providers)';
+        problem := 'mail goes by the platform''s server, which is held to a few a day; save an account of your own like this (SELECT name, required, example FROM kliv_mail.providers; has the other providers)';
         statement := (SELECT v.example FROM kliv_mail.providers AS v ORDER BY v.name LIMIT 1);
     ELSIF a.status = 'untested' THEN
         problem := coalesce(a.status_detail, 'the account is not tested');
         statement := 'SELECT * FROM kliv_mail.test_smtp();';
+    ELSIF EXISTS (SELECT FROM kliv_mail._account_holds() AS h JOIN kliv_mail._accounts() AS x ON x.name = h.account
+                  WHERE x.own AND x.in_use AND h.held_by IS NOT NULL) THEN
+        -- One of the further accounts.
+        SELECT h.* INTO u FROM kliv_mail._account_holds() AS h JOIN kliv_mail._accounts() AS x ON x.name = h.account
+        WHERE x.own AND x.in_use AND h.held_by IS NOT NULL
+        ORDER BY h.held_by = 'quota', x.route_order, x.name LIMIT 1;
+        problem := format('the account %I: ', u.account) || kliv_mail._with_cure(u.reason, u.hint);
+        statement := coalesce(kliv_mail._statement_of(u.hint), kliv_mail._look_at(u.held_by, u.account),
+                              format('SELECT * FROM kliv_mail.usage WHERE account = %L;', u.account));
     ELSIF p.slots_exhausted THEN
         problem := 'no worker slot is free for a sender; restart the server after this statement';
         statement := 'ALTER SYSTEM SET max_worker_processes = 16;';

@@ -21,7 +21,8 @@ BEGIN ATOMIC
         ('read', 'f', '_account_holds'), ('read', 'f', '_line'), ('read', 'f', '_line_end'), ('read', 'f', '_usage_now'),
         ('read', 'f', '_availability'), ('read', 'f', '_accounts'), ('read', 'f', '_key_state'), ('read', 'f', '_providers'),
         ('read', 'f', '_smtp_settings'), ('read', 'f', 'describe'), ('read', 'f', 'next_step'),
-        ('ingest', 'f', 'unsubscribe'), ('send', 'f', '_statement_of'), ('read', 'f', '_statement_of')
+        ('ingest', 'f', 'unsubscribe'), ('send', 'f', '_statement_of'), ('read', 'f', '_statement_of'),
+        ('send', 'f', '_with_cure'), ('read', 'f', '_with_cure'), ('send', 'f', '_look_at'), ('read', 'f', '_look_at')
     ) AS g (grant_name, kind, object);
 END;
 
@@ -64,7 +65,8 @@ BEGIN ATOMIC SELECT kliv_mail._grant(p_caller, p_role, 'send'); END;
 
 CREATE FUNCTION kliv_mail.grant_send(role name) RETURNS void
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION kliv_mail.grant_send IS 'Lets the role send mail and see, cancel and retry its own (and its member roles'') messages. Errors: 42704 no such role.';
+COMMENT ON FUNCTION kliv_mail.grant_send IS 'Lets the role send mail and see, cancel and retry its own (and its member roles'') messages. Errors: 42704 no such role.
+Example: SELECT kliv_mail.grant_send(''app'');';
 
 CREATE FUNCTION kliv_mail._grant_ingest(p_caller name, p_role name) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
@@ -72,7 +74,8 @@ BEGIN ATOMIC SELECT kliv_mail._grant(p_caller, p_role, 'ingest'); END;
 
 CREATE FUNCTION kliv_mail.grant_ingest(role name) RETURNS void
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION kliv_mail.grant_ingest IS 'Lets the role hand in what recipients and providers say: unsubscribe(). The token is the authority. Errors: 42704 no such role.';
+COMMENT ON FUNCTION kliv_mail.grant_ingest IS 'Lets the role hand in what recipients and providers say: unsubscribe(). The token is the authority. Errors: 42704 no such role.
+Example: SELECT kliv_mail.grant_ingest(''hooks'');';
 
 CREATE FUNCTION kliv_mail._grant_admin(p_caller name, p_role name) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
@@ -80,7 +83,8 @@ BEGIN ATOMIC SELECT kliv_mail._grant(p_caller, p_role, 'admin'); END;
 
 CREATE FUNCTION kliv_mail.grant_admin(role name) RETURNS void
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION kliv_mail.grant_admin IS 'Lets the role do everything: settings, all mail, grants. Errors: 42704 no such role.';
+COMMENT ON FUNCTION kliv_mail.grant_admin IS 'Lets the role do everything: settings, all mail, grants. Errors: 42704 no such role.
+Example: SELECT kliv_mail.grant_admin(''boss'');';
 
 CREATE FUNCTION kliv_mail._grant_read(p_caller name, p_role name) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
@@ -88,7 +92,8 @@ BEGIN ATOMIC SELECT kliv_mail._grant(p_caller, p_role, 'read'); END;
 
 CREATE FUNCTION kliv_mail.grant_read(role name) RETURNS void
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION kliv_mail.grant_read IS 'Lets the role read all views, of all senders, but no bodies. Errors: 42704 no such role.';
+COMMENT ON FUNCTION kliv_mail.grant_read IS 'Lets the role read all views, of all senders, but no bodies. Errors: 42704 no such role.
+Example: SELECT kliv_mail.grant_read(''support'');';
 
 CREATE FUNCTION kliv_mail._revoke_access(p_caller name, p_role name) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -105,7 +110,8 @@ $$;
 
 CREATE FUNCTION kliv_mail.revoke_access(role name) RETURNS void
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION kliv_mail.revoke_access IS 'Takes from the role whatever a grant function gave it. Errors: 42704 no such role.';
+COMMENT ON FUNCTION kliv_mail.revoke_access IS 'Takes from the role whatever a grant function gave it. Errors: 42704 no such role.
+Example: SELECT kliv_mail.revoke_access(''app'');';
 
 -- Walk the members' ACLs and leave the owner alone: default privileges of the
 -- installing role may have given anything to anybody.

@@ -99,6 +99,11 @@ SELECT id || ' ' || configured(changes) FROM (VALUES
     ('B093b', $$daily_limit => -1$$),
     ('B093c', $$hourly_limit => '2147483648'$$),
     ('B093d', $$daily_limit => 10001$$)) AS x (id, changes);
+SELECT id || ' ' || tried(statement) FROM (VALUES
+    ('no account a', 'SELECT kliv_mail.set_limits(1, 1)'),
+    ('no account b', 'SELECT kliv_mail.update_sender(from_name => ''x'')'),
+    ('no account c', 'SELECT kliv_mail.reset_smtp()'),
+    ('no account d', 'SELECT kliv_mail.pause(''bad'')')) AS x (id, statement);
 SELECT count(*) || ' accounts were saved' FROM kliv_mail._account;
 
 \echo # what is kept (NULL) or taken
@@ -118,8 +123,7 @@ FROM (VALUES
     ('B093l', $$hourly_limit => 0$$),
     ('B093m', $$hourly_limit => 8, daily_limit => 0$$),
     ('B094a', $$hourly_limit => 10, daily_limit => 5$$)) AS x (id, arguments);
-SELECT 'B094b ' || format('of this day remain %s, of this hour %s', max(u.remaining) FILTER (WHERE u.window_name = 'day'), max(u.remaining) FILTER (WHERE u.window_name = 'hour'))
-FROM kliv_mail.usage AS u WHERE u.account = 'bad';
+SELECT 'B094b ' || min(u.remaining) || ' can leave' FROM kliv_mail.usage AS u WHERE u.account = 'bad';
 SELECT 'B094c ' || configured('hourly_limit => 10, daily_limit => 5');
 
 \echo # the key: each fault is a state, none loses the password or makes a new key, and it recovers

@@ -25,7 +25,7 @@ my $node = KlivMail::Cluster->new(
     'main',
     start => 0,
     conf => {
-        'kliv_mail.allowed_hosts'   => '127.0.0.0/8, localhost',
+        'kliv_mail.allowed_hosts'   => '127.0.0.1, localhost',
         'kliv_mail.ca_file'         => $tls->ca_file,
         'kliv_mail.connect_timeout' => "${timeout}s"
     });
@@ -77,11 +77,11 @@ my @rows = (
     [ 'a server without TLS on port 465', ['tls'], {}, { host => 'plain-on-465.example', port => 465 }, 'tls', '08001', qr/port 465 does not begin with TLS .*wrong version number/, qr/'starttls' with port 587/ ],
     [ 'a server with TLS on port 587', ['starttls'], {}, { host => 'tls-on-587.example', port => 587 }, 'connect', '08006', qr/port 587 sent no greeting/, qr/encryption => 'tls'.*port 465/ ],
     [ 'a greeting that refuses', $both, { greeting_reply => '554 5.7.1 your address is listed at zen.spamhaus.org' }, {}, { tls => 'tls', starttls => 'connect' }, '08004', qr/listed at zen\.spamhaus\.org/, qr/address up in the list/ ],
-    [ 'an expired certificate', $both, { cert => $expired[0], key => $expired[1] }, {}, 'tls', '08001', qr/certificate has expired/, qr/renew/ ],
-    [ 'a self-signed certificate', $both, { cert => $self[0], key => $self[1] }, {}, 'tls', '08001', qr/self-signed/, qr/kliv_mail\.ca_file/ ],
-    [ 'a certificate of another host', $both, { cert => $other[0], key => $other[1] }, {}, 'tls', '08001', qr/not for "localhost" but for mail\.other\.example/, qr/name that the certificate is for/ ],
+    [ 'B086: an expired certificate', $both, { cert => $expired[0], key => $expired[1] }, {}, 'tls', '08001', qr/certificate has expired/, qr/renew/ ],
+    [ 'B086: a self-signed certificate', $both, { cert => $self[0], key => $self[1] }, {}, 'tls', '08001', qr/self-signed/, qr/kliv_mail\.ca_file/ ],
+    [ 'B086: a certificate of another host', $both, { cert => $other[0], key => $other[1] }, {}, 'tls', '08001', qr/not for "localhost" but for mail\.other\.example/, qr/name that the certificate is for/ ],
     [ 'TLS 1.1', $both, {}, { port => 'old' }, 'tls', '08001', qr/TLS/, qr/TLS 1\.2/ ],
-    [ 'no STARTTLS', ['starttls'], { starttls_offered => 0 }, {}, 'tls', '08001', qr/offers no STARTTLS/, qr/'tls'.*465/ ],
+    [ 'B085: no STARTTLS', ['starttls'], { starttls_offered => 0 }, {}, 'tls', '08001', qr/offers no STARTTLS/, qr/'tls'.*465/ ],
     [ 'STARTTLS refused', ['starttls'], { starttls_reply => '454 4.7.0 TLS not available' }, {}, 'tls', '08004', qr/454 4\.7\.0 TLS not available/, qr/later/ ],
     [ 'EHLO refused', ['starttls'], { ehlo_reply => '550 5.7.1 go away' }, {}, 'ehlo', '08004', qr/550 5\.7\.1 go away/, qr/./ ],
     [ 'a line that is no reply', ['starttls'], { ehlo_reply => 'garbage' }, {}, 'ehlo', '08006', qr/./, undef ],
@@ -139,6 +139,24 @@ for my $row (@rows)
 is($session->query(q{SELECT count(*) FROM kliv_mail.smtp_settings WHERE account <> 'platform'}), 0, 'nothing was saved by any of them');
 unlike($smtp->clear_bytes, qr/^(?:AUTH|MAIL FROM)|\Q$password\E/m, 'and nothing secret crossed in clear');
 is($smtp->count, 0, 'nor was a mail sent');
+
+# ---- B081, B082: where nobody may connect ----
+
+$smtp->set(%normal);
+{
+    my $private = KlivMail::SmtpServer->start(address => '127.0.2.1', tls => 1, cert => $good[0], key => $good[1], auth => ["app:$password"]);
+    $names->add('private.example', '127.0.2.1', 465 => $private->port);
+    $names->add('mixed.example', '127.0.2.1', 465 => $private->port);
+    $names->add('mixed.example', '127.0.0.1', 465 => $port{tls});
+    my $rows = steps(arguments(host => 'private.example', port => 465));
+    like($rows->[-1][2], qr/^host "private\.example" is 127\.0\.2\.1, a loopback, link-local, private or reserved address$/, 'B081: a name of a private address');
+    is($session->try('SELECT FROM kliv_mail.configure_smtp(' . arguments(host => 'private.example', port => 465) . ')')->{state}, '42501', '... is refused');
+    # The certificate is not for that name, so the test ends at tls: by the other address.
+    $rows = steps(arguments(host => 'mixed.example', port => 465));
+    is(join(' ', map { $_->[0] . ($_->[1] ? '' : '!') } @$rows), 'dns connect tls!', 'B082: a name of a private and another address');
+    is($rows->[0][2], 'mixed.example is 127.0.0.1', '... is connected to at the other one');
+    is($private->state->{connections}, 0, '... and the private one is never connected to');
+}
 
 # ---- a good server ----
 

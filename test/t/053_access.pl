@@ -55,7 +55,7 @@ is($node->sql($held), '', 'after CREATE EXTENSION under hostile default privileg
 
 # ---- the allow-lists ----
 
-my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _usage_now _statement_of);
+my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _statement_of _with_cure _look_at);
 my %functions = (
     send => [
         qw(send attach attach_text mailbox is_address parse_addresses classify_reply raw_message csv html_table cancel retry wait),
@@ -96,7 +96,7 @@ is($node->sql(q{
     SELECT p.oid::regprocedure FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang
     WHERE p.pronamespace = 'kliv_mail'::regnamespace
       AND (l.lanname <> 'c' OR p.prosecdef)
-      AND coalesce(array_to_string(p.proconfig, ','), '') <> 'search_path=pg_catalog, pg_temp'}), '',
+      AND NOT coalesce(p.proconfig, '{}') @> ARRAY['search_path=pg_catalog, pg_temp']}), '',
     'every SQL and plpgsql function, and whatever is SECURITY DEFINER, has the fixed search_path');
 # C functions without one run no SQL text of ours by name; the rest is here.
 is($node->sql(q{
@@ -105,7 +105,7 @@ is($node->sql(q{
       AND p.proconfig IS NOT NULL AND NOT p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp']}), '', 'no C function has another one');
 is($node->sql(q{
     SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND prosecdef}),
-    '_account_holds _accounts _availability _default_account _key_state _line _routes _send_check _smtp_settings _usage_now',
+    '_account_holds _accounts _availability _default_account _key_state _line _line_end _own_routes _send_check _smtp_settings _usage_now',
     'SECURITY DEFINER is only what must be');
 is($node->sql(q{
     SELECT c.relname FROM pg_class AS c WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v' AND c.relname !~ '^_'

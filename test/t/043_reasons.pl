@@ -1,0 +1,148 @@
+# Why has this mail not arrived?  For each staged cause one query on deliveries
+# names it and its cure in plain words, and next_step() the same (issue 3, B9).
+use strict;
+use warnings;
+use KlivMail::Cluster;
+use KlivMail::Names;
+use KlivMail::SmtpServer;
+use KlivMail::Tls;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $folder = PostgreSQL::Test::Utils::tempdir();
+my $tls = KlivMail::Tls->new("$folder/tls");
+my @good = $tls->certificate('good');
+my @expired = $tls->certificate('expired', expired => 1);
+my $names = KlivMail::Names->new($folder);
+$names->missing('smpt.shop.example');
+my $password = 'correct-horse-battery';
+my %login = (tls => 1, auth => ["app:$password"]);
+
+my $good = KlivMail::SmtpServer->start(%login, cert => $good[0], key => $good[1]);
+my $outdated = KlivMail::SmtpServer->start(%login, cert => $expired[0], key => $expired[1]);
+my $strict = KlivMail::SmtpServer->start(%login, cert => $good[0], key => $good[1],
+    dot_reply => '554 Message rejected: Email address is not verified. The following identities failed the check in region US-EAST-1: unverified@unverified.example');
+
+my $node = KlivMail::Cluster->new(
+    'main',
+    start => 0,
+    conf => {
+        'kliv_mail.allowed_hosts'   => '127.0.0.1, localhost',
+        'kliv_mail.ca_file'         => $tls->ca_file,
+        'kliv_mail.connect_timeout' => '5s'
+    });
+{
+    local %ENV = (%ENV, $names->environment);
+    $node->start;
+}
+$node->sql('CREATE EXTENSION kliv_mail CASCADE');
+$node->clock_to_noon;
+
+# An account for each trouble, with a sender of its own, so that none takes over
+# another's mail.
+sub account
+{
+    my ($name, $server, %change) = @_;
+    my %argument = (
+        account => "'$name'", host => "'localhost'", port => $server->port, encryption => "'tls'", username => "'app'",
+        password => "'$password'", from_address => "'$name\@$name.example'", test => 'false', %change);
+    $node->sql('SELECT kliv_mail.configure_smtp(' . join(', ', map { "$_ => $argument{$_}" } sort keys %argument) . ')');
+    return;
+}
+account('custom', $good);
+account('small', $good, hourly_limit => 1);
+account('login', $good, password => q{'of-last-year'});
+account('certificate', $outdated);
+account('dns', $good, host => q{'smpt.shop.example'});
+account('halted', $good);
+account('unverified', $strict);
+$node->sql(q{
+    SELECT kliv_mail.send('first@example.com', 'x', 'x', account => 'small');
+    SELECT kliv_mail.suppress('gone@example.com', reason => 'asked for it by phone');
+    SELECT kliv_mail.pause('halted', 'the shop is closed')});
+
+# The one query.
+sub why
+{
+    my ($id, %option) = @_;
+    my @columns = split /\|/, $node->sql("SELECT status, held_by, reason, hint FROM kliv_mail.deliveries WHERE message_id = $id", %option), 4;
+    return { status => $columns[0], held_by => $columns[1], reason => $columns[2], hint => $columns[3] };
+}
+
+sub check
+{
+    my ($id, $cause, $status, $held_by, $reason, $hint, %option) = @_;
+    my $row;
+    eval { $node->wait_for("$cause is seen", sub { $row = why($id, %option); $row->{status} eq $status && $row->{held_by} eq $held_by && $row->{reason} =~ $reason }) };
+    is("$row->{status} $row->{held_by}", "$status $held_by", "$cause: status and held_by");
+    like($row->{reason}, $reason, '... the cause');
+    like($row->{hint}, $hint, '... the cure');
+    unlike("$row->{reason} $row->{hint}", qr/\Q$password\E|of-last-year|NULL|\(null\)/, '... in words that can be shown');
+    my ($problem, $statement) = split /\|/, $node->sql("SELECT problem, statement FROM kliv_mail.next_step($id)", %option), 2;
+    like($problem, $reason, '... next_step() names the same cause');
+    like($statement, qr/^(?:SELECT|ALTER) .*;$/, '... and a statement');
+    $problem =~ /\Q$row->{hint}\E/ or like($row->{hint}, qr/\Q$statement\E/, '... which is the cure, or the cure stands with the problem');
+    note("$cause: $row->{reason} -> $row->{hint} -> $statement");
+    return;
+}
+
+sub send_sql
+{
+    my ($recipient, $more) = @_;
+    return $node->sql("SELECT kliv_mail.send('$recipient\@example.com', 'x', 'x'" . ($more // '') . ')');
+}
+
+# [cause, recipient, further arguments, status, held_by, reason, hint]
+for my $row (
+    [ 'quota', 'second', q{, account => 'small'}, 'deferred', 'quota', qr/the account "small" has used its 1 recipients? of this hour/, qr/by itself when the next window opens.*kliv_mail\.set_limits\(/ ],
+    [ '535', 'a', q{, account => 'login'}, 'deferred', 'account', qr/refused user name or password: 535/, qr/user name and password.*configure_smtp\(/ ],
+    [ 'certificate', 'b', q{, account => 'certificate'}, 'deferred', 'account', qr/certificate has expired/, qr/operator must renew it/ ],
+    [ 'DNS', 'c', q{, account => 'dns'}, 'deferred', 'account', qr/no address was found for host "smpt\.shop\.example"/, qr/spelling/ ],
+    [ 'greylisting', 'grey-9', '', 'deferred', 'retry', qr/greylisting/, qr/tried again by itself/ ],
+    [ '5.1.1', 'rcpt-550-5.1.1', '', 'bounced', '', qr/mailbox does not exist/, qr/Correct the address/ ],
+    [ 'suppressed', 'gone', '', 'suppressed', '', qr/asked for it by phone/, qr/kliv_mail\.unsuppress\('gone\@example\.com'/ ],
+    [ 'paused', 'd', q{, account => 'halted'}, 'deferred', 'paused', qr/the account "halted" is paused: the shop is closed/, qr/SELECT kliv_mail\.resume\('halted'\);/ ],
+    [ 'expired', 'e', q{, account => 'halted', expires_at => kliv_mail._now() + interval '1 second'}, 'expired', '', qr/expired before it could be delivered/, qr/kliv_mail\.retry\(/ ],
+    [ 'unverified sender', 'f', q{, account => 'unverified'}, 'deferred', 'account', qr/does not allow this sender address/, qr/verify this address or its domain.*update_sender\(/ ])
+{
+    my ($cause, $recipient, $more, @expected) = @$row;
+    check(send_sql($recipient, $more), $cause, @expected);
+}
+
+# The key is gone: what the sender has open does not last.
+{
+    my $key = $node->data_dir . '/kliv_mail.key';
+    rename $key, "$key.away" or die "rename: $!";
+    $node->sql('SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = \'kliv_mail sender\'');
+    $good->drop_connections;
+    my $id = send_sql('g');
+    check($id, 'key', 'deferred', 'key', qr/the key file "kliv_mail\.key" does not exist/, qr/Put the key file back/);
+    rename "$key.away", $key or die "rename: $!";
+    $node->sql('SELECT kliv_mail.test_smtp()');
+    is($node->sql("SELECT kliv_mail.wait($id, '30 s')"), 'sent', 'key: put back, the mail leaves');
+}
+
+# What is missing, without a message: the default account is well, others are not.
+like($node->sql('SELECT problem, statement FROM kliv_mail.next_step()'), qr/^the account login: the server refused user name or password.*\|SELECT \* FROM kliv_mail\.test_smtp\(account => 'login'\);$/,
+    'next_step() finds the further accounts that are in trouble');
+
+# A copy of the database sends nothing.
+{
+    my $id = send_sql('h', q{, account => 'halted'});
+    $node->sql('CREATE DATABASE copy TEMPLATE postgres', dbname => 'template1');
+    check($id, 'copy', 'deferred', 'restore', qr/copy of another one, and a copy sends nothing/, qr/SELECT kliv_mail\.resume\(\);/, dbname => 'copy');
+}
+
+# No sender can run.
+{
+    $node->configure(shared_preload_libraries => '');
+    $node->stop;
+    {
+        local %ENV = (%ENV, $names->environment);
+        $node->start;
+    }
+    my $id = send_sql('i');
+    check($id, 'sender not running', 'queued', '', qr/no sender can run: kliv_mail is not in shared_preload_libraries/, qr/Add kliv_mail to shared_preload_libraries in postgresql\.conf and restart/);
+}
+$node->stop;
+done_testing();
