@@ -109,6 +109,10 @@ for my $row (
     check(send_sql($recipient, $more), $cause, @expected);
 }
 
+# What is missing, without a message: the default account is well, others are not.
+like($node->sql('SELECT problem, statement FROM kliv_mail.next_step()'), qr/^the account login: the server refused user name or password.*\|SELECT \* FROM kliv_mail\.test_smtp\(account => 'login'\);$/,
+    'next_step() finds the further accounts that are in trouble');
+
 # The key is gone: what the sender has open does not last.
 {
     my $key = $node->data_dir . '/kliv_mail.key';
@@ -121,10 +125,6 @@ for my $row (
     $node->sql('SELECT kliv_mail.test_smtp()');
     is($node->sql("SELECT kliv_mail.wait($id, '30 s')"), 'sent', 'key: put back, the mail leaves');
 }
-
-# What is missing, without a message: the default account is well, others are not.
-like($node->sql('SELECT problem, statement FROM kliv_mail.next_step()'), qr/^the account login: the server refused user name or password.*\|SELECT \* FROM kliv_mail\.test_smtp\(account => 'login'\);$/,
-    'next_step() finds the further accounts that are in trouble');
 
 # A copy of the database sends nothing.
 {
