@@ -110,6 +110,7 @@ for my $row (
 }
 
 # What is missing, without a message: the default account is well, others are not.
+$node->sql('SELECT kliv_mail.test_smtp()');
 like($node->sql('SELECT problem, statement FROM kliv_mail.next_step()'), qr/^the account login: the server refused user name or password.*\|SELECT \* FROM kliv_mail\.test_smtp\(account => 'login'\);$/,
     'next_step() finds the further accounts that are in trouble');
 
