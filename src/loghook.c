@@ -131,7 +131,8 @@ hide_secrets(ErrorData *edata)
 		if (edata->elevel >= ERROR)
 		{
 			if (edata->detail != NULL || edata->detail_log != NULL)
-				edata->detail_log = MemoryContextStrdup(edata->assoc_context, hidden);	/* errfinish() frees it */
+				edata->detail_log =
+					MemoryContextStrdup(edata->assoc_context, hidden); /* errfinish() frees it */
 		}
 		else
 		{

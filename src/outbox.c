@@ -69,7 +69,8 @@ klm_outbox_begin(MemoryContext results)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	GetUserIdAndSecContext(&saved_user, &saved_security);
 	if (OidIsValid(extension_owner))
-		SetUserIdAndSecContext(extension_owner, saved_security | SECURITY_RESTRICTED_OPERATION | SECURITY_LOCAL_USERID_CHANGE);
+		SetUserIdAndSecContext(extension_owner, saved_security | SECURITY_RESTRICTED_OPERATION |
+													SECURITY_LOCAL_USERID_CHANGE);
 }
 
 void
@@ -106,7 +107,8 @@ klm_outbox_version(void)
 	if (HeapTupleIsValid(tuple))
 	{
 		bool		isnull;
-		Datum		value = heap_getattr(tuple, Anum_pg_extension_extversion, RelationGetDescr(relation), &isnull);
+		Datum value =
+			heap_getattr(tuple, Anum_pg_extension_extversion, RelationGetDescr(relation), &isnull);
 
 		extension_owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
 		version = isnull ? NULL : MemoryContextStrdup(result_context, TextDatumGetCString(value));
@@ -135,8 +137,8 @@ klm_outbox_open_epoch(int64 *recovered)
 }
 
 List *
-klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts, int *busy, int count,
-				 int64 **ids, int *id_count)
+klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts, int *busy,
+				 int count, int64 **ids, int *id_count)
 {
 	static Statement statement = {
 		"SELECT id, message_id, recipient, account, settings, size, suppressed, sender, sender_name FROM kliv_mail._claim($1, $2, $3, $4, $5, $6)", 6,
@@ -218,11 +220,13 @@ klm_outbox_messages(const int64 *ids, int count)
 void
 klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count)
 {
-	static Statement statement = {
-		"SELECT kliv_mail._record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)", 16,
-		{INT8OID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, TEXTARRAYOID, INT4ARRAYOID,
-		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID, TEXTARRAYOID}
-	};
+	static Statement statement = {"SELECT kliv_mail._record($1, $2, $3, $4, $5, $6, $7, $8, $9, "
+								  "$10, $11, $12, $13, $14, $15, $16)",
+								  16,
+								  {INT8OID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+								   INT4ARRAYOID, TEXTARRAYOID, INT4ARRAYOID, TEXTARRAYOID,
+								   TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+								   TEXTARRAYOID, BOOLARRAYOID, TEXTARRAYOID}};
 	Datum		values[16];
 	Datum	   *flags = palloc(count * sizeof(Datum));
 	int64	   *ids = palloc(count * sizeof(int64));
@@ -265,8 +269,8 @@ klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count)
 }
 
 void
-klm_outbox_hold(const char *account, const char *by, int pause_s, const char *reason, const char *hint, bool failure,
-				const char *fingerprint)
+klm_outbox_hold(const char *account, const char *by, int pause_s, const char *reason,
+				const char *hint, bool failure, const char *fingerprint)
 {
 	static Statement statement = {
 		"SELECT kliv_mail._hold_account($1, $2, pg_catalog.make_interval(secs => $3), $4, $5, $6, $7)", 7,
@@ -362,7 +366,7 @@ run(Statement *statement, Datum *values, const char *nulls)
 
 	if (statement->plan == NULL)
 	{
-		SPIPlanPtr	plan = SPI_prepare(statement->text, statement->argument_count, statement->types);
+		SPIPlanPtr plan = SPI_prepare(statement->text, statement->argument_count, statement->types);
 
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare \"%s\": %s", statement->text, SPI_result_code_string(SPI_result));
@@ -385,7 +389,7 @@ static int64
 column_int64(int row, int column)
 {
 	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
+	Datum value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
 
 	if (isnull)
 		return 0;
@@ -413,7 +417,8 @@ text_array(const char *const *values, int count)
 		nulls[i] = values[i] == NULL;
 		elements[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(klm_from_utf8_lossy(values[i]));
 	}
-	return PointerGetDatum(construct_md_array(elements, nulls, 1, dims, lower, TEXTOID, -1, false, TYPALIGN_INT));
+	return PointerGetDatum(
+		construct_md_array(elements, nulls, 1, dims, lower, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
 static Datum
@@ -423,7 +428,8 @@ int8_array(const int64 *values, int count)
 
 	for (int i = 0; i < count; i++)
 		elements[i] = Int64GetDatum(values[i]);
-	return PointerGetDatum(construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	return PointerGetDatum(
+		construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
 static Datum

@@ -87,7 +87,8 @@ extern void klm_outbox_abort(void);
  */
 extern char *klm_outbox_version(void);
 
-/* A new epoch under its session lock; what dead epochs had claimed becomes in doubt (*recovered). */
+/* A new epoch under its session lock; what dead epochs had claimed becomes in doubt (*recovered).
+ */
 extern int64 klm_outbox_open_epoch(int64 *recovered);
 
 /* List of KlmClaim.  Their ids are in *ids even where an error ends the call. */

@@ -152,8 +152,8 @@ static void check_sender_allowed(const SendRequest *request, SendCheck *check);
 static void tell_what_it_waits_for(SendCheck *check, int count, int suppressed);
 static char *new_message_id(const SendCheck *check, const SendRequest *request);
 static int64 enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int count,
-					 const char *message_id, StringInfo entity, Oid sender, Oid owner, bytea *fingerprint,
-					 TimestampTz now, bool *is_new, int *suppressed);
+					 const char *message_id, StringInfo entity, Oid sender, Oid owner,
+					 bytea *fingerprint, TimestampTz now, bool *is_new, int *suppressed);
 static Oid	owner_of(FunctionCallInfo fcinfo);
 static void enter_owner(Oid owner, Oid *saved_user, int *saved_context);
 static void check_may_touch(int64 message_id, Oid caller, Oid owner, bool *own_transaction);
@@ -234,8 +234,8 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 							klm_max_message_size),
 				   "Send a link instead of the file.");
 
-		id = enqueue(fcinfo, &request, first, step, message_id, &entity, sender, owner, fingerprint, now, &is_new,
-					 &suppressed);
+		id = enqueue(fcinfo, &request, first, step, message_id, &entity, sender, owner, fingerprint,
+					 now, &is_new, &suppressed);
 		pfree(entity.data);
 		if (first == 0)
 			first_id = id;
@@ -496,7 +496,8 @@ read_headers(FunctionCallInfo fcinfo, SendRequest *request)
 					refuse("headers", ERRCODE_INVALID_PARAMETER_VALUE,
 						   psprintf("the value of \"%s\" is not a text", klm_from_utf8(name)), form);
 				headers[count].name = name;
-				headers[count++].value = klm_to_utf8(pnstrdup(value.val.string.val, value.val.string.len));
+				headers[count++].value =
+					klm_to_utf8(pnstrdup(value.val.string.val, value.val.string.len));
 			}
 		}
 		if (!klm_mime_check_headers(headers, count, &error))
@@ -533,7 +534,8 @@ read_attachments(FunctionCallInfo fcinfo, SendRequest *request)
 	if (ARR_NDIM(array) > 1)
 		refuse("attachments", ERRCODE_INVALID_PARAMETER_VALUE, "the array has more than one dimension",
 			   "Write ARRAY[kliv_mail.attach('file.pdf', content)].");
-	deconstruct_array(array, ARR_ELEMTYPE(array), -1, false, TYPALIGN_DOUBLE, &elements, &nulls, &count);
+	deconstruct_array(array, ARR_ELEMTYPE(array), -1, false, TYPALIGN_DOUBLE, &elements, &nulls,
+					  &count);
 	if (count > MAX_ATTACHMENTS)
 		refuse("attachments", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
 			   psprintf("%d files, over %d", count, MAX_ATTACHMENTS), "Put them into an archive.");
@@ -557,7 +559,8 @@ read_attachments(FunctionCallInfo fcinfo, SendRequest *request)
 				   psprintf("element %d has no %s", i + 1, isnull[0] ? "file name" : "content"),
 				   "Make it with kliv_mail.attach() or kliv_mail.attach_text().");
 		attachments[i].filename = klm_to_utf8(TextDatumGetCString(fields[0]));
-		attachments[i].content_type = isnull[1] ? NULL : klm_to_utf8(TextDatumGetCString(fields[1]));
+		attachments[i].content_type =
+			isnull[1] ? NULL : klm_to_utf8(TextDatumGetCString(fields[1]));
 		attachments[i].content_id = isnull[2] ? NULL : klm_to_utf8(TextDatumGetCString(fields[2]));
 		/* A row may hold its content compressed: check_sizes() saw it so. */
 		total += toast_raw_datum_size(fields[3]);
@@ -572,7 +575,8 @@ read_attachments(FunctionCallInfo fcinfo, SendRequest *request)
 			klm_raise("attachments", &error, false);
 		for (int j = 0; attachments[i].content_id && j < i; j++)
 		{
-			if (attachments[j].content_id && strcmp(attachments[i].content_id, attachments[j].content_id) == 0)
+			if (attachments[j].content_id &&
+				strcmp(attachments[i].content_id, attachments[j].content_id) == 0)
 				refuse("attachments", ERRCODE_INVALID_PARAMETER_VALUE,
 					   psprintf("two files have the content_id \"%s\"", klm_from_utf8(attachments[i].content_id)),
 					   "Give each inline file an id of its own.");
@@ -621,7 +625,8 @@ check_tags(FunctionCallInfo fcinfo)
 
 	if (PG_ARGISNULL(ARG_TAGS))
 		return;
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_TAGS), TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_TAGS), TEXTOID, -1, false, TYPALIGN_INT, &elements,
+					  &nulls, &count);
 	if (count > MAX_TAGS)
 		refuse("tags", ERRCODE_PROGRAM_LIMIT_EXCEEDED, psprintf("%d tags, over %d", count, MAX_TAGS), NULL);
 	for (int i = 0; i < count; i++)
@@ -670,7 +675,8 @@ fingerprint_arguments(FunctionCallInfo fcinfo)
 		ok = pg_cryptohash_update(context, (const uint8 *) &size, sizeof(size)) >= 0 &&
 			(data == NULL || pg_cryptohash_update(context, data, size) >= 0);
 	}
-	ok = ok && pg_cryptohash_final(context, (uint8 *) VARDATA(result), PG_SHA256_DIGEST_LENGTH) >= 0;
+	ok =
+		ok && pg_cryptohash_final(context, (uint8 *) VARDATA(result), PG_SHA256_DIGEST_LENGTH) >= 0;
 	if (context)
 		pg_cryptohash_free(context);
 	if (!ok)
@@ -741,9 +747,12 @@ ask_account(const SendRequest *request, Oid owner)
 	if (SPI_execute_plan(plan, values, NULL, true, 1) != SPI_OK_SELECT || SPI_processed != 1)
 		elog(ERROR, "kliv_mail._send_check() returned no row");
 
-	check->known = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	check->known =
+		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	check->account = spi_text(2, TopTransactionContext);
-	check->own = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull)) && !isnull;
+	check->own =
+		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull)) &&
+		!isnull;
 	check->from_address = spi_text(4, TopTransactionContext);
 	allowed = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 5, &isnull);
 	check->allowed_sender_count = 0;
@@ -753,15 +762,20 @@ ask_account(const SendRequest *request, Oid owner)
 		int			count;
 		MemoryContext old;
 
-		deconstruct_array(DatumGetArrayTypeP(allowed), TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &count);
+		deconstruct_array(DatumGetArrayTypeP(allowed), TEXTOID, -1, false, TYPALIGN_INT, &elements,
+						  NULL, &count);
 		old = MemoryContextSwitchTo(TopTransactionContext);
 		check->allowed_senders = palloc(Max(1, count) * sizeof(char *));
 		for (int i = 0; i < count; i++)
-			check->allowed_senders[check->allowed_sender_count++] = klm_to_utf8(TextDatumGetCString(elements[i]));
+			check->allowed_senders[check->allowed_sender_count++] =
+				klm_to_utf8(TextDatumGetCString(elements[i]));
 		MemoryContextSwitchTo(old);
 	}
-	check->can_unsubscribe = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 6, &isnull)) && !isnull;
-	check->room = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 7, &isnull));
+	check->can_unsubscribe =
+		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 6, &isnull)) &&
+		!isnull;
+	check->room =
+		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 7, &isnull));
 	check->problem = spi_text(8, TopTransactionContext);
 	check->hint = spi_text(9, TopTransactionContext);
 	check->quota_problem = spi_text(10, TopTransactionContext);
@@ -798,7 +812,8 @@ check_sender_allowed(const SendRequest *request, SendCheck *check)
 	}
 	if (check->from_address && strcmp(check->from_address, request->from_address) == 0)
 		return;
-	if (klm_address_allowed(request->from_address, (const char **) check->allowed_senders, check->allowed_sender_count))
+	if (klm_address_allowed(request->from_address, (const char **) check->allowed_senders,
+							check->allowed_sender_count))
 		return;
 	refuse("from_address", ERRCODE_INVALID_PARAMETER_VALUE,
 		   psprintf("the account \"%s\" may not send as %s", check->account, klm_from_utf8((char *) request->from_address)),
@@ -893,10 +908,10 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 {
 	static SPIPlanPtr plan = NULL;
 	static const Oid types[] = {
-		NAMEOID, TEXTOID, INT2OID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BYTEAOID,
-		BOOLOID, BOOLOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTARRAYOID, JSONBOID, TEXTARRAYOID, TEXTARRAYOID, TEXTOID,
-		BYTEAOID, TIMESTAMPTZOID
-	};
+		NAMEOID,      TEXTOID,        INT2OID,        TEXTOID,       TEXTOID,  TEXTOID,
+		TEXTOID,      TEXTOID,        TEXTOID,        TEXTOID,       BYTEAOID, BOOLOID,
+		BOOLOID,      TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTARRAYOID,  JSONBOID, TEXTARRAYOID,
+		TEXTARRAYOID, TEXTOID,        BYTEAOID,       TIMESTAMPTZOID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types) + 1];
 	Datum	   *recipients = palloc(count * sizeof(Datum));
@@ -947,7 +962,8 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 	SET_ARGUMENT(14, ARG_EXPIRES_AT);
 	SET_ARGUMENT(15, ARG_TAGS);
 	SET_ARGUMENT(16, ARG_METADATA);
-	values[17] = PointerGetDatum(construct_array(recipients, count, TEXTOID, -1, false, TYPALIGN_INT));
+	values[17] =
+		PointerGetDatum(construct_array(recipients, count, TEXTOID, -1, false, TYPALIGN_INT));
 	values[18] = PointerGetDatum(construct_array(kinds, count, TEXTOID, -1, false, TYPALIGN_INT));
 	/* Of several marketing messages of one call, the first carries the key. */
 	if (fingerprint && first == 0)
@@ -973,7 +989,8 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 		elog(ERROR, "kliv_mail._enqueue() returned no row");
 	id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	*is_new = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
-	*suppressed += DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
+	*suppressed +=
+		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
 	SPI_finish();
 	SetUserIdAndSecContext(user, context);
 	return id;
@@ -1000,7 +1017,8 @@ static void
 enter_owner(Oid owner, Oid *saved_user, int *saved_context)
 {
 	GetUserIdAndSecContext(saved_user, saved_context);
-	SetUserIdAndSecContext(owner, *saved_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+	SetUserIdAndSecContext(owner, *saved_context | SECURITY_LOCAL_USERID_CHANGE |
+									  SECURITY_RESTRICTED_OPERATION);
 }
 
 /* ----------------------------------------------------------------
@@ -1042,8 +1060,8 @@ check_may_touch(int64 message_id, Oid caller, Oid owner, bool *own_transaction)
 				 errmsg("message_id: there is no message %lld of yours", (long long) message_id),
 				 errhint("SELECT id, subject FROM kliv_mail.messages; lists them.")));
 	if (own_transaction)
-		*own_transaction = TransactionIdIsCurrentTransactionId(
-			DatumGetTransactionId(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull)));
+		*own_transaction = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull)));
 }
 
 /* Run a statement of one bigint argument that gives one number. */
@@ -1054,7 +1072,8 @@ call_for_message(const char *statement, int64 message_id)
 	Datum		value = Int64GetDatum(message_id);
 	bool		isnull;
 
-	if (SPI_execute_with_args(statement, 1, &type, &value, NULL, false, 1) != SPI_OK_SELECT || SPI_processed != 1)
+	if (SPI_execute_with_args(statement, 1, &type, &value, NULL, false, 1) != SPI_OK_SELECT ||
+		SPI_processed != 1)
 		elog(ERROR, "could not run: %s", statement);
 	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 }
@@ -1201,9 +1220,12 @@ kliv_mail_wait(PG_FUNCTION_ARGS)
 			SPI_processed != 1)
 			elog(ERROR, "kliv_mail._wait_state() returned no row");
 		status = spi_text(1, result_context);
-		finished = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
-		next_at = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
-		at = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4, &isnull));
+		finished =
+			DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+		next_at = DatumGetTimestampTz(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
+		at = DatumGetTimestampTz(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4, &isnull));
 		SPI_finish();
 		SetUserIdAndSecContext(caller, context);
 

@@ -65,7 +65,8 @@
 #define LEAVE_GRACE_MS		1000
 #define SHUTDOWN_GRACE_MS	500
 
-/* Who only makes room for another database waits so long for a dot's reply, whose loss makes a second copy. */
+/* Who only makes room for another database waits so long for a dot's reply, whose loss makes a
+ * second copy. */
 #define LEAVE_DOT_MS		30000
 
 /* A transaction that failed is tried again after 1 s, doubling to this. */
@@ -178,17 +179,19 @@ static void forget_recorded(bool claimed);
 static void claim(void);
 static void make_links(List *claims, List *messages);
 static void prepare(Batch *batch, KlmClaim *claim, KlmStoredMessage *message, Pool *pool);
-static char *compose_identity(const KlmAccount *account, const KlmStoredMessage *message, const KlmClaim *claimed,
-							  const char **from, const char **problem);
+static char *compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
+							  const KlmClaim *claimed, const char **from, const char **problem);
 static Pool *find_pool(const char *name);
 static void load_settings(Pool *pool, const char *version);
 static void release_settings(Settings *settings);
-static void add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply, const KlmDecision *decision);
+static void add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply,
+						const KlmDecision *decision);
 static void add_local_outcome(int64 id, int64 message_id, const char *verdict, const char *reason);
 static KlmOutcome *new_outcome(int64 id, int64 message_id);
 static void finish(Delivery *delivery);
 static void return_queue(Pool *pool);
-static void note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s, const char *reason, const char *hint, bool failure);
+static void note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s,
+					  const char *reason, const char *hint, bool failure);
 static void feed(Pool *pool);
 static bool is_spent(Link *link);
 static bool keep_pace(Pool *pool);
@@ -262,10 +265,11 @@ pin_session(void)
 		{"statement_timeout", "0"},
 		{"lock_timeout", "1s"},
 		{"idle_in_transaction_session_timeout", "0"},
-		{"transaction_timeout", "0"},	/* from PostgreSQL 17 on */
+		{"transaction_timeout", "0"}, /* from PostgreSQL 17 on */
 		{"zero_damaged_pages", "off"},
 		{"jit", "off"},
-		/* The outbox's statistics are always of another moment: its indexes are what claims are made for. */
+		/* The outbox's statistics are always of another moment: its indexes are what claims are
+		   made for. */
 		{"enable_seqscan", "off"},
 		{"enable_bitmapscan", "off"},
 		{"row_security", "off"},
@@ -386,10 +390,11 @@ loop(void)
 		if (now >= next_claim)
 			claim_wanted = true;
 
-		if (leave_at == 0 &&
-			(ShutdownRequestPending || klm_sender_must_leave() || klm_sender_place_wanted(&place_ms)))
+		if (leave_at == 0 && (ShutdownRequestPending || klm_sender_must_leave() ||
+							  klm_sender_place_wanted(&place_ms)))
 		{
-			leave_at = TimestampTzPlusMilliseconds(now, ShutdownRequestPending ? SHUTDOWN_GRACE_MS : LEAVE_GRACE_MS);
+			leave_at = TimestampTzPlusMilliseconds(now, ShutdownRequestPending ? SHUTDOWN_GRACE_MS
+																			   : LEAVE_GRACE_MS);
 			unfinished = busy() || claim_wanted || claim_again;
 			dlist_foreach(iter, &pools)
 				return_queue(dlist_container(Pool, node, iter.cur));
@@ -410,8 +415,8 @@ loop(void)
 					Link	   *link = dlist_container(Link, node, link_iter.cur);
 					KlmStage	stage;
 
-					if (patient && link->state == LINK_OPEN && klm_smtp_awaits(link->smtp, &stage) &&
-						stage == KLM_STAGE_DOT)
+					if (patient && link->state == LINK_OPEN &&
+						klm_smtp_awaits(link->smtp, &stage) && stage == KLM_STAGE_DOT)
 						continue;
 					close_link(link, "the sender was asked to stop");
 				}
@@ -419,7 +424,8 @@ loop(void)
 		}
 
 		/* Record, and claim beside it what there is room for. */
-		may_claim = leave_at == 0 && (claim_wanted || (claim_again && outcome_count > 0 && has_room()));
+		may_claim =
+			leave_at == 0 && (claim_wanted || (claim_again && outcome_count > 0 && has_room()));
 		if ((now >= retry_at || (leave_at != 0 && now >= leave_at && !tried_last)) &&
 			(outcome_count > 0 || holds_to_record() || may_claim))
 		{
@@ -430,7 +436,8 @@ loop(void)
 		if (leave_at != 0 && !busy())
 		{
 			/* Who only makes room for another database does not go before all is recorded. */
-			if (outcome_count == 0 || (now >= leave_at && (ShutdownRequestPending || klm_sender_must_leave())))
+			if (outcome_count == 0 ||
+				(now >= leave_at && (ShutdownRequestPending || klm_sender_must_leave())))
 				leave(unfinished || outcome_count > 0 ? 0 : next_claim, seen_wakes);
 		}
 
@@ -458,7 +465,8 @@ loop(void)
 				next_retain = TimestampTzPlusMilliseconds(now, RETAIN_EVERY_MS);
 			}
 			/* place_ms: somebody waits for our place, which does nothing. */
-			if (place_ms >= 0 || now >= TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout))
+			if (place_ms >= 0 ||
+				now >= TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout))
 			{
 				dlist_foreach(iter, &pools)
 				{
@@ -504,7 +512,8 @@ loop(void)
 		if (place_ms >= 0)
 			timeout = timeout < 0 ? place_ms : Min(timeout, place_ms);
 		if (klm_connector_timeout(connector) >= 0)
-			timeout = timeout < 0 ? klm_connector_timeout(connector) : Min(timeout, klm_connector_timeout(connector));
+			timeout = timeout < 0 ? klm_connector_timeout(connector)
+								  : Min(timeout, klm_connector_timeout(connector));
 
 		WaitEventSetWait(wait_set, timeout, events, lengthof(events), PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
@@ -634,8 +643,8 @@ run_transaction(bool wanted)
 
 			if (pool->hold)
 			{
-				klm_outbox_hold(pool->name, pool->hold_by, pool->hold_pause_s, pool->hold_reason, pool->hold_hint,
-								pool->hold_failure, pool->hold_fingerprint);
+				klm_outbox_hold(pool->name, pool->hold_by, pool->hold_pause_s, pool->hold_reason,
+								pool->hold_hint, pool->hold_failure, pool->hold_fingerprint);
 			}
 		}
 		if (may_claim)
@@ -651,7 +660,8 @@ run_transaction(bool wanted)
 	{
 		ErrorData  *edata;
 
-		/* Behind a claim's commit: only the epoch's end gives back the rows that are in no queue yet. */
+		/* Behind a claim's commit: only the epoch's end gives back the rows that are in no queue
+		 * yet. */
 		if (may_claim && claim_context == NULL)
 			PG_RE_THROW();
 
@@ -847,8 +857,9 @@ claim(void)
 
 	klm_outbox_expire();
 	/* No octets, but the first row: one row of all accounts. */
-	claims = klm_outbox_claim(epoch, room, isolating ? 0 : Max(0, memory - claimed_bytes), isolating || claimed_bytes == 0,
-							  names, counts, pool_count, &tried_ids, &tried_count);
+	claims = klm_outbox_claim(epoch, room, isolating ? 0 : Max(0, memory - claimed_bytes),
+							  isolating || claimed_bytes == 0, names, counts, pool_count,
+							  &tried_ids, &tried_count);
 
 	if (claims != NIL)
 	{
@@ -1037,7 +1048,8 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 	}
 	if (claimed->problem)
 	{
-		add_local_outcome(claimed->id, claimed->message_id, klm_verdict_name(KLM_TEMPORARY), claimed->problem);
+		add_local_outcome(claimed->id, claimed->message_id, klm_verdict_name(KLM_TEMPORARY),
+						  claimed->problem);
 		return;
 	}
 	old = MemoryContextSwitchTo(batch->context);
@@ -1047,7 +1059,8 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 	delivery->batch = batch;
 	delivery->pool = pool;
 	if (pool->settings->account->problem == NULL)
-		delivery->identity = compose_identity(pool->settings->account, message, claimed, &from, &problem);
+		delivery->identity =
+			compose_identity(pool->settings->account, message, claimed, &from, &problem);
 	MemoryContextSwitchTo(old);
 	if (problem)
 	{
@@ -1056,7 +1069,8 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 	}
 	delivery->smtp.tag = delivery;
 	delivery->smtp.mail_from = from;
-	delivery->smtp.rcpt_to = klm_redirect_to && klm_redirect_to[0] ? klm_redirect_to : claimed->recipient;
+	delivery->smtp.rcpt_to =
+		klm_redirect_to && klm_redirect_to[0] ? klm_redirect_to : claimed->recipient;
 	delivery->smtp.smtputf8 = message->smtputf8;
 	if (delivery->identity)
 	{
@@ -1078,8 +1092,8 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
  * current context.
  */
 static char *
-compose_identity(const KlmAccount *account, const KlmStoredMessage *message, const KlmClaim *claimed,
-				 const char **from, const char **problem)
+compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
+				 const KlmClaim *claimed, const char **from, const char **problem)
 {
 	KlmIdentity identity = {0};
 	KlmHeader	headers[KLM_PROVIDER_HEADERS_MAX + 3];
@@ -1120,8 +1134,9 @@ compose_identity(const KlmAccount *account, const KlmStoredMessage *message, con
 		identity.reply_to = addresses;
 	}
 	identity.headers = headers;
-	identity.header_count = klm_provider_headers(klm_find_provider(account->provider), account->target.host,
-												 message->header_id, claimed->id, headers);
+	identity.header_count =
+		klm_provider_headers(klm_find_provider(account->provider), account->target.host,
+							 message->header_id, claimed->id, headers);
 	if (claimed->unsubscribe_link)
 	{
 		headers[identity.header_count].name = "List-Unsubscribe";
@@ -1220,7 +1235,8 @@ load_settings(Pool *pool, const char *version)
 	else
 		settings->users = 1;
 	pool->settings = settings;
-	if (settings && before && strcmp(settings->account->fingerprint, before->account->fingerprint) != 0)
+	if (settings && before &&
+		strcmp(settings->account->fingerprint, before->account->fingerprint) != 0)
 		pool->stale = true;
 	if (pool->version)
 		pfree(pool->version);
@@ -1270,7 +1286,8 @@ add_local_outcome(int64 id, int64 message_id, const char *verdict, const char *r
 }
 
 static void
-add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply, const KlmDecision *decision)
+add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply,
+			const KlmDecision *decision)
 {
 	KlmOutcome *outcome = new_outcome(delivery->id, delivery->message_id);
 	MemoryContext old = MemoryContextSwitchTo(outcome_context);
@@ -1285,12 +1302,13 @@ add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply, const K
 	outcome->reply = pstrdup(reply->text ? reply->text : "");
 	outcome->reason = decision->reason;
 	outcome->hint = decision->hint;
-	outcome->unknown = decision->unknown && (reply->stage == KLM_STAGE_MAIL || reply->stage == KLM_STAGE_RCPT);
+	outcome->unknown =
+		decision->unknown && (reply->stage == KLM_STAGE_MAIL || reply->stage == KLM_STAGE_RCPT);
 	outcome->fingerprint = pstrdup(link->settings->account->fingerprint);
 	outcome->identity = delivery->identity ? pstrdup(delivery->identity) : NULL;
 	if (decision->verdict == KLM_ACCEPTED)
-		outcome->server_id = klm_server_message_id(reply, delivery->pool->settings ?
-												   delivery->pool->settings->account->provider : NULL);
+		outcome->server_id = klm_server_message_id(
+			reply, delivery->pool->settings ? delivery->pool->settings->account->provider : NULL);
 	MemoryContextSwitchTo(old);
 }
 
@@ -1322,7 +1340,8 @@ return_queue(Pool *pool)
 }
 
 static void
-note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s, const char *reason, const char *hint, bool failure)
+note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s, const char *reason,
+		  const char *hint, bool failure)
 {
 	pool->hold = true;
 	pool->hold_by = by;
@@ -1330,7 +1349,8 @@ note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s, con
 	pool->hold_reason = MemoryContextStrdup(outcome_context, reason);
 	pool->hold_hint = hint ? MemoryContextStrdup(outcome_context, hint) : NULL;
 	pool->hold_failure = failure;
-	pool->hold_fingerprint = settings ? MemoryContextStrdup(outcome_context, settings->account->fingerprint) : NULL;
+	pool->hold_fingerprint =
+		settings ? MemoryContextStrdup(outcome_context, settings->account->fingerprint) : NULL;
 }
 
 /* ----------------------------------------------------------------
@@ -1355,7 +1375,8 @@ feed(Pool *pool)
 
 			if (link->state != LINK_OPEN || pool->queued == 0)
 				continue;
-			if (strcmp(link->settings->account->fingerprint, pool->settings->account->fingerprint) != 0 ||
+			if (strcmp(link->settings->account->fingerprint,
+					   pool->settings->account->fingerprint) != 0 ||
 				is_spent(link))
 			{
 				if (klm_smtp_open_count(link->smtp) == 0)
@@ -1378,7 +1399,8 @@ feed(Pool *pool)
 			int			limit = Min(pool->allowed, klm_connections_per_account);
 
 			/* One connection for every two that wait: each takes two in its stride. */
-			while (pool->link_count < limit && pool->opening < (pool->queued + 1) / 2 && !pool->hold)
+			while (pool->link_count < limit && pool->opening < (pool->queued + 1) / 2 &&
+				   !pool->hold)
 			{
 				int			before = pool->link_count;
 
@@ -1439,7 +1461,8 @@ open_link(Pool *pool)
 	link->settings = pool->settings;
 	link->state = LINK_OPENING;
 	link->deadline = DT_NOEND;
-	link->connection = klm_connection_open(connector, &pool->settings->account->target, link, &error);
+	link->connection =
+		klm_connection_open(connector, &pool->settings->account->target, link, &error);
 	MemoryContextSwitchTo(old);
 	if (link->connection == NULL)
 	{
@@ -1529,7 +1552,8 @@ link_failed(Link *link)
 		/* What is known about a refusal says more than where it came. */
 		bool		replied = report.reply.code >= 400;
 
-		klm_classify_reply(&report.reply, link->settings->account->provider, report.reply.code == 0, &decision);
+		klm_classify_reply(&report.reply, link->settings->account->provider, report.reply.code == 0,
+						   &decision);
 		note_hold(pool, link->settings, decision.verdict == KLM_PROVIDER_LIMIT ? "quota" : "account", decision.pause_s,
 				  psprintf("%s%s%s", replied || report.detail == NULL ? decision.reason : report.detail,
 						   report.reply.text && report.reply.text[0] ? ": " : "", report.reply.text ? report.reply.text : ""),
@@ -1620,7 +1644,8 @@ take_results(Link *link)
 			add_local_outcome(delivery->id, delivery->message_id, "returned", "");
 		else
 		{
-			klm_classify_reply(&result.reply, link->settings->account->provider, result.lost, &decision);
+			klm_classify_reply(&result.reply, link->settings->account->provider, result.lost,
+							   &decision);
 
 			/*
 			 * A fresh connection that was dropped at MAIL may be this message's
@@ -1663,8 +1688,9 @@ set_deadline(Link *link)
 	KlmStage	stage;
 
 	if (klm_smtp_awaits(link->smtp, &stage))
-		link->deadline = TimestampTzPlusMilliseconds(now, stage == KLM_STAGE_DOT ? Max(klm_reply_timeout, DOT_TIMEOUT_MS)
-													  : klm_reply_timeout);
+		link->deadline = TimestampTzPlusMilliseconds(
+			now,
+			stage == KLM_STAGE_DOT ? Max(klm_reply_timeout, DOT_TIMEOUT_MS) : klm_reply_timeout);
 	else
 		link->deadline = TimestampTzPlusMilliseconds(now, LINK_IDLE_MS);
 }
@@ -1720,9 +1746,12 @@ check_deadlines(TimestampTz now)
 				close_link(link, NULL);
 			else
 				close_link(link, klm_smtp_awaits(link->smtp, &stage)
-						   ? psprintf("no reply within %d s",
-									  (stage == KLM_STAGE_DOT ? Max(klm_reply_timeout, DOT_TIMEOUT_MS) : klm_reply_timeout) / 1000)
-						   : "the server takes no more data");
+									 ? psprintf("no reply within %d s",
+												(stage == KLM_STAGE_DOT
+													 ? Max(klm_reply_timeout, DOT_TIMEOUT_MS)
+													 : klm_reply_timeout) /
+													1000)
+									 : "the server takes no more data");
 		}
 	}
 }

@@ -42,9 +42,11 @@ klm_unsubscribe_link(const char *url, const char *address, const char *list, boo
 	memcpy(bytes + KLM_TOKEN_BYTES + list_length, address, length - list_length);
 	if (!klm_token((char *) bytes + KLM_TOKEN_BYTES, length, may_create, bytes, error))
 		return false;
-	text_size = sodium_base64_encoded_len(KLM_TOKEN_BYTES + length, sodium_base64_VARIANT_URLSAFE_NO_PADDING);
+	text_size = sodium_base64_encoded_len(KLM_TOKEN_BYTES + length,
+										  sodium_base64_VARIANT_URLSAFE_NO_PADDING);
 	text = palloc(text_size);
-	sodium_bin2base64(text, text_size, bytes, KLM_TOKEN_BYTES + length, sodium_base64_VARIANT_URLSAFE_NO_PADDING);
+	sodium_bin2base64(text, text_size, bytes, KLM_TOKEN_BYTES + length,
+					  sodium_base64_VARIANT_URLSAFE_NO_PADDING);
 	*link = psprintf("%s%ctoken=%s", url, strchr(url, '?') ? '&' : '?', text);
 	pfree(text);
 	pfree(bytes);
@@ -86,7 +88,8 @@ kliv_mail__unsubscribe_read(PG_FUNCTION_ARGS)
 						  sodium_base64_VARIANT_URLSAFE_NO_PADDING) == 0 &&
 		length > KLM_TOKEN_BYTES)
 	{
-		if (!klm_token((char *) bytes + KLM_TOKEN_BYTES, length - KLM_TOKEN_BYTES, false, expected, &error))
+		if (!klm_token((char *) bytes + KLM_TOKEN_BYTES, length - KLM_TOKEN_BYTES, false, expected,
+					   &error))
 			klm_raise(NULL, &error, false);
 		if (sodium_memcmp(expected, bytes, KLM_TOKEN_BYTES) == 0)
 		{
