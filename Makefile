@@ -27,9 +27,9 @@ PG_CONFIG ?= pg_config
 PG_CPPFLAGS = -Isrc -DKLIV_MAIL_VERSION='"$(EXTVERSION)"'
 PG_CFLAGS   = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers -Wno-cast-function-type
-# clang: the server's headers mark functions gnu_printf.
+# clang: the server's headers mark functions gnu_printf, its flags are gcc's.
 ifneq ($(findstring clang,$(CC)),)
-PG_CFLAGS += -Wno-ignored-attributes
+PG_CFLAGS += -Wno-ignored-attributes -Wno-ignored-optimization-argument -Wno-unknown-warning-option
 endif
 SHLIB_LINK  = -lidn2
 NET_LIBS    = -lcurl -lsodium -lidn2
