@@ -277,7 +277,10 @@ sub quit
 sub DESTROY
 {
     my ($self) = @_;
-    $self->{run}->kill_kill if $self->{run};
+    # While all is destroyed IPC::Run is half gone; psql ends with its input then.
+    return if ${^GLOBAL_PHASE} eq 'DESTRUCT';
+    local ($?, $@);
+    eval { $self->{run}->kill_kill } if $self->{run};
     return;
 }
 
