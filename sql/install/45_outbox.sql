@@ -200,7 +200,9 @@ $$;
 CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean)
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer,
                suppressed text, sender text, sender_name text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+    -- Planning anew for each LIMIT is a quarter of what one mail costs the sender.
+    SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     v_at timestamptz := kliv_mail._now();
@@ -649,7 +651,8 @@ $$;
 
 -- When a sender is next needed, by this database's clock; infinity: not before a call.
 CREATE FUNCTION kliv_mail._next_due() RETURNS timestamptz
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+    SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_at timestamptz := kliv_mail._now();
     v_origin text := kliv_mail._origin();
