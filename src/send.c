@@ -202,7 +202,7 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("the quota is used: %s", check->quota_problem),
-				 errhint("%s", check->quota_hint)));
+				 errhint("Nothing was queued. With on_limit => 'defer' the mail waits for the next window; higher limits: kliv_mail.configure_smtp(), kliv_mail.set_limits().")));
 
 	/*
 	 * Marketing mail tells each recipient only their own address, so each gets

@@ -193,6 +193,7 @@ static void return_queue(Pool *pool);
 static void note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s,
 					  const char *reason, const char *hint, bool failure);
 static void feed(Pool *pool);
+static void take_back_waiting(Pool *pool);
 static bool is_spent(Link *link);
 static bool keep_pace(Pool *pool);
 static void begin(Link *link, Delivery *delivery);
@@ -1365,9 +1366,14 @@ note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s, con
 static void
 feed(Pool *pool)
 {
+	take_back_waiting(pool);
 	for (int open = 0; open < 2 && pool->queued > 0; open++)
 	{
 		dlist_mutable_iter iter;
+
+		/* Behind another delivery, which may stall, only when there are no more connections to be had. */
+		if (open > 0 && pool->link_count < Min(pool->allowed, klm_connections_per_account))
+			break;
 
 		dlist_foreach_modify(iter, &pool->links)
 		{
@@ -1409,6 +1415,41 @@ feed(Pool *pool)
 					break;
 			}
 		}
+	}
+}
+
+/*
+ * A delivery that waits behind another one's reply is better off with a link
+ * that is idle, or that can still be opened: back to the head of the queue.
+ */
+static void
+take_back_waiting(Pool *pool)
+{
+	int			better = Min(pool->allowed, klm_connections_per_account) - pool->link_count;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &pool->links)
+	{
+		Link	   *link = dlist_container(Link, node, iter.cur);
+
+		if (link->state == LINK_OPEN && klm_smtp_open_count(link->smtp) == 0 && klm_smtp_can_begin(link->smtp))
+			better++;
+	}
+	better -= pool->queued;
+	dlist_foreach(iter, &pool->links)
+	{
+		Link	   *link = dlist_container(Link, node, iter.cur);
+		Delivery   *delivery;
+
+		if (better <= 0)
+			break;
+		if (link->state != LINK_OPEN || (delivery = klm_smtp_withdraw(link->smtp)) == NULL)
+			continue;
+		link->begun--;
+		pool->open--;
+		pool->queued++;
+		dlist_push_head(&pool->queue, &delivery->node);
+		better--;
 	}
 }
 

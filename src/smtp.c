@@ -521,6 +521,20 @@ has_high_bit(const char *data, Size length)
 	return false;
 }
 
+void *
+klm_smtp_withdraw(KlmSmtp *smtp)
+{
+	for (int i = 0; i < SLOTS; i++)
+	{
+		if (smtp->slots[i].state == SLOT_PENDING)
+		{
+			smtp->slots[i].state = SLOT_FREE;
+			return smtp->slots[i].delivery.tag;
+		}
+	}
+	return NULL;
+}
+
 /* Refuse without a byte sent. */
 static void
 refuse(KlmSmtp *smtp, const KlmSmtpDelivery *delivery, KlmStage stage, int code, const char *text)

@@ -103,6 +103,12 @@ extern int	klm_smtp_open_count(const KlmSmtp *smtp);
  */
 extern void klm_smtp_begin(KlmSmtp *smtp, const KlmSmtpDelivery *delivery);
 
+/*
+ * Take back a delivery of which nothing was put out yet (it waits behind
+ * another one): its tag, or NULL if there is none.  It has no result.
+ */
+extern void *klm_smtp_withdraw(KlmSmtp *smtp);
+
 /* Bytes to send now (NULL and 0 if none), valid until the next call. */
 extern const char *klm_smtp_output(KlmSmtp *smtp, Size *length);
 

@@ -457,7 +457,9 @@ BEGIN
         doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, server_message_id, sent_at, finished_at)
     SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'sent', g.created_at, g.expires_at, g.attempts,
         g.doubts, g.account, g.sent_identity, g.stage, g.code, g.enhanced, g.reply,
-        'the server accepted it', g.server_id, v_at, v_at
+        CASE current_setting('kliv_mail.redirect_to') WHEN '' THEN 'the server accepted it'
+            ELSE format('the server accepted it for %s (kliv_mail.redirect_to)', current_setting('kliv_mail.redirect_to')) END,
+        g.server_id, v_at, v_at
     FROM gone AS g;
     GET DIAGNOSTICS v_count = ROW_COUNT;
 

@@ -297,7 +297,7 @@ CREATE VIEW kliv_mail.status AS
            p.preloaded, p.launcher_pid, p.sender_pid,
            (SELECT count(*) FROM kliv_mail._outbox) AS outbox,
            (SELECT min(o.due) FROM kliv_mail._outbox AS o WHERE o.due <= kliv_mail._now()) AS oldest_due,
-           p.next_due AS next_start,
+           CASE WHEN p.next_due IS NOT NULL THEN greatest(p.next_due, now()) END AS next_start,
            nullif(p.last_error, '') AS last_error,
            k.key_state, k.key_fingerprint,
            CASE WHEN h.held_by IN ('restore', 'paused') THEN h.reason END AS held,

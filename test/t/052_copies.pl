@@ -30,7 +30,7 @@ $source->sql(qq{
     CREATE EXTENSION kliv_mail CASCADE;
     SELECT kliv_mail.grant_send('clerk'), kliv_mail.grant_read('clerk');
     SELECT * FROM kliv_mail.configure_smtp($login, from_address => 'shop\@shop.example', from_name => 'Shop', reply_to => 'help\@shop.example',
-        allowed_senders => ARRAY['\@shop.example'], hourly_limit => 4, daily_limit => 400);
+        allowed_senders => ARRAY['\@shop.example'], hourly_limit => 100, daily_limit => 4);
     SELECT * FROM kliv_mail.configure_smtp(host => 'relay.example', username => '', port => 25, encryption => 'none', from_address => 'a\@shop.example', account => 'relay', test => false);
     SELECT kliv_mail.pause('relay', 'not yet');
     SELECT kliv_mail.suppress('no\@customer.example', reason => 'asked for it');
@@ -41,7 +41,7 @@ is($source->sql("SELECT kliv_mail.wait($_)", @in), 'sent', "mail $_ is sent") fo
 $smtp->set(rcpt_reply => '550 5.1.1 no such user');
 is($source->sql('SELECT kliv_mail.wait(' . $source->sql(q{SELECT kliv_mail.send('bad@customer.example', 'x', 'x')}, @in) . ')', @in), 'bounced', 'one bounces');
 $smtp->set(rcpt_reply => '');
-is($source->sql(q{SELECT remaining FROM kliv_mail.usage WHERE account = 'custom' AND window_name = 'hour'}, @in), 1, 'a bounce was given back');
+is($source->sql(q{SELECT remaining FROM kliv_mail.usage WHERE account = 'custom' AND window_name = 'day'}, @in), 1, 'a bounce was given back');
 my @queued = map { $source->sql("SELECT kliv_mail.send('waits$_\@customer.example', 'x', 'x')", @in) } 1 .. 4;
 $source->wait_until(q{SELECT count(*) = 3 FROM kliv_mail.deliveries WHERE held_by = 'quota'}, @in);
 $source->wait_until(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'kliv_mail sender'});
@@ -123,7 +123,7 @@ is($result->{state}, '55000', '... so are links');
 ok(!-e "$folder/target.key", 'no key was made in its place');
 is($target->sql(q{SELECT kliv_mail.resume()}, @in), 4, 'resume() releases old and new: 4 deliveries');
 is($target->sql(q{SELECT status FROM kliv_mail.smtp_settings WHERE account = 'custom'}, @in), 'key missing', 'now the key is what is missing');
-$target->sql(q{SELECT * FROM kliv_mail.set_limits(hourly_limit => 100)}, @in);
+$target->sql(q{SELECT * FROM kliv_mail.set_limits(daily_limit => 400)}, @in);
 $target->wait_until(q{SELECT string_agg(DISTINCT held_by, ' ') = 'key' FROM kliv_mail.deliveries WHERE finished_at IS NULL}, @in);
 pass('... and holds the mail');
 is($smtp->count, $before, 'nothing was mailed');
@@ -148,7 +148,7 @@ is($source->sql(q{SELECT DISTINCT held_by FROM kliv_mail.deliveries WHERE finish
 # delivery = hold is for copies that cannot be told apart; here on top.
 $source->sql(q{ALTER DATABASE staging SET kliv_mail.delivery = 'hold'});
 $source->sql('SELECT kliv_mail.resume()', @staging);
-$source->sql('SELECT * FROM kliv_mail.set_limits(hourly_limit => 100)', @staging);
+$source->sql('SELECT * FROM kliv_mail.set_limits(daily_limit => 400)', @staging);
 is($source->sql(q{SELECT DISTINCT held_by, reason FROM kliv_mail.deliveries WHERE finished_at IS NULL}, @staging), 'paused|the setting kliv_mail.delivery is hold', 'delivery = hold holds what resume() released');
 like("@{ $source->try(q{SELECT kliv_mail.send('held@customer.example', 'x', 'x')}, @staging)->{notices} }", qr/kliv_mail\.delivery is hold/, '... a new send() says so');
 is($smtp->count, $before, '... and nothing left');
@@ -167,7 +167,7 @@ is_deeply([ sort map { $smtp->message($_) =~ /^X-\S*(?:Recipient|Redirect|Origin
 
 # ---- and the original goes on, as if nothing had been ----
 
-$source->sql('SELECT * FROM kliv_mail.set_limits(hourly_limit => 100)', @in);
+$source->sql('SELECT * FROM kliv_mail.set_limits(daily_limit => 400)', @in);
 $source->wait_until(q{SELECT count(*) = 0 FROM kliv_mail.deliveries WHERE finished_at IS NULL}, @in);
 is_deeply([ sort map { @{ $_->{rcpt} } } ($smtp->accepted)[ $before + 8 .. $smtp->count - 1 ] ], [ map { "waits$_\@customer.example" } 2 .. 4 ], 'the original sends its own mail to its own customers');
 $_->stop for $source, $target;
