@@ -16,7 +16,7 @@ sub blocks { return [ map { [@$_] } pairs($_[0] =~ /^```(\w*)\n(.*?)^```$/msg) ]
 sub pairs { my @pairs; push @pairs, [ splice @_, 0, 2 ] while @_; return @pairs; }
 my $blocks = blocks($text{'README.md'});
 my @sql = map { $_->[1] } grep { $_->[0] eq 'sql' } @$blocks;
-is(scalar(@sql), 4, 'README.md has its four SQL blocks');
+is(scalar(@sql), 5, 'README.md has its five SQL blocks');
 
 # ---- the Japanese one ----
 
@@ -205,12 +205,13 @@ unlike($result{test_smtp}{out}, qr/\|f\|/, 'test_smtp(): every step is well');
 like($result{test_smtp}{out}, qr/^sender\|t\|/m, '... to the last');
 like($result{configure_smtp}{out}, qr/^custom\|t\|/, 'configure_smtp() with a new password alone');
 like($result{pause}{out}, qr/^\d+\|\d+$/, 'pause() and resume()');
+runs($sql[3]);
 is($node->sql(q{SELECT account FROM kliv_mail.smtp_settings WHERE in_use}), 'platform', 'reset_smtp(): back to the platform');
 mail($platform, 'late@example.com', 'whose server has the next mail') if $node->sql(q{SELECT kliv_mail.send('late@example.com', 'Late', 'x')});
 
 # ---- reference ----
 
-my ($described) = runs($sql[3]);
+my ($described) = runs($sql[4]);
 my $description = decode_json($described->{out});
 my %exists = map { $_ => 1 } split /\n/, $node->sql(q{
     SELECT proname FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND proname !~ '^_'
