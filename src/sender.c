@@ -210,6 +210,8 @@ static void check_deadlines(TimestampTz now);
 static bool busy(void);
 static bool has_room(void);
 static bool holds_to_record(void);
+static bool is_bad_data(const ErrorData *edata);
+static bool record_singly(void);
 static void blame(const ErrorData *edata);
 static void notify(void);
 static long wait_time(TimestampTz now, TimestampTz until);
@@ -627,6 +629,7 @@ run_transaction(bool wanted)
 	/* After a failure results are recorded alone, so that a claim cannot stand in their way. */
 	volatile bool may_claim = wanted && !(failures > 0 && outcome_count > 0);
 	volatile bool ok = false;
+	volatile bool singly = false;
 	dlist_iter	iter;
 
 	tried_count = 0;
@@ -661,8 +664,7 @@ run_transaction(bool wanted)
 	{
 		ErrorData  *edata;
 
-		/* Behind a claim's commit: only the epoch's end gives back the rows that are in no queue
-		 * yet. */
+		/* Behind a claim's commit only the epoch's end gives back what is in no queue yet. */
 		if (may_claim && claim_context == NULL)
 			PG_RE_THROW();
 
@@ -675,6 +677,7 @@ run_transaction(bool wanted)
 		klm_sender_set_error(edata->message ? edata->message : "unknown error");
 		if (may_claim && outcome_count == 0)
 			blame(edata);
+		singly = outcome_count > 0 && is_bad_data(edata);
 		if (claim_context)
 			MemoryContextDelete(claim_context);
 		claim_context = NULL;
@@ -683,10 +686,14 @@ run_transaction(bool wanted)
 	PG_END_TRY();
 	pgstat_report_activity(STATE_IDLE, NULL);
 
+	/* One row that cannot be recorded must not keep the others from it. */
+	if (singly)
+		ok = record_singly();
+	if (singly || !ok)
+		claim_wanted |= wanted;
 	if (!ok)
 	{
 		failures++;
-		claim_wanted |= wanted;
 		retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 											   Min(MAX_RETRY_MS, 500 << Min(failures, 8)));
 		return false;
@@ -779,6 +786,68 @@ notify(void)
 	pfree(payload.data);
 }
 
+/* An error that the rows themselves make, so that trying again is in vain? */
+static bool
+is_bad_data(const ErrorData *edata)
+{
+	return ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_DATA_EXCEPTION ||
+		ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION ||
+		edata->sqlerrcode == ERRCODE_DATA_CORRUPTED;
+}
+
+/*
+ * Record outcomes one by one.  What even so meets bad data is let go: its row
+ * stays claimed until this sender ends, and is in doubt then.  false: another
+ * kind of error came; what is not recorded yet is kept.
+ */
+static bool
+record_singly(void)
+{
+	volatile int done = 0;
+	volatile bool ok = true;
+
+	while (ok && done < outcome_count)
+	{
+		PG_TRY();
+		{
+			klm_outbox_begin(sender_context);
+			klm_outbox_record(epoch, &outcomes[done], 1);
+			klm_outbox_commit();
+			done++;
+		}
+		PG_CATCH();
+		{
+			ErrorData  *edata;
+
+			MemoryContextSwitchTo(sender_context);
+			edata = CopyErrorData();
+			EmitErrorReport();
+			FlushErrorState();
+			klm_outbox_abort();
+			MemoryContextSwitchTo(sender_context);
+			if (is_bad_data(edata))
+			{
+				ereport(LOG,
+						(errmsg("kliv_mail: the outcome of delivery %lld cannot be recorded",
+								(long long) outcomes[done].id)));
+				done++;
+			}
+			else
+				ok = false;
+			FreeErrorData(edata);
+		}
+		PG_END_TRY();
+	}
+	if (ok)
+		forget_recorded(false);
+	else
+	{
+		outcome_count -= done;
+		memmove(outcomes, &outcomes[done], outcome_count * sizeof(KlmOutcome));
+	}
+	return ok;
+}
+
 /*
  * A claim failed although nothing was to be recorded.  If it is bad data, read
  * rows one at a time until it fails with a single one, and set that aside.
@@ -789,9 +858,7 @@ blame(const ErrorData *edata)
 	char	   *reason;
 	int64		id;
 
-	if (tried_count == 0 ||
-		(ERRCODE_TO_CATEGORY(edata->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
-		 edata->sqlerrcode != ERRCODE_DATA_CORRUPTED))
+	if (tried_count == 0 || !is_bad_data(edata))
 		return;
 	if (!isolating || tried_count > 1)
 	{

@@ -80,6 +80,19 @@ for my $id (@full)
 pass('... it resumes by itself');
 is_deeply([ map { scalar $smtp->accepted("full$_\@record.example") } 1 .. 20 ], [ (1) x 20 ], '... one copy each');
 
+# One row that can never be recorded does not keep the others from it.
+my @some = split /\n/, $node->sql(q{SELECT kliv_mail.pause() < 0;
+    SELECT kliv_mail.send(format('dup%s@record.example', i), 'x', 'x') FROM generate_series(1, 5) AS i}) =~ s/^\w\n//r;
+$node->sql(q{INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, attempts, doubts, finished_at)
+    SELECT o.id, 0, 'x', 'to', 1, '', 'sent', now(), 0, 0, now() FROM kliv_mail._outbox AS o WHERE o.recipient = 'dup3@record.example'});
+$node->sql('SELECT kliv_mail.resume()');
+for my $i (0, 1, 3, 4)
+{
+    is($node->sql("SELECT kliv_mail.wait($some[$i], '60 s')"), 'sent', 'beside a row that cannot be recorded: ' . ($i + 1));
+}
+is_deeply([ map { scalar $smtp->accepted("dup$_\@record.example") } 1, 2, 4, 5 ], [ (1) x 4 ], '... one copy each');
+$node->sql(q{DELETE FROM kliv_mail._delivery WHERE message_id = 0});
+
 # A raising trigger of somebody's own that does not fire always: never runs.
 $node->sql(q{CREATE TRIGGER plain BEFORE INSERT ON kliv_mail._delivery FOR EACH ROW EXECUTE FUNCTION full_disk()});
 my $plain = $node->sql(q{SELECT kliv_mail.send('plain@record.example', 'x', 'x')});

@@ -135,7 +135,15 @@ sub wait_until
 {
     my ($self, $query, %option) = @_;
     my $expected = $option{expected} // 't';
-    return 1 if $self->poll_query_until($option{dbname} // 'postgres', $query, $expected);
+    my $end = Time::HiRes::time() + $PostgreSQL::Test::Utils::timeout_default;
+    while (1)
+    {
+        return 1 if eval { $self->poll_query_until($option{dbname} // 'postgres', $query, $expected) };
+        # A server in recovery turns psql away before it has read the query.
+        die $@ if $@ && $@ !~ /Broken pipe/;
+        last if !$@ || Time::HiRes::time() > $end;
+        Time::HiRes::usleep(50_000);
+    }
     my $why = "never true: $query";
     BAIL_OUT($why) if $option{bail};
     die $why;
