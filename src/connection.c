@@ -1546,6 +1546,8 @@ klm_connection_report(KlmConnection *connection, KlmConnectReport *report)
 	report->ok = connection->open;
 	report->caps = connection->caps;
 	report->address = connection->connected ? pstrdup(connection->address) : NULL;
+	report->refused_address = connection->guard_refused ?
+		pstrdup(connection->refused_address) : NULL;
 	report->ehlo = connection->ehlo_length > 0 ?
 		printable(connection->ehlo, connection->ehlo_length) : NULL;
 	report->tls_version = printable_or_null(connection->tls_version);

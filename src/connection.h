@@ -61,6 +61,7 @@ typedef struct KlmConnectReport
 	char	   *detail;			/* on failure: our words and the library's; never a secret */
 	char	   *hint;			/* what to do, or NULL */
 	char	   *address;		/* the address connected to, or NULL */
+	char	   *refused_address;	/* one of the host's that the guard refused, or NULL */
 	KlmSmtpCaps caps;
 	char	   *ehlo;			/* the last EHLO reply, printable */
 	char	   *tls_version;	/* NULL: no TLS */

@@ -310,6 +310,11 @@ add_connection_steps(const KlmTarget *target, const char *provider, const KlmCon
 		 psprintf("an address of %s was found", target->host));
 	STEP("connect", true, report->connect_ms,
 		 psprintf("%s port %d", report->address ? report->address : target->host, target->port));
+	/* One good address of several is used, and the others are told of. */
+	if (report->refused_address != NULL)
+		probe->steps[probe->count - 1].hint =
+			psprintf("Another address of the host, %s, is loopback, link-local, private or reserved "
+					 "and was refused: check the host's DNS records.", report->refused_address);
 	/* With STARTTLS the first EHLO may fail before TLS was tried. */
 	STEP("tls", target->encryption != KLM_CLEAR && (report->ok || report->tls_ms >= 0),
 		 report->tls_ms, describe_tls(report));

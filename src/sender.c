@@ -1438,7 +1438,7 @@ feed(Pool *pool)
 	{
 		dlist_mutable_iter iter;
 
-		/* Behind another delivery, which may stall, only when there are no more connections to be had. */
+		/* Behind another delivery, which may stall, only when all connections are open. */
 		if (open > 0 && pool->link_count < Min(pool->allowed, klm_connections_per_account))
 			break;
 
@@ -1499,7 +1499,8 @@ take_back_waiting(Pool *pool)
 	{
 		Link	   *link = dlist_container(Link, node, iter.cur);
 
-		if (link->state == LINK_OPEN && klm_smtp_open_count(link->smtp) == 0 && klm_smtp_can_begin(link->smtp))
+		if (link->state == LINK_OPEN && klm_smtp_open_count(link->smtp) == 0 &&
+			klm_smtp_can_begin(link->smtp))
 			better++;
 	}
 	better -= pool->queued;

@@ -155,6 +155,7 @@ $smtp->set(%normal);
     $rows = steps(arguments(host => 'mixed.example', port => 465));
     is(join(' ', map { $_->[0] . ($_->[1] ? '' : '!') } @$rows), 'dns connect tls!', 'B082: a name of a private and another address');
     is($rows->[0][2], 'mixed.example is 127.0.0.1', '... is connected to at the other one');
+    like($rows->[1][3], qr/^Another address of the host, 127\.0\.2\.1, is loopback/, '... with a warning of the private one');
     is($private->state->{connections}, 0, '... and the private one is never connected to');
 }
 
