@@ -141,7 +141,6 @@ Example: SELECT kliv_mail.wait(1, ''60 s'');';
 CREATE FUNCTION kliv_mail._wait_state(p_id bigint, OUT status text, OUT finished boolean, OUT next_at timestamptz, OUT at timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v record;
     o record;
 BEGIN
     at := kliv_mail._now();
@@ -154,18 +153,21 @@ BEGIN
         RETURN;
     END IF;
     next_at := 'infinity';
-    FOR o IN SELECT x.*, CASE WHEN x.route = '' THEN kliv_mail._default_account() ELSE x.route END AS goes_by
-             FROM kliv_mail._outbox AS x WHERE x.message_id = p_id LOOP
+    -- One statement, so one snapshot: the claim that takes the last of a quota
+    -- must not be seen in the quota and missed in the row.
+    FOR o IN SELECT x.epoch, x.origin, x.due, x.expires_at, x.priority, v.*
+             FROM kliv_mail._outbox AS x,
+                  kliv_mail._availability(CASE WHEN x.route = '' THEN kliv_mail._default_account() ELSE x.route END, at) AS v
+             WHERE x.message_id = p_id LOOP
         IF o.epoch IS NOT NULL THEN
             next_at := at;
             RETURN;
         END IF;
         CONTINUE WHEN o.origin <> kliv_mail._origin();
-        SELECT * INTO v FROM kliv_mail._availability(o.goes_by, at);
-        next_at := least(next_at, o.expires_at, greatest(o.due, v.blocked_until,
-            CASE WHEN (CASE WHEN o.priority = 2 THEN v.remaining_marketing ELSE v.remaining END) > 0 THEN NULL
-                 WHEN v.hour_limit = 0 OR v.day_limit = 0 THEN 'infinity'
-                 WHEN v.day_used >= v.day_limit THEN v.day_open_at ELSE v.hour_open_at END));
+        next_at := least(next_at, o.expires_at, greatest(o.due, o.blocked_until,
+            CASE WHEN (CASE WHEN o.priority = 2 THEN o.remaining_marketing ELSE o.remaining END) > 0 THEN NULL
+                 WHEN o.hour_limit = 0 OR o.day_limit = 0 THEN 'infinity'
+                 WHEN o.day_used >= o.day_limit THEN o.day_open_at ELSE o.hour_open_at END));
     END LOOP;
     -- Recorded since the first look: look again.
     IF NOT FOUND AND NOT finished THEN
