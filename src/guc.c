@@ -54,6 +54,7 @@ char	   *klm_allowed_hosts = NULL;
 char	   *klm_ca_file = NULL;
 int			klm_connections_per_account = 8;
 int			klm_max_senders = 4;
+int			klm_senders_per_database = 1;
 int			klm_sender_memory = 65536;
 int			klm_connect_timeout = 30000;
 int			klm_reply_timeout = 300000;
@@ -182,7 +183,7 @@ klm_define_settings(void)
 		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.connections_per_account",
-		"The most connections that a sender opens to one account's server.",
+		"The most connections to one account's server, of all senders of a database together.",
 		NULL,
 		&klm_connections_per_account, 8, 1, 256,
 		PGC_SIGHUP, 0,
@@ -199,6 +200,13 @@ klm_define_settings(void)
 		&klm_max_senders, 4, 1, 256,
 		process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP,
 		0,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.senders_per_database",
+		"The most senders that one database has at the same time.",
+		"Another one is started when mail has waited for a connection for a second, no other database "
+		"waits for a sender, and connections_per_account leaves it a connection.",
+		&klm_senders_per_database, 1, 1, 32,
+		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.sender_memory",
 		"The memory that a sender uses for messages on their way.",

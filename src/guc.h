@@ -36,6 +36,7 @@ extern PGDLLEXPORT char *klm_allowed_hosts;
 extern PGDLLEXPORT char *klm_ca_file;
 extern PGDLLEXPORT int klm_connections_per_account;
 extern PGDLLEXPORT int klm_max_senders;
+extern PGDLLEXPORT int klm_senders_per_database;
 extern PGDLLEXPORT int klm_sender_memory;	/* kB */
 extern PGDLLEXPORT int klm_connect_timeout; /* ms */
 extern PGDLLEXPORT int klm_reply_timeout;	/* ms */

@@ -400,6 +400,12 @@ start_sender(const KlmReservation *reservation)
 		TimestampTz now = GetCurrentTimestamp();
 
 		start->handle = NULL;
+		/* Nobody waits for it: its database asks again. */
+		if (reservation->extra)
+		{
+			klm_launcher_cancel(reservation, false);
+			return true;
+		}
 		if (TimestampDifferenceExceeds(last_shortage, now, SLOT_REPORT_MS))
 			ereport(LOG,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

@@ -119,11 +119,10 @@ klm_outbox_version(void)
 }
 
 int64
-klm_outbox_open_epoch(int64 *recovered)
+klm_outbox_open_epoch(void)
 {
 	static Statement epoch = {"SELECT nextval('kliv_mail._epoch'::pg_catalog.regclass)"};
 	static Statement lock = {"SELECT kliv_mail._epoch_lock($1)", 1, {INT8OID}};
-	static Statement recover = {"SELECT kliv_mail._recover()"};
 	Datum		value;
 	int64		result;
 
@@ -131,9 +130,16 @@ klm_outbox_open_epoch(int64 *recovered)
 	result = column_int64(0, 1);
 	value = Int64GetDatum(result);
 	run(&lock, &value, NULL);
-	run(&recover, NULL, NULL);
-	*recovered = column_int64(0, 1);
 	return result;
+}
+
+int64
+klm_outbox_recover(void)
+{
+	static Statement recover = {"SELECT kliv_mail._recover()"};
+
+	run(&recover, NULL, NULL);
+	return column_int64(0, 1);
 }
 
 List *

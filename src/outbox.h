@@ -87,9 +87,11 @@ extern void klm_outbox_abort(void);
  */
 extern char *klm_outbox_version(void);
 
-/* A new epoch under its session lock; what dead epochs had claimed becomes in doubt (*recovered).
- */
-extern int64 klm_outbox_open_epoch(int64 *recovered);
+/* A new epoch under its session lock. */
+extern int64 klm_outbox_open_epoch(void);
+
+/* What dead epochs had claimed becomes in doubt; how many deliveries. */
+extern int64 klm_outbox_recover(void);
 
 /* List of KlmClaim.  Their ids are in *ids even where an error ends the call. */
 extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first,

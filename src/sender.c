@@ -74,6 +74,13 @@
 
 #define RETAIN_EVERY_MS		3600000
 
+/* A claim that met another sender's is tried again after 20 ms, doubling to 1 s. */
+#define VAIN_CLAIM_MS		20
+#define MAX_VAIN_CLAIM_MS	1000
+
+/* Mail that has waited so long for a connection is worth another sender. */
+#define BACKLOG_MS			1000
+
 /* An account's settings, kept while a pool or a link uses them. */
 typedef struct Settings
 {
@@ -160,6 +167,11 @@ static MemoryContext claim_context; /* the batch of the transaction under way */
 static int64 *tried_ids;		/* the rows that it reads, for blame when it fails */
 static int	tried_count;
 
+static KlmSenderNews news;
+static int	connections;		/* to an account, our share of connections_per_account */
+static int	vain_claims;		/* in a row, though something was due */
+static bool recovery_wanted = true; /* a sender may have died with claims */
+
 static bool claim_wanted = true;
 static bool claim_again;		/* an account's last claim found something, so there may be more */
 static TimestampTz next_claim = DT_NOEND;	/* real time */
@@ -172,6 +184,7 @@ PGDLLEXPORT void klm_sender_main(Datum argument) pg_attribute_noreturn();
 
 static void pin_session(void);
 static bool open_for_business(void);
+static void read_news(void);
 static void loop(void) pg_attribute_noreturn();
 static void leave(TimestampTz next_due, uint64 wakes) pg_attribute_noreturn();
 static bool run_transaction(bool may_claim);
@@ -242,8 +255,9 @@ klm_sender_main(Datum argument)
 	outcome_context = AllocSetContextCreate(sender_context, "kliv_mail outcomes", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(sender_context);
 
+	read_news();
 	if (!open_for_business())
-		leave(DT_NOEND, klm_sender_wakes());
+		leave(DT_NOEND, news.wakes);
 
 	connector = klm_connector_create();
 	wait_set = klm_create_wait_event_set(3);
@@ -297,7 +311,6 @@ static bool
 open_for_business(void)
 {
 	char	   *version;
-	int64		recovered;
 
 	klm_outbox_begin(sender_context);
 	if (klm_test_clock_offset != 0)
@@ -324,15 +337,16 @@ open_for_business(void)
 	}
 	klm_outbox_begin(sender_context);
 	klm_label_database();
-	epoch = klm_outbox_open_epoch(&recovered);
+	epoch = klm_outbox_open_epoch();
 	klm_outbox_commit();
-	if (recovered > 0)
-	{
-		ereport(LOG,
-				(errmsg("kliv_mail: %lld deliveries of a sender that ended are in doubt", (long long) recovered)));
-		klm_sender_recorded();
-	}
 	return true;
+}
+
+static void
+read_news(void)
+{
+	klm_sender_news(&news);
+	connections = Max(1, klm_connections_per_account / Max(1, news.senders));
 }
 
 /* Give the place back; a wake-up that came meanwhile makes the launcher start another at once. */
@@ -351,7 +365,9 @@ leave(TimestampTz next_due, uint64 wakes)
 static void
 loop(void)
 {
-	uint64		seen_wakes = klm_sender_wakes();
+	uint64		seen_wakes = news.wakes;
+	uint32		seen_deaths = news.deaths;
+	TimestampTz backlog_since = 0;
 	TimestampTz idle_since = GetCurrentTimestamp();
 	TimestampTz leave_at = 0;	/* not 0: leaving, and when at the latest */
 	bool		unfinished = false; /* leaving with work that another sender has to take up */
@@ -364,7 +380,6 @@ loop(void)
 		TimestampTz until;
 		long		timeout;
 		long		place_ms = -1;
-		uint64		wakes;
 		bool		may_claim;
 		dlist_iter	iter;
 		WaitEvent	events[3];
@@ -384,11 +399,16 @@ loop(void)
 			}
 			claim_wanted = true;
 		}
-		wakes = klm_sender_wakes();
-		if (wakes != seen_wakes)
+		read_news();
+		if (news.wakes != seen_wakes)
 		{
-			seen_wakes = wakes;
+			seen_wakes = news.wakes;
 			claim_wanted = true;
+		}
+		if (news.deaths != seen_deaths)
+		{
+			seen_deaths = news.deaths;
+			recovery_wanted = claim_wanted = true;
 		}
 		if (now >= next_claim)
 			claim_wanted = true;
@@ -458,6 +478,17 @@ loop(void)
 		}
 
 		now = GetCurrentTimestamp();
+		/* Mail that waits for a connection all the time is worth another sender. */
+		if (!claim_again || has_room() || leave_at != 0)
+			backlog_since = 0;
+		else if (backlog_since == 0)
+			backlog_since = now;
+		else if (now >= TimestampTzPlusMilliseconds(backlog_since, BACKLOG_MS))
+		{
+			klm_sender_backlog();
+			backlog_since = now;
+		}
+
 		if (busy() || outcome_count > 0)
 			idle_since = now;
 		else if (leave_at == 0 && !claim_wanted)
@@ -568,7 +599,7 @@ has_room(void)
 	{
 		Pool	   *pool = dlist_container(Pool, node, iter.cur);
 
-		if (pool->more && pool->queued + pool->open <= 2 * klm_connections_per_account)
+		if (pool->more && pool->queued + pool->open <= 2 * connections)
 			return true;
 	}
 	return false;
@@ -902,9 +933,10 @@ claim(void)
 	int			offered;
 	char	  **names;
 	int		   *counts;
-	int			room = 4 * klm_connections_per_account;
+	int			room = 4 * connections;
 	MemoryContext context = claim_context;
 	int64		memory = (int64) klm_sender_memory * 1024;
+	int64		recovered = 0;
 
 	batch = MemoryContextAllocZero(context, sizeof(Batch));
 	batch->context = context;
@@ -923,6 +955,8 @@ claim(void)
 	}
 	offered = pool_count;
 
+	if (recovery_wanted)
+		recovered = klm_outbox_recover();
 	klm_outbox_expire();
 	/* No octets, but the first row: one row of all accounts. */
 	claims = klm_outbox_claim(epoch, room, isolating ? 0 : Max(0, memory - claimed_bytes),
@@ -935,6 +969,7 @@ claim(void)
 		int			count = 0;
 		int			claimed_count = tried_count;
 
+		vain_claims = 0;
 		/* An account that cannot be read is no row's fault. */
 		tried_count = 0;
 		foreach(lc, claims)
@@ -962,17 +997,25 @@ claim(void)
 	else
 	{
 		TimestampTz due = klm_outbox_next_due();
+		TimestampTz soonest = TimestampTzPlusMilliseconds(
+			GetCurrentTimestamp(), Min(VAIN_CLAIM_MS << Min(vain_claims, 8), MAX_VAIN_CLAIM_MS));
 
 		next_claim = TIMESTAMP_NOT_FINITE(due) ? due : due - klm_test_clock_offset;
 		/* What is due and yet was not claimed is another sender's, or held meanwhile. */
-		if (next_claim < TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000))
-			next_claim = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+		vain_claims = next_claim < soonest ? vain_claims + 1 : 0;
+		next_claim = Max(next_claim, soonest);
 	}
 
 	klm_outbox_commit();
 	claim_context = NULL;
 	forget_recorded(true);
-	claim_wanted = false;
+	claim_wanted = recovery_wanted = false;
+	if (recovered > 0)
+	{
+		ereport(LOG,
+				(errmsg("kliv_mail: %lld deliveries of a sender that ended are in doubt", (long long) recovered)));
+		klm_sender_recorded();
+	}
 	/* Whoever was offered room and took none has nothing that is due. */
 	pool_count = 0;
 	dlist_foreach(iter, &pools)
@@ -1249,7 +1292,7 @@ find_pool(const char *name)
 	pool->name = MemoryContextStrdup(sender_context, name);
 	dlist_init(&pool->queue);
 	dlist_init(&pool->links);
-	pool->allowed = Min(4, klm_connections_per_account);
+	pool->allowed = Min(4, connections);
 	dlist_push_tail(&pools, &pool->node);
 	return pool;
 }
@@ -1433,13 +1476,15 @@ note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s, con
 static void
 feed(Pool *pool)
 {
+	int			limit = Min(pool->allowed, connections);
+
 	take_back_waiting(pool);
 	for (int open = 0; open < 2 && pool->queued > 0; open++)
 	{
 		dlist_mutable_iter iter;
 
 		/* Behind another delivery, which may stall, only when all connections are open. */
-		if (open > 0 && pool->link_count < Min(pool->allowed, klm_connections_per_account))
+		if (open > 0 && pool->link_count < limit)
 			break;
 
 		dlist_foreach_modify(iter, &pool->links)
@@ -1450,7 +1495,7 @@ feed(Pool *pool)
 				continue;
 			if (strcmp(link->settings->account->fingerprint,
 					   pool->settings->account->fingerprint) != 0 ||
-				is_spent(link))
+				is_spent(link) || pool->link_count > limit)
 			{
 				if (klm_smtp_open_count(link->smtp) == 0)
 					close_link(link, NULL);
@@ -1469,8 +1514,6 @@ feed(Pool *pool)
 		}
 		if (open == 0)
 		{
-			int			limit = Min(pool->allowed, klm_connections_per_account);
-
 			/* One connection for every two that wait: each takes two in its stride. */
 			while (pool->link_count < limit && pool->opening < (pool->queued + 1) / 2 &&
 				   !pool->hold)
@@ -1492,7 +1535,7 @@ feed(Pool *pool)
 static void
 take_back_waiting(Pool *pool)
 {
-	int			better = Min(pool->allowed, klm_connections_per_account) - pool->link_count;
+	int			better = Min(pool->allowed, connections) - pool->link_count;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &pool->links)
@@ -1543,7 +1586,7 @@ keep_pace(Pool *pool)
 	now = GetCurrentTimestamp();
 	if (now < pool->next_begin)
 		return false;
-	pool->next_begin = now + USECS_PER_SEC / provider->per_second;
+	pool->next_begin = now + USECS_PER_SEC * Max(1, news.senders) / provider->per_second;
 	return true;
 }
 
@@ -1769,7 +1812,7 @@ take_results(Link *link)
 			add_outcome(delivery, link, &result.reply, &decision);
 			if (decision.verdict == KLM_ACCEPTED)
 			{
-				pool->allowed = Min(klm_connections_per_account, pool->allowed + 1);
+				pool->allowed = Min(connections, pool->allowed + 1);
 			}
 			else
 			{

@@ -14,10 +14,13 @@
  *
  *		free -> reserved -> attached -> (leaving ->) free
  *
- * While a sender serves a database, next_due says nothing until the sender
- * leaves: it sees every wake-up itself.  Each change of a place's holder raises
- * its generation, so that a late worker or a late clean-up cannot hit a
+ * While a sender serves a database, next_due says nothing until the (last)
+ * sender leaves: it sees every wake-up itself.  Each change of a place's holder
+ * raises its generation, so that a late worker or a late clean-up cannot hit a
  * successor.
+ *
+ * A database with more mail than its sender's connections take may have further
+ * senders, on places that nobody else waits for; they leave first.
  *
  * One LWLock guards all of it; nobody waits, allocates or raises while holding
  * it, and what a commit does under it is one hash look-up.
@@ -79,6 +82,9 @@ typedef struct Database
 	bool		has_mail;		/* as far as we know, the extension is there */
 	int			barred;			/* statements that keep senders out */
 	int			places;			/* reserved or attached for it */
+	bool		backlog;		/* its senders wish for another one */
+	TimestampTz left_due;		/* the earliest next_due of senders that left while others stay */
+	uint32		deaths;			/* senders that did not leave cleanly */
 	uint64		wakes;			/* commits that asked for a sender */
 	TimestampTz next_due;		/* DT_NOEND: not known to be due ever */
 	TimestampTz waits_since;	/* due, but without a place; 0: does not wait */
@@ -105,6 +111,7 @@ typedef struct Place
 	PGPROC	   *proc;			/* from attached on */
 	int			pid;
 	bool		must_leave;
+	bool		extra;			/* its database had a sender already */
 	TimestampTz started;
 } Place;
 
@@ -173,6 +180,7 @@ static void lift_bars_at_exit(int code, Datum arg);
 static void leave_place_at_exit(int code, Datum arg);
 static void free_place(Place *place);
 static void note_failure(Database *database, const Place *place);
+static int	most_senders(void);
 static void detach_launcher(int code, Datum arg);
 static void want_places(bool wanted);
 static int	compare_oids(const void *a, const void *b);
@@ -281,6 +289,7 @@ make_database(Oid oid)
 	{
 		memset((char *) database + sizeof(Oid), 0, sizeof(Database) - sizeof(Oid));
 		database->next_due = DT_NOEND;
+		database->left_due = DT_NOEND;
 		ConditionVariableInit(&database->recorded);
 	}
 	return database;
@@ -310,11 +319,14 @@ remove_if_unknown(Database *database)
 
 /*
  * The database is due.  Returns whose latch to set once the lock is released:
- * its sender's, who will see the wake-up, or the launcher's.
+ * its sender's, who will see the wake-up, or the launcher's.  Further senders'
+ * latches are set here.
  */
 static PGPROC *
 wake(Database *database, TimestampTz due)
 {
+	PGPROC	   *first = NULL;
+
 	database->wakes++;
 	database->next_due = Min(database->next_due, due);
 
@@ -322,10 +334,16 @@ wake(Database *database, TimestampTz due)
 	{
 		Place	   *place = &shared->places[i];
 
-		if (place->state == PLACE_ATTACHED && place->database == database->oid)
+		if (place->state != PLACE_ATTACHED || place->database != database->oid)
+			continue;
+		if (database->places == 1)
 			return place->proc;
+		if (first == NULL)
+			first = place->proc;
+		else
+			nudge(place->proc);
 	}
-	return shared->launcher;
+	return first ? first : shared->launcher;
 }
 
 /* Harmless where the process has ended and another has its PGPROC now. */
@@ -788,6 +806,7 @@ static void
 leave_place_at_exit(int code, Datum arg)
 {
 	Database   *database;
+	PGPROC	   *other = NULL;	/* another sender of the database takes up what was ours */
 
 	if (my_place == NULL)
 		return;
@@ -796,9 +815,11 @@ leave_place_at_exit(int code, Datum arg)
 	database = find_database(my_place->database);
 	if (my_place->state == PLACE_ATTACHED && database != NULL)
 	{
-		/* It has not said good-bye, and what it knew is lost. */
+		/* It has not said good-bye, and what it knew is lost.  (Ours is not the latch to set.) */
+		my_place->state = PLACE_LEAVING;
 		note_failure(database, my_place);
-		database->next_due = Min(database->next_due, GetCurrentTimestamp());
+		database->deaths++;
+		other = wake(database, GetCurrentTimestamp());
 	}
 	free_place(my_place);
 	my_place = NULL;
@@ -808,6 +829,7 @@ leave_place_at_exit(int code, Datum arg)
 
 	ConditionVariableBroadcast(&shared->place_freed);
 	nudge_launcher();
+	nudge(other);
 }
 
 /* With the lock held. */
@@ -824,6 +846,7 @@ free_place(Place *place)
 	place->proc = NULL;
 	place->pid = 0;
 	place->must_leave = false;
+	place->extra = false;
 }
 
 /* With the lock held.  One that had worked for long begins the throttle anew. */
@@ -832,7 +855,7 @@ note_failure(Database *database, const Place *place)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (place->state == PLACE_ATTACHED &&
+	if (place->state != PLACE_RESERVED &&
 		TimestampDifferenceExceeds(place->started, now, MAX_THROTTLE_S * 1000))
 		database->failures = 0;
 	database->not_before =
@@ -864,6 +887,11 @@ klm_sender_place_wanted(long *check_ms)
 		return false;
 	}
 
+	if (my_place->extra)
+	{
+		*check_ms = 0;
+		return true;
+	}
 	now = GetCurrentTimestamp();
 	end = Min(TimestampTzPlusMilliseconds(my_progress, PLACE_IDLE_MS),
 			  TimestampTzPlusMilliseconds(my_place->started, PLACE_MAX_MS));
@@ -871,18 +899,48 @@ klm_sender_place_wanted(long *check_ms)
 	return *check_ms <= 0;
 }
 
-uint64
-klm_sender_wakes(void)
+void
+klm_sender_news(KlmSenderNews *news)
 {
 	Database   *database;
-	uint64		wakes;
 
 	Assert(my_place != NULL);
 	LWLockAcquire(shared->lock, LW_SHARED);
-	database = find_database(my_place->database);
-	wakes = database->wakes;	/* our place keeps the entry */
+	database = find_database(my_place->database);	/* our place keeps the entry */
+	news->wakes = database->wakes;
+	news->deaths = database->deaths;
+	news->senders = database->places;
 	LWLockRelease(shared->lock);
-	return wakes;
+}
+
+/* More senders than connections would not share them. */
+static int
+most_senders(void)
+{
+	return Min(klm_senders_per_database, klm_connections_per_account);
+}
+
+void
+klm_sender_backlog(void)
+{
+	Database   *database;
+	bool		wish;
+
+	Assert(my_place != NULL);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database = find_database(my_place->database);
+	wish = database->places < most_senders();
+	database->backlog = wish;
+	for (int i = 0; database->places > 1 && i < klm_max_senders; i++)
+	{
+		Place	   *place = &shared->places[i];
+
+		if (place != my_place && place->state == PLACE_ATTACHED && place->database == database->oid)
+			nudge(place->proc);
+	}
+	LWLockRelease(shared->lock);
+	if (wish)
+		nudge_launcher();
 }
 
 bool
@@ -897,7 +955,9 @@ klm_sender_leave(uint64 wakes_seen, TimestampTz next_due, bool force)
 	missed = database->wakes != wakes_seen;
 	if (!missed || force)
 	{
-		database->next_due = missed ? GetCurrentTimestamp() : next_due;
+		/* Who left before may know of something earlier than the last one does. */
+		database->left_due = Min(database->left_due, next_due);
+		database->next_due = missed ? GetCurrentTimestamp() : database->left_due;
 		database->failures = 0;
 		database->not_before = 0;
 		my_place->state = PLACE_LEAVING;
@@ -1099,10 +1159,12 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 	HASH_SEQ_STATUS scan;
 	Database   *database;
 	Database   *first = NULL;
+	Database   *helped = NULL;
 	Place	   *place = NULL;
 	int			waiting = 0;
 
 	outlook->next_start = DT_NOEND;
+	reservation->extra = false;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	hash_seq_init(&scan, databases);
@@ -1110,8 +1172,15 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 	{
 		TimestampTz start = Max(database->next_due, database->not_before);
 
-		if (database->barred > 0 || database->places > 0)
+		if (database->barred > 0)
 			continue;
+		if (database->places > 0)
+		{
+			if (database->backlog && database->places < most_senders() &&
+				database->not_before <= now)
+				helped = database;
+			continue;
+		}
 		if (start > now)
 		{
 			outlook->next_start = Min(outlook->next_start, start);
@@ -1129,11 +1198,19 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 			place = &shared->places[i];
 	}
 
+	if (first == NULL && helped != NULL)
+	{
+		first = helped;
+		reservation->extra = true;
+	}
 	if (first != NULL && place != NULL)
 	{
 		place->state = PLACE_RESERVED;
 		place->database = first->oid;
-		first->places++;
+		place->extra = reservation->extra;
+		if (first->places++ == 0)
+			first->left_due = DT_NOEND;
+		first->backlog = false;
 		first->waits_since = 0;
 		first->next_due = DT_NOEND;
 		reservation->place = place - shared->places;

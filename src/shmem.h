@@ -94,8 +94,21 @@ extern PGDLLEXPORT void klm_sender_progress(void);
  */
 extern PGDLLEXPORT bool klm_sender_place_wanted(long *check_ms);
 
-/* The number of wake-ups of this database so far. */
-extern PGDLLEXPORT uint64 klm_sender_wakes(void);
+/* What a sender has to know of its database. */
+typedef struct KlmSenderNews
+{
+	uint64		wakes;			/* wake-ups so far */
+	uint32		deaths;			/* senders so far that did not leave cleanly */
+	int			senders;		/* that work on it, or come or go; ours too */
+} KlmSenderNews;
+
+extern PGDLLEXPORT void klm_sender_news(KlmSenderNews *news);
+
+/*
+ * Mail waits that our connections have no room for: another sender is started,
+ * or woken, where senders_per_database and connections_per_account let one be.
+ */
+extern PGDLLEXPORT void klm_sender_backlog(void);
 
 /*
  * Leave, with the real time at which a sender is next needed (DT_NOEND:
@@ -157,6 +170,7 @@ typedef struct KlmReservation
 	int			place;
 	uint32		generation;
 	Oid			database;
+	bool		extra;			/* it has a sender, whose backlog this one helps with */
 	int			failures;		/* of senders there, in a row */
 } KlmReservation;
 
@@ -170,7 +184,10 @@ typedef struct KlmOutlook
 /* This process is the launcher; what an earlier one reserved is free again. */
 extern void klm_launcher_attach(void);
 
-/* Take a place for the database that has waited longest; false: none due, or no place. */
+/*
+ * Take a place for the database that has waited longest, and where none waits
+ * for one that wants another sender; false: none due, or no place.
+ */
 extern bool klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook);
 
 /* The worker's argument from which klm_sender_attach() knows its place. */
