@@ -78,6 +78,7 @@ CREATE TABLE kliv_mail._quota (
     held_hint   text,
     held_since  timestamptz,
     failures    integer NOT NULL DEFAULT 0,     -- account-scope failures in a row
+    probe       bigint,                         -- the delivery that tries, or last tried, whether they have ended
     strikes     text[] NOT NULL DEFAULT '{}',   -- an unknown way to fail, then the recipients in a row that met it
     fingerprint text                            -- of the settings that the hold is about
 );

@@ -24,7 +24,8 @@ CREATE FUNCTION kliv_mail._availability(
     OUT remaining integer, OUT remaining_marketing integer,
     OUT hour_open_at timestamptz,       -- when a window opens anew in which something is left
     OUT day_open_at timestamptz,
-    OUT blocked_until timestamptz, OUT held_by text, OUT reason text, OUT hint text, OUT probing boolean)
+    OUT blocked_until timestamptz, OUT held_by text, OUT reason text, OUT hint text,
+    OUT probe_room integer)             -- NULL: no trouble; after one a single delivery tries: 1, or 0 while it does
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a record;
@@ -33,7 +34,6 @@ DECLARE
     zone text;
     share integer;
 BEGIN
-    probing := false;
     SELECT * INTO a FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
     zone := current_setting('kliv_mail.quota_timezone');
     share := 100 - current_setting('kliv_mail.reserved_share')::integer;
@@ -89,7 +89,9 @@ BEGIN
             SELECT * INTO q FROM kliv_mail._quota AS x WHERE x.account = p_account;
             -- A hold is about the settings that it was met with.
             IF q.held_until IS NOT NULL AND q.fingerprint IS NOT DISTINCT FROM a.fingerprint THEN
-                probing := q.failures > 0;
+                IF q.failures > 0 THEN
+                    probe_room := 1 - EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.id = q.probe AND o.epoch IS NOT NULL)::integer;
+                END IF;
                 IF q.held_until > at THEN
                     blocked_until := q.held_until;
                     held_by := q.held_by;

@@ -223,7 +223,7 @@ BEGIN
         RETURN;
     END IF;
     SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
-    IF v.blocked_until > v_at OR v.remaining = 0 THEN
+    IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
         RETURN;
     END IF;
     PERFORM FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE SKIP LOCKED;
@@ -237,11 +237,11 @@ BEGIN
     -- From here each statement has a snapshot that sees what the lock's last owner wrote.
     v_at := kliv_mail._now();
     SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
-    IF v.blocked_until > v_at OR v.remaining = 0 THEN
+    IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
         RETURN;
     END IF;
     -- After trouble, one delivery tries whether it has ended.
-    v_room := least(CASE WHEN v.probing THEN 1 ELSE p_room END, v.remaining);
+    v_room := least(p_room, v.probe_room, v.remaining);
     IF v_cap > 0 THEN
         PERFORM kliv_mail._cap_recipients(v_routes, v_room, v_cap, v_at, v.hour_start, v.hour_end);
     END IF;
@@ -264,6 +264,9 @@ BEGIN
                       ORDER BY p.priority, c.due, c.id LIMIT v_room) AS y) AS z
           WINDOW w AS (ORDER BY z.priority, z.due, z.id)) AS s
     WHERE (s.upto <= p_bytes OR (p_first AND s.n = 1)) AND (s.priority < 2 OR s.n <= v.remaining_marketing);
+    IF v.probe_room = 1 THEN
+        UPDATE kliv_mail._quota AS q SET probe = v_ids[1] WHERE q.account = p_account;
+    END IF;
     RETURN QUERY
         WITH claimed AS (
             UPDATE kliv_mail._outbox AS o
@@ -392,6 +395,7 @@ DECLARE
     v_at timestamptz := kliv_mail._now();
     v_print text;
     v_held record;
+    v_counts boolean;
     v_failures integer;
     v_until timestamptz;
 BEGIN
@@ -403,10 +407,13 @@ BEGIN
     INSERT INTO kliv_mail._quota (account) VALUES (p_account) ON CONFLICT DO NOTHING;
     SELECT * INTO v_held FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE;
     -- A hold that was met with other settings is over.
-    v_failures := CASE WHEN v_held.fingerprint IS NOT DISTINCT FROM v_print THEN v_held.failures ELSE 0 END
-        + p_failure::integer;
+    v_failures := CASE WHEN v_held.fingerprint IS NOT DISTINCT FROM v_print THEN v_held.failures ELSE 0 END;
+    -- What was under way when the hold began meets the same trouble, and is no further failure.
+    v_counts := p_failure AND NOT coalesce(v_failures > 0 AND v_held.held_until > v_at, false);
+    v_failures := v_failures + v_counts::integer;
     v_until := v_at + greatest(coalesce(p_pause, interval '0'),
-                               CASE WHEN p_failure OR p_pause IS NULL THEN kliv_mail._backoff(v_failures) ELSE interval '0' END);
+                               CASE WHEN v_counts OR (p_pause IS NULL AND NOT p_failure) THEN kliv_mail._backoff(v_failures)
+                                    ELSE interval '0' END);
     UPDATE kliv_mail._quota AS q
     SET held_until = CASE WHEN q.fingerprint IS NOT DISTINCT FROM v_print THEN greatest(q.held_until, v_until) ELSE v_until END,
         held_by = p_by, held_reason = p_reason, held_hint = p_hint,
