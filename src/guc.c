@@ -210,7 +210,7 @@ klm_define_settings(void)
 		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.sender_memory",
 		"The memory that a sender uses for messages on their way.",
-		"One message that is larger is sent alone.",
+		"An account gets at most half of what the others leave, and at least one message.",
 		&klm_sender_memory, 65536, 1024, MAX_KILOBYTES,
 		PGC_SIGHUP, GUC_UNIT_KB,
 		NULL, NULL, NULL);

@@ -143,12 +143,12 @@ klm_outbox_recover(void)
 }
 
 List *
-klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts, int *busy,
+klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy, int64 *held,
 				 int count, int64 **ids, int *id_count)
 {
 	static Statement statement = {
 		"SELECT id, message_id, recipient, account, settings, size, suppressed, sender, sender_name FROM kliv_mail._claim($1, $2, $3, $4, $5, $6)", 6,
-		{INT8OID, INT4OID, INT8OID, BOOLOID, TEXTARRAYOID, INT4ARRAYOID}
+		{INT8OID, INT4OID, INT8OID, TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID}
 	};
 	Datum		values[6];
 	List	   *claims = NIL;
@@ -156,10 +156,10 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first, char **accounts
 	values[0] = Int64GetDatum(epoch);
 	values[1] = Int32GetDatum(room);
 	values[2] = Int64GetDatum(bytes);
-	values[3] = BoolGetDatum(first);
-	values[4] = text_array((const char *const *) accounts, count);
-	values[5] = int4_array(busy, count);
-	run(&statement, values, NULL);
+	values[3] = text_array((const char *const *) accounts, count);
+	values[4] = int4_array(busy, count);
+	values[5] = int8_array(held, count);
+	run(&statement, values, bytes < 0 ? "  n   " : NULL);
 
 	/* Before their texts, any of which may be unreadable. */
 	*ids = MemoryContextAlloc(result_context, Max(1, SPI_processed) * sizeof(int64));

@@ -50,6 +50,7 @@ typedef struct KlmStoredMessage
 	bool		unsubscribe;	/* add the recipient's link */
 	char	   *entity;
 	Size		entity_length;
+	int			users;			/* the sender's deliveries that need the entity */
 } KlmStoredMessage;
 
 /* A delivery's outcome: a decision of reply.c, or verdict "returned", "postponed" or "suppressed". */
@@ -93,9 +94,13 @@ extern int64 klm_outbox_open_epoch(void);
 /* What dead epochs had claimed becomes in doubt; how many deliveries. */
 extern int64 klm_outbox_recover(void);
 
-/* List of KlmClaim.  Their ids are in *ids even where an error ends the call. */
-extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, bool first,
-							  char **accounts, int *busy, int count, int64 **ids, int *id_count);
+/*
+ * List of KlmClaim.  bytes < 0: a single row.  busy and held: the deliveries and
+ * octets of each of the accounts that are in hand.  The claimed ids are in *ids
+ * even where an error ends the call.
+ */
+extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
+							  int64 *held, int count, int64 **ids, int *id_count);
 
 /* List of KlmStoredMessage. */
 extern List *klm_outbox_messages(const int64 *ids, int count);

@@ -98,6 +98,7 @@ typedef struct Pool
 	dlist_head	queue;			/* Deliveries not begun */
 	int			queued;
 	int			open;			/* Deliveries begun on a link */
+	int64		bytes;			/* of both */
 	dlist_head	links;
 	int			link_count;
 	int			opening;
@@ -138,7 +139,6 @@ typedef struct Batch
 {
 	MemoryContext context;
 	int			open;			/* deliveries without an outcome */
-	int64		bytes;
 } Batch;
 
 typedef struct Delivery
@@ -148,6 +148,8 @@ typedef struct Delivery
 	int64		message_id;
 	Batch	   *batch;
 	Pool	   *pool;
+	KlmStoredMessage *message;
+	int			size;
 	char	   *identity;		/* the identity lines */
 	KlmSmtpDelivery smtp;
 } Delivery;
@@ -162,7 +164,7 @@ static int64 epoch;
 static KlmOutcome *outcomes;
 static int	outcome_count;
 static int	outcome_space;
-static int64 claimed_bytes;		/* of all batches */
+static int64 claimed_bytes;		/* of all pools */
 static MemoryContext claim_context; /* the batch of the transaction under way */
 static int64 *tried_ids;		/* the rows that it reads, for blame when it fails */
 static int	tried_count;
@@ -587,19 +589,22 @@ busy(void)
 	return false;
 }
 
-/* Is there an account that has more, with room for another claim worth its transaction? */
+/*
+ * Is there an account that has more, with room for another claim worth its
+ * transaction: half of its connections' queues, and of its share of the memory?
+ */
 static bool
 has_room(void)
 {
+	int64		memory = (int64) klm_sender_memory * 1024;
 	dlist_iter	iter;
 
-	if (claimed_bytes > (int64) klm_sender_memory * 1024 / 2)
-		return false;
 	dlist_foreach(iter, &pools)
 	{
 		Pool	   *pool = dlist_container(Pool, node, iter.cur);
 
-		if (pool->more && pool->queued + pool->open <= 2 * connections)
+		if (pool->more && pool->queued + pool->open <= 2 * connections &&
+			pool->bytes <= (memory - (claimed_bytes - pool->bytes)) / 4)
 			return true;
 	}
 	return false;
@@ -933,6 +938,7 @@ claim(void)
 	int			offered;
 	char	  **names;
 	int		   *counts;
+	int64	   *held;
 	int			room = 4 * connections;
 	MemoryContext context = claim_context;
 	int64		memory = (int64) klm_sender_memory * 1024;
@@ -945,12 +951,14 @@ claim(void)
 		pool_count++;
 	names = palloc(Max(1, pool_count) * sizeof(char *));
 	counts = MemoryContextAlloc(context, Max(1, pool_count) * sizeof(int));
+	held = palloc(Max(1, pool_count) * sizeof(int64));
 	pool_count = 0;
 	dlist_foreach(iter, &pools)
 	{
 		Pool	   *pool = dlist_container(Pool, node, iter.cur);
 
 		names[pool_count] = pool->name;
+		held[pool_count] = pool->bytes;
 		counts[pool_count++] = pool->queued + pool->open;
 	}
 	offered = pool_count;
@@ -958,10 +966,8 @@ claim(void)
 	if (recovery_wanted)
 		recovered = klm_outbox_recover();
 	klm_outbox_expire();
-	/* No octets, but the first row: one row of all accounts. */
-	claims = klm_outbox_claim(epoch, room, isolating ? 0 : Max(0, memory - claimed_bytes),
-							  isolating || claimed_bytes == 0, names, counts, pool_count,
-							  &tried_ids, &tried_count);
+	claims = klm_outbox_claim(epoch, room, isolating ? -1 : Max(0, memory - claimed_bytes), names,
+							  counts, held, pool_count, &tried_ids, &tried_count);
 
 	if (claims != NIL)
 	{
@@ -1063,15 +1069,10 @@ claim(void)
 			if (((KlmStoredMessage *) lfirst(mc))->id == claimed->message_id)
 				message = lfirst(mc);
 		}
-		batch->bytes += claimed->size;
 		prepare(batch, claimed, message, pool);
 	}
-	claimed_bytes += batch->bytes;
 	if (batch->open == 0)
-	{
-		claimed_bytes -= batch->bytes;
 		MemoryContextDelete(context);
-	}
 	/* Held accounts give everything back at once. */
 	dlist_foreach(iter, &pools)
 	{
@@ -1169,6 +1170,8 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 	delivery->message_id = claimed->message_id;
 	delivery->batch = batch;
 	delivery->pool = pool;
+	delivery->message = message;
+	delivery->size = claimed->size;
 	if (pool->settings->account->problem == NULL)
 		delivery->identity =
 			compose_identity(pool->settings->account, message, claimed, &from, &problem);
@@ -1192,6 +1195,9 @@ prepare(Batch *batch, KlmClaim *claimed, KlmStoredMessage *message, Pool *pool)
 	delivery->smtp.parts[1].length = message->entity_length;
 	delivery->smtp.part_count = 2;
 	batch->open++;
+	message->users++;
+	pool->bytes += delivery->size;
+	claimed_bytes += delivery->size;
 	dlist_push_tail(&pool->queue, &delivery->node);
 	pool->queued++;
 }
@@ -1423,17 +1429,18 @@ add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply,
 	MemoryContextSwitchTo(old);
 }
 
-/* A delivery has its outcome. */
+/* A delivery has its outcome.  Others of its batch may hang, at another account: the mail goes now. */
 static void
 finish(Delivery *delivery)
 {
 	Batch	   *batch = delivery->batch;
 
+	delivery->pool->bytes -= delivery->size;
+	claimed_bytes -= delivery->size;
+	if (--delivery->message->users == 0)
+		pfree(delivery->message->entity - VARHDRSZ);
 	if (--batch->open == 0)
-	{
-		claimed_bytes -= batch->bytes;
 		MemoryContextDelete(batch->context);
-	}
 }
 
 /* What no link has begun goes back as it was. */

@@ -319,11 +319,14 @@ BEGIN
 END;
 $$;
 
--- Claim for all accounts in turn.  p_accounts and p_busy: how many deliveries
--- the sender already has of some of them.
+-- Claim for all accounts in turn, p_bytes octets in all; NULL: a single row of any
+-- size.  p_accounts, p_busy and p_held: how many deliveries and octets the sender
+-- already has of some of them.  An account gets no more than half of what the
+-- others leave, so that one that hangs cannot fill the sender's memory, and one
+-- that has nothing gets a mail of any size.
 -- settings changes whenever the account was changed in any way.
-CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint, p_first boolean,
-                                 p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}')
+CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint,
+                                 p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}')
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer, suppressed text,
                sender text, sender_name text, settings text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -332,23 +335,24 @@ DECLARE
     a record;
     c record;
     v_bytes bigint := p_bytes;
-    v_first boolean := p_first;
 BEGIN
     FOR a IN
-        SELECT x.name, p_room - coalesce(b.busy, 0) AS room, md5(x::text) AS settings
+        SELECT x.name, p_room - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) = 0 AS idle, coalesce(b.held, 0) AS held,
+               md5(x::text) AS settings
         FROM kliv_mail._accounts() AS x
-        LEFT JOIN unnest(p_accounts, p_busy) AS b (name, busy) ON b.name = x.name
+        LEFT JOIN unnest(p_accounts, p_busy, p_held) AS b (name, busy, held) ON b.name = x.name
         WHERE x.in_use AND x.problem IS NULL AND p_room > coalesce(b.busy, 0)
         ORDER BY coalesce(b.busy, 0), x.route_order, x.name
     LOOP
-        FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room, v_bytes, v_first) LOOP
+        FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room,
+                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL) LOOP
             id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
             attempts := c.attempts; doubts := c.doubts; size := c.size; suppressed := c.suppressed;
             sender := c.sender; sender_name := c.sender_name; settings := a.settings;
             v_bytes := v_bytes - c.size;
-            v_first := false;
             RETURN NEXT;
         END LOOP;
+        EXIT WHEN p_bytes IS NULL AND FOUND;
     END LOOP;
 END;
 $$;

@@ -52,7 +52,7 @@ for my $sql (
     q{SELECT * FROM kliv_mail._account},
     q{INSERT INTO kliv_mail._outbox DEFAULT VALUES},
     q{SELECT kliv_mail.configure_smtp(host => 'x')},
-    q{SELECT kliv_mail._claim(1, 1, 1, true)},
+    q{SELECT kliv_mail._claim(1, 1, 1)},
     q{SELECT nextval('kliv_mail._message_id')},
     q{SELECT kliv_mail.grant_admin('web')},
     q{CREATE TABLE kliv_mail.mine (i integer)},

@@ -15,19 +15,8 @@ my $offset = $node->clock_to_noon;
 my $session = $node->session;
 $session->query('SET client_min_messages = error');
 
-sub sql
-{
-    my ($sql) = @_;
-    my $result = $session->query($sql);
-    die "$sql: $result" if $result =~ /^ERROR: /m;
-    return $result;
-}
-
-sub wait_until
-{
-    my ($query) = @_;
-    return $node->wait_for($query, sub { sql($query) eq 't' });
-}
+sub sql { return $session->sql($_[0]); }
+sub wait_until { return $session->wait_until($_[0]); }
 
 # For this session and every sender.
 sub move_clock

@@ -254,6 +254,22 @@ sub query
     return $self->result;
 }
 
+# query() that dies where a statement fails, and what the cluster's wait_until()
+# does, without a psql for each look.
+sub sql
+{
+    my ($self, $sql) = @_;
+    my $printed = $self->query($sql);
+    die "$sql: $printed" if $printed =~ /^(?:ERROR|FATAL): /m;
+    return $printed;
+}
+
+sub wait_until
+{
+    my ($self, $query) = @_;
+    return KlivMail::Cluster->wait_for($query, sub { $self->sql($query) eq 't' });
+}
+
 # query() with the hash of KlivMail::Cluster's try(); out and err are both all
 # that was printed, which is '' when a statement without rows succeeded.
 sub try
