@@ -22,8 +22,9 @@
  * have no query identifier, so we take that away, as soon as it is computed.
  *
  * The log hook runs while an error is being reported, perhaps for lack of memory:
- * it allocates nothing, raises nothing, and writes only over text that is
- * there, never longer than that.
+ * it raises nothing, and writes only over text that is there, never longer than
+ * that.  It allocates for the parser's errors alone, which it gives better hints:
+ * behind the mask a slip in an argument's name would be hard to see.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -34,6 +35,7 @@
 #include <ctype.h>
 
 #include "commands/prepare.h"
+#include "common/keywords.h"
 #include "nodes/parsenodes.h"
 #include "parser/analyze.h"
 #include "tcop/tcopprot.h"
@@ -43,9 +45,20 @@
 
 #include "hooks.h"
 
-/* Public functions that have a password or another secret among their arguments. */
-static const char *const secret_functions[] = {
-	"configure_smtp", "test_smtp", "configure_webhook", "configure_bounce_mailbox"
+/*
+ * Public functions that have a password or another secret among their arguments,
+ * and the names of all of these: an error has no catalogue to look them up in.
+ */
+static const struct
+{
+	const char *name;
+	const char *arguments;
+}			secret_functions[] = {
+	{"configure_smtp", "provider, host, port, username, password, encryption, from_address, from_name, reply_to, "
+		"allowed_senders, hourly_limit, daily_limit, region, auth, password_sealed, password_file, test, dry_run, account"},
+	{"test_smtp", "provider, host, port, username, password, encryption, from_address, region, auth, account, send_to"},
+	{"configure_webhook", NULL},
+	{"configure_bounce_mailbox", NULL}
 };
 
 /*
@@ -69,9 +82,18 @@ static void hide_secrets(ErrorData *edata);
 static void hide_statement(ParseState *pstate, Query *query, JumbleState *jumble);
 static bool is_statement_line(const ErrorData *edata);
 static bool names_secret(const char *text, bool as_call);
+static bool mistypes_secret(const ErrorData *edata);
 static bool executes_secret(const char *query);
 static const char *find_word(const char *text, const char *word);
 static void hide_statement_line(char *message);
+static bool quotes_argument(const ErrorData *edata);
+static bool is_argument(const char *word, const char *arguments);
+static bool is_given(const char *query, const char *word);
+static bool is_before_arrow(const char *text);
+static void help_with_slip(ErrorData *edata);
+static const char *unknown_argument(const char *message, const char *arguments, char *word);
+static const char *unknown_keyword(const char *query, const char *arguments, char *word);
+static void set_hint(ErrorData *edata, const char *format,...) pg_attribute_printf(2, 3);
 static void mask_message(char *message, const char *format);
 static bool is_made_by(const char *message, const char *format);
 static void mask_quoted(char *text, bool pairwise);
@@ -112,7 +134,8 @@ hide_secrets(ErrorData *edata)
 	bool		about_secret = names_secret(debug_query_string, false) ||
 		names_secret(edata->internalquery, false) ||
 		names_secret(edata->context, false) ||
-		executes_secret(debug_query_string);
+		executes_secret(debug_query_string) ||
+		mistypes_secret(edata);
 
 	if (is_statement_line(edata))
 	{
@@ -126,8 +149,10 @@ hide_secrets(ErrorData *edata)
 	else if (about_secret && !edata->hide_stmt)
 	{
 		/* Not ours, which hide their statement and say nothing secret. */
-		mask_message(edata->message, edata->message_id);
+		if (!quotes_argument(edata))
+			mask_message(edata->message, edata->message_id);
 		mask_quoted(edata->hint, false);
+		help_with_slip(edata);
 		if (edata->elevel >= ERROR)
 		{
 			if (edata->detail != NULL || edata->detail_log != NULL)
@@ -185,9 +210,9 @@ names_secret(const char *text, bool as_call)
 	{
 		const char *found = text;
 
-		while ((found = find_word(found, secret_functions[i])) != NULL)
+		while ((found = find_word(found, secret_functions[i].name)) != NULL)
 		{
-			found += strlen(secret_functions[i]);
+			found += strlen(secret_functions[i].name);
 			if (*found == '"')
 				found++;
 			if (!as_call || found[strspn(found, " \t\r\n")] == '(')
@@ -195,6 +220,14 @@ names_secret(const char *text, bool as_call)
 		}
 	}
 	return false;
+}
+
+/* kliv_mail.configur_smtp(password => ...) */
+static bool
+mistypes_secret(const ErrorData *edata)
+{
+	return edata->sqlerrcode == ERRCODE_UNDEFINED_FUNCTION && edata->message != NULL &&
+		strstr(edata->message, KLM_SCHEMA ".") != NULL && strstr(edata->message, "passw") != NULL;
 }
 
 /* EXECUTE of a prepared statement that names one, with the secret as its parameter. */
@@ -269,6 +302,172 @@ hide_statement_line(char *message)
 	if (statement == NULL)
 		statement = message;
 	overwrite(statement, hidden);
+}
+
+/*
+ * Is what a syntax error quotes the name of an argument, or the "=>" behind it?
+ * That is no secret: a word of SQL (from) or of ours, before "=>" in the statement.
+ */
+static bool
+quotes_argument(const ErrorData *edata)
+{
+	char		word[NAMEDATALEN];
+	const char *from = edata->message != NULL ? strchr(edata->message, '"') : NULL;
+	const char *to = from != NULL ? strrchr(from + 1, '"') : NULL;
+	bool		known = false;
+
+	if (edata->sqlerrcode != ERRCODE_SYNTAX_ERROR || to == NULL || to - from > sizeof(word))
+		return false;
+	strlcpy(word, from + 1, to - from);
+	if (strcmp(word, "=>") == 0 || strcmp(word, ":=") == 0)
+		return true;
+	for (int i = 0; i < lengthof(secret_functions); i++)
+		known |= is_argument(word, secret_functions[i].arguments);
+	return (known || ScanKeywordLookup(word, &ScanKeywords) >= 0) &&
+		(is_given(debug_query_string, word) || is_given(edata->internalquery, word));
+}
+
+static bool
+is_argument(const char *word, const char *arguments)
+{
+	return arguments != NULL && find_word(arguments, word) != NULL;
+}
+
+/* Is the word given as an argument, followed by "=>" or ":="? */
+static bool
+is_given(const char *query, const char *word)
+{
+	while (query != NULL && (query = find_word(query, word)) != NULL)
+	{
+		query += strlen(word);
+		if (is_before_arrow(query))
+			return true;
+	}
+	return false;
+}
+
+static bool
+is_before_arrow(const char *text)
+{
+	text += strspn(text, "\" \t\r\n");
+	return strncmp(text, "=>", 2) == 0 || strncmp(text, ":=", 2) == 0;
+}
+
+/* The parser's own hints know nothing of our functions. */
+static void
+help_with_slip(ErrorData *edata)
+{
+	char		word[NAMEDATALEN];
+
+	if (edata->sqlerrcode == ERRCODE_UNDEFINED_COLUMN)
+	{
+		/* host => "smtp.example.com" */
+		set_hint(edata, "Texts stand in single quotes: 'text'.");
+		return;
+	}
+	if (edata->sqlerrcode != ERRCODE_UNDEFINED_FUNCTION && !quotes_argument(edata))
+		return;
+
+	for (int i = 0; i < lengthof(secret_functions); i++)
+	{
+		const char *name = secret_functions[i].name;
+		const char *arguments = secret_functions[i].arguments;
+		const char *unknown;
+
+		if (arguments == NULL)
+			continue;
+		if (edata->sqlerrcode == ERRCODE_UNDEFINED_FUNCTION)
+		{
+			char		called[NAMEDATALEN];
+
+			snprintf(called, sizeof(called), KLM_SCHEMA ".%s(", name);
+			if (edata->message == NULL || strstr(edata->message, called) == NULL)
+				continue;
+			unknown = unknown_argument(edata->message, arguments, word);
+		}
+		else
+		{
+			const char *from = strchr(edata->message, '"') + 1;
+
+			/* (a statement that names two is helped with the first) */
+			if (!(debug_query_string && find_word(debug_query_string, name)) &&
+				!(edata->internalquery && find_word(edata->internalquery, name)))
+				continue;
+			strlcpy(word, from, strrchr(from, '"') - from + 1);
+			if (is_argument(word, arguments))
+			{
+				if (is_made_by(edata->message, "syntax error at or near "))
+					set_hint(edata, "Arguments are separated by commas.");
+				return;
+			}
+			unknown = unknown_keyword(debug_query_string, arguments, word);
+			if (unknown == NULL)
+				unknown = unknown_keyword(edata->internalquery, arguments, word);
+		}
+		if (unknown != NULL)
+			set_hint(edata, KLM_SCHEMA ".%s() has no argument \"%s\"; it has %s.", name, unknown, arguments);
+		return;
+	}
+}
+
+/* The first name in "function f(a => type, b => type) ..." that is none of them. */
+static const char *
+unknown_argument(const char *message, const char *arguments, char *word)
+{
+	const char *end = message;
+
+	while ((end = strstr(end, " => ")) != NULL)
+	{
+		const char *start = end;
+
+		while (start > message && is_word_char(start[-1]))
+			start--;
+		if (start < end && end - start < NAMEDATALEN)
+		{
+			strlcpy(word, start, end - start + 1);
+			if (!is_argument(word, arguments))
+				return word;
+		}
+		end += strlen(" => ");
+	}
+	return NULL;
+}
+
+/*
+ * The first word of SQL that is given as an argument and is none, as in
+ * f(user => 'x'): the parser takes it for something else, and stumbles.
+ */
+static const char *
+unknown_keyword(const char *query, const char *arguments, char *word)
+{
+	while (query != NULL && *query != '\0')
+	{
+		int			length = 0;
+
+		while (is_word_char(query[length]))
+			length++;
+		if (length > 0 && length < NAMEDATALEN && is_before_arrow(query + length))
+		{
+			strlcpy(word, query, length + 1);
+			if (ScanKeywordLookup(word, &ScanKeywords) >= 0 && !is_argument(word, arguments))
+				return word;
+		}
+		query += Max(length, 1);
+	}
+	return NULL;
+}
+
+/* errfinish() frees it. */
+static void
+set_hint(ErrorData *edata, const char *format,...)
+{
+	char		text[512];
+	va_list		args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	edata->hint = MemoryContextStrdup(edata->assoc_context, text);
 }
 
 /*
@@ -376,8 +575,8 @@ is_harmless(const char *text, Size length)
 		return true;
 	for (int i = 0; i < lengthof(secret_functions); i++)
 	{
-		if (length == strlen(secret_functions[i]) &&
-			pg_strncasecmp(text, secret_functions[i], length) == 0)
+		if (length == strlen(secret_functions[i].name) &&
+			pg_strncasecmp(text, secret_functions[i].name, length) == 0)
 			return true;
 	}
 	return false;

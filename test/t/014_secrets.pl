@@ -87,6 +87,34 @@ for (
     unlike("$result->{message} $result->{hint}", qr/CANARY/, '... and its message does not say the password');
 }
 
+# ---- slips: behind the mask one still sees what is wrong ----
+
+for my $function (qw(configure_smtp test_smtp))
+{
+    my $arguments = $node->sql("SELECT array_to_string(proargnames[1:pronargs], ', ') FROM pg_proc WHERE proname = '$function'");
+    for my $slip ([ 'login', '42883', qr/function kliv_mail\.$function\(/ ], [ 'user', '42601', qr/at or near "=>"/ ], [ 'from', '42601', qr/at or near "from"/ ])
+    {
+        my ($argument, $state, $message) = @$slip;
+        $result = $node->try("SELECT * FROM kliv_mail.$function(password => '$canary', $argument => 'app')");
+        is($result->{state}, $state, "$function($argument => ...): $state");
+        like($result->{message}, $message, '... the message says where');
+        is($result->{hint}, "kliv_mail.$function() has no argument \"$argument\"; it has $arguments.", '... the hint what there is');
+    }
+}
+for (
+    [ 'a comma too few', "password => '$canary' port => 25", qr/at or near "port"/, qr/separated by commas/ ],
+    [ 'an argument twice', "host => 'a', host => '$canary'", qr/argument name "host" used more than once/, qr/^$/ ],
+    [ 'the wrong quotes', "host => \"$canary\"", qr/^column "\*\*\*\*" does not exist/, qr/single quotes/ ],
+    [ 'a word of SQL that is no argument', "password => '$canary') ORDER FROM (", qr/at or near "\*\*\*\*"/, qr/^$/ ])
+{
+    my ($name, $arguments, $message, $hint) = @$_;
+    $result = $node->try("SELECT * FROM kliv_mail.configure_smtp($arguments)");
+    like($result->{message}, $message, "$name: the message");
+    like($result->{hint}, $hint, '... and the hint');
+    unlike("$result->{message} $result->{hint}", qr/CANARY/, '... without the password');
+}
+is($node->try("SELECT kliv_mail.configur_smtp(password => '$canary')")->{state}, '42883', 'a wrong function name');
+
 # ---- where it could be ----
 
 is(scalar(grep { /CANARY/ } map { $node->sql("SELECT x::text FROM kliv_mail.$_ AS x") }
