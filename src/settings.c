@@ -25,6 +25,9 @@
 /* RFC 4616 sets no limit; a token of OAuth2 has some 2 kB. */
 #define PASSWORD_FILE_MAX 8192
 
+static char password_file_hint[] = "The administrator of the server writes the password into the file that "
+	"kliv_mail.platform_password_file names, which only the server's user may read.";
+
 static char *text_column(HeapTuple row, TupleDesc desc, const char *name);
 static Datum column(HeapTuple row, TupleDesc desc, const char *name, bool *isnull);
 static void load_senders(KlmAccount *account, HeapTuple row, TupleDesc desc);
@@ -129,13 +132,18 @@ load_password(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *erro
 
 		if (!klm_secret_read_file(file, "the platform's password file", KLM_OWNER_SERVER_OR_ROOT,
 								  PASSWORD_FILE_MAX, &whole, NULL, error))
+		{
+			if (error->hint == NULL)
+				error->hint = password_file_hint;
 			return false;
+		}
 		account->secret = klm_secret_create(whole->data, strcspn(whole->data, "\r\n"));
 		klm_secret_wipe(whole);
 		if (account->secret->length == 0)
 		{
 			error->message = psprintf("the platform's password file \"%s\" has an empty first line",
 									  file);
+			error->hint = password_file_hint;
 			return false;
 		}
 	}

@@ -190,7 +190,7 @@ BEGIN
         SELECT n.*, a.username, a.username_masked, a.password_masked AS masked, a.key_id, a.last_test_at, a.last_test_ok,
                a.created_at, a.updated_at, a.updated_by, a.password_changed_at,
                p.account AS paused, p.reason AS pause_reason,
-               q.held_until, q.held_reason, q.fingerprint IS NOT DISTINCT FROM n.fingerprint AND q.held_until > at AS held,
+               q.held_until, q.held_reason, q.held_hint, q.fingerprint IS NOT DISTINCT FROM n.fingerprint AND q.held_until > at AS held,
                EXISTS (SELECT FROM kliv_mail._state AS s WHERE s.origin <> kliv_mail._origin()) AS copy
         FROM kliv_mail._accounts() AS n
         LEFT JOIN kliv_mail._account AS a ON a.name = n.name
@@ -231,7 +231,7 @@ BEGIN
                                   ELSE x.problem END;
         ELSIF x.problem IS NOT NULL THEN
             status := 'not configured';
-            status_detail := x.problem;
+            status_detail := x.problem || coalesce('. ' || x.hint, '');
         ELSIF x.key_id IS NOT NULL AND key.problem IS NOT NULL THEN
             status := 'key missing';
             status_detail := key.problem;
@@ -249,7 +249,7 @@ BEGIN
             paused_until := 'infinity';
         ELSIF x.held THEN
             status := 'held';
-            status_detail := x.held_reason;
+            status_detail := x.held_reason || coalesce('. ' || x.held_hint, '');
             paused_until := x.held_until;
         ELSIF x.own AND x.last_test_ok IS NOT TRUE THEN
             status := 'untested';
@@ -280,7 +280,7 @@ COMMENT ON COLUMN kliv_mail.smtp_settings.allowed_senders IS 'Addresses and @dom
 COMMENT ON COLUMN kliv_mail.smtp_settings.hourly_limit IS 'Recipients an hour (of kliv_mail.quota_timezone''s clock); 0: nothing leaves.';
 COMMENT ON COLUMN kliv_mail.smtp_settings.daily_limit IS 'Recipients a day; 0: nothing leaves. Never above kliv_mail.max_daily_limit.';
 COMMENT ON COLUMN kliv_mail.smtp_settings.status IS 'ok | untested (not tested since saved, or the last test failed) | paused (pause(), or a limit of 0) | held (a reply of the server; ends by itself, by configure_smtp() or by test_smtp()) | key missing (the password cannot be opened) | not configured (platform) | reset (out of use) | copy (of another database; resume() releases it).';
-COMMENT ON COLUMN kliv_mail.smtp_settings.status_detail IS 'The status in plain words.';
+COMMENT ON COLUMN kliv_mail.smtp_settings.status_detail IS 'The status in plain words, and what to do.';
 COMMENT ON COLUMN kliv_mail.smtp_settings.paused_until IS 'End of a hold; infinity: until a call ends it; NULL: not paused.';
 COMMENT ON COLUMN kliv_mail.smtp_settings.last_test_at IS 'Last connection test of what is saved; NULL: none.';
 COMMENT ON COLUMN kliv_mail.smtp_settings.last_test_ok IS 'Its result.';

@@ -304,6 +304,7 @@ CREATE VIEW kliv_mail.status AS
            nullif(current_setting('kliv_mail.test_clock_offset'), '0') AS test_clock_offset,
            CASE WHEN NOT p.preloaded THEN 'Add kliv_mail to shared_preload_libraries in postgresql.conf and restart the server.'
                 WHEN h.held_by IN ('restore', 'paused') THEN h.hint
+                WHEN h.held_by = 'account' THEN h.reason || coalesce('. ' || h.hint, '')
                 ELSE k.advice END AS hint,
            (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'kliv_mail') AS version,
            p.library_version

@@ -121,7 +121,8 @@ BEGIN
         statement := coalesce(kliv_mail._statement_of(u.hint), kliv_mail._look_at(u.held_by, a.account),
                               format('SELECT * FROM kliv_mail.usage WHERE account = %L;', a.account));
     ELSIF NOT custom AND u.held_by = 'account' THEN
-        problem := u.reason || ', and there is no account of your own; save one like this (SELECT name, required, example FROM kliv_mail.providers; has the other providers)';
+        problem := rtrim(CASE WHEN u.hint ~ 'configure_smtp' THEN u.reason ELSE kliv_mail._with_cure(u.reason, u.hint) END, '.')
+            || '. Save an account of your own like this (SELECT name, required, example FROM kliv_mail.providers; has the other providers)';
         statement := (SELECT v.example FROM kliv_mail.providers AS v ORDER BY v.name LIMIT 1);
     ELSIF NOT custom THEN
         problem := 'mail goes by the platform''s server, which is held to a few a day; save an account of your own like this (SELECT name, required, example FROM kliv_mail.providers; has the other providers)';

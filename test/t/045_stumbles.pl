@@ -1,0 +1,66 @@
+# What new users stumbled over: each time a row, a hint or an error has to say
+# the truth and what cures it.
+use strict;
+use warnings;
+use KlivMail::Cluster;
+use KlivMail::SmtpServer;
+use KlivMail::Tls;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $folder = PostgreSQL::Test::Utils::tempdir();
+my $tls = KlivMail::Tls->new("$folder/tls");
+my ($certificate, $key) = $tls->certificate('good');
+my $smtp = KlivMail::SmtpServer->start(starttls => 1, cert => $certificate, key => $key, auth => ['platform:of the platform']);
+my $file = "$folder/password";
+my $node = KlivMail::Cluster->new(
+    'main',
+    platform_url => 'smtp+starttls://localhost:' . $smtp->port,
+    conf         => {
+        'kliv_mail.platform_username'      => 'platform',
+        'kliv_mail.platform_password_file' => $file,
+        'kliv_mail.platform_hourly_limit'  => 100,
+        'kliv_mail.platform_daily_limit'   => 100,
+        'kliv_mail.ca_file'                => $tls->ca_file
+    });
+
+sub send_sql
+{
+    my ($recipient, $more) = @_;
+    return $node->sql("SELECT kliv_mail.send('$recipient\@example.com', 'x', 'x'" . ($more // '') . ')');
+}
+
+# ---- the platform's password file is missing, empty, open to others ----
+
+{
+    my $id = send_sql('first');
+    for my $trouble (
+        [ 'missing', sub { }, qr/does not exist/, qr/administrator of the server writes the password into the file/ ],
+        [ 'empty first line', sub { append_to_file($file, "\n"); chmod 0600, $file; }, qr/empty first line/, qr/administrator of the server writes the password into the file/ ],
+        [ 'open to others', sub { append_to_file($file, "x\n"); chmod 0644, $file; }, qr/open to group or others/, qr/chmod 600/ ])
+    {
+        my ($name, $make, $reason, $cure) = @$trouble;
+        $make->();
+        # Tried again now.
+        $node->sql('UPDATE kliv_mail._quota SET held_until = now(); SELECT kliv_mail._wake()');
+        $node->wait_for("the file is found $name", sub { $node->sql("SELECT reason FROM kliv_mail.deliveries WHERE message_id = $id") =~ $reason });
+        for my $question (
+            "SELECT hint FROM kliv_mail.deliveries WHERE message_id = $id",
+            q{SELECT status_detail FROM kliv_mail.smtp_settings WHERE account = 'platform'},
+            'SELECT hint FROM kliv_mail.status',
+            'SELECT problem FROM kliv_mail.next_step()',
+            "SELECT problem FROM kliv_mail.next_step($id)")
+        {
+            like($node->sql($question), $cure, "password file $name: $question");
+        }
+        like($node->try('SELECT * FROM kliv_mail.test_smtp()')->{hint}, $cure, '... and test_smtp()');
+    }
+    unlink $file;
+    append_to_file($file, "of the platform\n");
+    chmod 0600, $file;
+    $node->sql('UPDATE kliv_mail._quota SET held_until = now(); SELECT kliv_mail._wake()');
+    is($node->sql("SELECT kliv_mail.wait($id, '2 min')"), 'sent', '... written, and mail leaves');
+}
+
+$node->stop;
+done_testing();
