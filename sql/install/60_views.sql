@@ -244,6 +244,10 @@ BEGIN
                                   ('day', v.day_start, v.day_used, v.day_limit, v.day_open_at)) AS w LOOP
             remaining := greatest(0, quota - used);
             remaining_marketing := greatest(0, kliv_mail._marketing_share(quota) - used);
+            -- After a change of quota_timezone the window that still counts may be one of the former zone.
+            window_start := coalesce((SELECT min(u.window_start) FROM kliv_mail._usage AS u
+                                      WHERE u.account = _usage_now.account AND u.window_name = _usage_now.window_name AND u.window_end = resets_at
+                                        AND u.window_start <= v_at AND u.used > 0), window_start);
             RETURN NEXT;
         END LOOP;
     END LOOP;
@@ -256,12 +260,12 @@ CREATE VIEW kliv_mail.usage AS
 COMMENT ON VIEW kliv_mail.usage IS 'What each account has used of its quota in the present hour and day, and what waits for it.';
 COMMENT ON COLUMN kliv_mail.usage.account IS 'The account''s name.';
 COMMENT ON COLUMN kliv_mail.usage.window_name IS 'hour or day, of the clock of kliv_mail.quota_timezone.';
-COMMENT ON COLUMN kliv_mail.usage.window_start IS 'When the present window began.';
-COMMENT ON COLUMN kliv_mail.usage.used IS 'Recipients counted in it: sent, being sent or in doubt.';
+COMMENT ON COLUMN kliv_mail.usage.window_start IS 'When the present window began. After a change of kliv_mail.quota_timezone: the last window of the former zone, as long as what was used in it counts.';
+COMMENT ON COLUMN kliv_mail.usage.used IS 'Recipients counted now: sent, being sent or in doubt, in every window that contains the present.';
 COMMENT ON COLUMN kliv_mail.usage.quota IS 'Recipients that it may have.';
 COMMENT ON COLUMN kliv_mail.usage.remaining IS 'Recipients that the window has room for; both windows must have some for one to leave.';
 COMMENT ON COLUMN kliv_mail.usage.remaining_marketing IS 'Of these, what marketing mail may use (kliv_mail.reserved_share stays free).';
-COMMENT ON COLUMN kliv_mail.usage.resets_at IS 'When the window opens anew.';
+COMMENT ON COLUMN kliv_mail.usage.resets_at IS 'When the window ends and the next opens.';
 COMMENT ON COLUMN kliv_mail.usage.queued IS 'Deliveries that wait for this account.';
 
 -- One level more than it seems to need: a view that is a UNION ALL itself is taken

@@ -24,6 +24,8 @@ my $node = KlivMail::Cluster->new(
         'kliv_mail.ca_file'                => $tls->ca_file
     });
 
+my $noon = $node->clock_to_noon;
+
 sub send_sql
 {
     my ($recipient, $more) = @_;
@@ -42,7 +44,7 @@ sub send_sql
         my ($name, $make, $reason, $cure) = @$trouble;
         $make->();
         # Tried again now.
-        $node->sql('UPDATE kliv_mail._quota SET held_until = now(); SELECT kliv_mail._wake()');
+        $node->sql('UPDATE kliv_mail._quota SET held_until = kliv_mail._now(); SELECT kliv_mail._wake()');
         $node->wait_for("the file is found $name", sub { $node->sql("SELECT reason FROM kliv_mail.deliveries WHERE message_id = $id") =~ $reason });
         for my $question (
             "SELECT hint FROM kliv_mail.deliveries WHERE message_id = $id",
@@ -58,8 +60,27 @@ sub send_sql
     unlink $file;
     append_to_file($file, "of the platform\n");
     chmod 0600, $file;
-    $node->sql('UPDATE kliv_mail._quota SET held_until = now(); SELECT kliv_mail._wake()');
+    $node->sql('UPDATE kliv_mail._quota SET held_until = kliv_mail._now(); SELECT kliv_mail._wake()');
     is($node->sql("SELECT kliv_mail.wait($id, '2 min')"), 'sent', '... written, and mail leaves');
+}
+
+# ---- another quota_timezone: a day has 24 hours, and none is used twice ----
+
+{
+    my $usage = q{SELECT window_name, window_start AT TIME ZONE 'UTC' = date_trunc(window_name, kliv_mail._now() AT TIME ZONE 'UTC'),
+                         resets_at - window_start, used FROM kliv_mail.usage WHERE account = 'platform' ORDER BY 1 DESC};
+    my $used = $node->sql(q{SELECT used FROM kliv_mail.usage WHERE account = 'platform' AND window_name = 'day'});
+    cmp_ok($used, '>', 0, 'something is used today');
+    for my $zone ('Asia/Tokyo', 'Asia/Kolkata', 'America/New_York', 'Pacific/Chatham')
+    {
+        $node->sql("ALTER DATABASE postgres SET kliv_mail.quota_timezone = '$zone'");
+        is($node->sql($usage), "hour|t|01:00:00|$used\nday|t|1 day|$used", "$zone: what is used counts in the windows of UTC");
+    }
+    $node->clock_offset(($noon + 36 * 3600) . ' s');
+    is($node->sql(q{SELECT used, window_start = date_trunc('day', kliv_mail._now(), 'Pacific/Chatham') FROM kliv_mail.usage WHERE account = 'platform' AND window_name = 'day'}),
+        '0|t', '... and when they are over, the new zone\'s');
+    $node->clock_offset("$noon s");
+    $node->sql('ALTER DATABASE postgres RESET kliv_mail.quota_timezone');
 }
 
 $node->stop;
