@@ -103,6 +103,7 @@ CREATE VIEW kliv_mail._delivery_now AS
         SELECT n.at,
                CASE WHEN NOT d.waiting OR d.claimed THEN NULL
                     WHEN d.foreign_origin OR h.held_by = 'restore' THEN 'restore'
+                    WHEN d.due = 'infinity' THEN NULL      -- in doubt, and not tried again by itself
                     WHEN d.due > n.at AND d.attempts > 0 THEN 'retry'
                     WHEN d.due > n.at AND d.row_held_by IS NOT NULL THEN d.row_held_by
                     WHEN d.due > n.at THEN NULL
@@ -119,7 +120,7 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
                     THEN 'it was queued in another database, which sends it'
                 WHEN d.held_by = 'restore' THEN d.account_reason
                 WHEN d.status = 'in_doubt' AND d.due = 'infinity'
-                    THEN 'a server may have it, and it is not tried again by itself: ' || coalesce(d.reason, 'the outcome is unknown')
+                    THEN 'a server may have it, and only retry() or cancel() moves it on: ' || coalesce(d.reason, 'the outcome is unknown')
                 WHEN d.status = 'in_doubt' THEN 'a server may have it; it is tried again: ' || coalesce(d.reason, 'the outcome is unknown')
                 WHEN d.status = 'scheduled' THEN 'it is scheduled for ' || d.due
                 WHEN d.held_by = 'retry' THEN coalesce(d.reason, 'it is tried again later')
@@ -132,7 +133,8 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
            CASE WHEN NOT d.waiting THEN d.hint
                 WHEN d.status IN ('sending', 'scheduled') THEN NULL
                 WHEN d.held_by = 'restore' THEN CASE WHEN d.account_held_by = 'restore' THEN d.account_hint END
-                WHEN d.status = 'in_doubt' THEN coalesce(d.hint, format('SELECT kliv_mail.retry(%s); sends it again, SELECT kliv_mail.cancel(%s); gives it up.', d.message_id, d.message_id))
+                WHEN d.status = 'in_doubt' AND d.due < 'infinity' THEN coalesce(d.hint, d.account_hint)
+                WHEN d.status = 'in_doubt' THEN concat_ws(' ', format('SELECT kliv_mail.retry(%s); sends it again, SELECT kliv_mail.cancel(%s); gives it up.', d.message_id, d.message_id), d.hint)
                 WHEN d.held_by = 'retry' THEN coalesce(d.hint, format('SELECT kliv_mail.retry(%s); tries it now.', d.message_id))
                 WHEN d.held_by = 'quota' AND d.account_held_by IS NULL THEN 'It goes out by itself at estimated_send_at.'
                 WHEN d.held_by IS NOT NULL THEN d.account_hint
@@ -242,12 +244,12 @@ BEGIN
         FOR window_name, window_start, used, quota, resets_at IN
             SELECT * FROM (VALUES ('hour', v.hour_start, v.hour_used, v.hour_limit, v.hour_open_at),
                                   ('day', v.day_start, v.day_used, v.day_limit, v.day_open_at)) AS w LOOP
-            remaining := greatest(0, quota - used);
-            remaining_marketing := greatest(0, kliv_mail._marketing_share(quota) - used);
             -- After a change of quota_timezone the window that still counts may be one of the former zone.
             window_start := coalesce((SELECT min(u.window_start) FROM kliv_mail._usage AS u
                                       WHERE u.account = _usage_now.account AND u.window_name = _usage_now.window_name AND u.window_end = resets_at
                                         AND u.window_start <= v_at AND u.used > 0), window_start);
+            remaining := greatest(0, quota - used);
+            remaining_marketing := greatest(0, kliv_mail._marketing_share(quota) - used);
             RETURN NEXT;
         END LOOP;
     END LOOP;

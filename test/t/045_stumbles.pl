@@ -83,5 +83,22 @@ sub send_sql
     $node->sql('ALTER DATABASE postgres RESET kliv_mail.quota_timezone');
 }
 
+# ---- in doubt, and not tried again by itself ----
+
+{
+    $node->reconfigure('kliv_mail.on_in_doubt' => 'hold');
+    my $id = send_sql('drop-dot');
+    $node->wait_until("SELECT status = 'in_doubt' FROM kliv_mail.deliveries WHERE message_id = $id");
+    my ($held_by, $reason, $hint) = split /\|/, $node->sql("SELECT coalesce(held_by, 'nothing'), reason, hint FROM kliv_mail.deliveries WHERE message_id = $id");
+    is($held_by, 'nothing', 'in doubt and held: no retry is planned, and none is named');
+    like($reason, qr/a server may have it, and only retry\(\) or cancel\(\) moves it on/, '... the reason says what moves it on');
+    like($hint, qr/SELECT kliv_mail\.retry\($id\);.*SELECT kliv_mail\.cancel\($id\);/, '... the hint both statements');
+    is($node->sql("SELECT kliv_mail.wait($id, '1 h')"), 'in_doubt', '... wait() does not wait for what does not come');
+    like($node->sql("SELECT problem, statement FROM kliv_mail.next_step($id)"), qr/retry\(\) or cancel\(\).*\|SELECT kliv_mail\.retry\($id\);$/, '... next_step() says the same');
+    is($node->sql("SELECT kliv_mail.cancel($id)"), 't', '... cancel() ends it');
+    like($node->sql("SELECT status, reason FROM kliv_mail.deliveries WHERE message_id = $id"), qr/^cancelled\|.*a copy may have arrived/, '... and says what may be');
+    $node->reconfigure('kliv_mail.on_in_doubt' => 'retry');
+}
+
 $node->stop;
 done_testing();
