@@ -1095,6 +1095,8 @@ kliv_mail_cancel(PG_FUNCTION_ARGS)
 	count = call_for_message("SELECT kliv_mail._cancel($1)", message_id);
 	SPI_finish();
 	SetUserIdAndSecContext(caller, context);
+	if (count > 0)
+		klm_changed_at_commit();
 	PG_RETURN_BOOL(count > 0);
 }
 

@@ -90,7 +90,7 @@ typedef struct Database
 	TimestampTz waits_since;	/* due, but without a place; 0: does not wait */
 	int			failures;		/* senders in a row that did not leave cleanly */
 	TimestampTz not_before;		/* the throttle */
-	uint64		records;		/* commits of a sender's results */
+	uint64		records;		/* commits of a sender's results, of cancel() and its kin */
 	ConditionVariable recorded;
 	char		last_error[sizeof(((KlmProcessStatus *) NULL)->last_error)];
 } Database;
@@ -149,6 +149,7 @@ static shmem_startup_hook_type previous_startup_hook = NULL;
 
 /* This transaction's wishes; the list lives in TopTransactionContext. */
 static bool wake_pending = false;
+static bool change_pending = false;
 static TimestampTz wake_due = 0;
 static List *pending = NIL;
 
@@ -169,6 +170,7 @@ static void remove_if_unknown(Database *database);
 static PGPROC *wake(Database *database, TimestampTz due);
 static void nudge(PGPROC *proc);
 static void nudge_launcher(void);
+static void tell_waiters(Oid oid);
 static void watch_transaction(void);
 static void at_transaction_end(XactEvent event, void *arg);
 static void add_pending(CommitAction action, Oid database);
@@ -388,6 +390,16 @@ klm_wake_at_commit(TimestampTz due)
 }
 
 void
+klm_changed_at_commit(void)
+{
+	if (shared == NULL)
+		return;
+
+	watch_transaction();
+	change_pending = true;
+}
+
+void
 klm_restart_at_commit(Oid database)
 {
 	add_pending(COMMIT_RESTART, database);
@@ -420,6 +432,7 @@ klm_wake_after_prepared(void)
 		proc = wake(database, GetCurrentTimestamp());
 	LWLockRelease(shared->lock);
 	nudge(proc);
+	tell_waiters(MyDatabaseId);
 }
 
 static void
@@ -484,6 +497,8 @@ at_transaction_end(XactEvent event, void *arg)
 				LWLockRelease(shared->lock);
 				nudge(proc);
 			}
+			if (change_pending)
+				tell_waiters(MyDatabaseId);
 			foreach(cell, pending)
 				carry_out(lfirst(cell));
 			break;
@@ -494,6 +509,7 @@ at_transaction_end(XactEvent event, void *arg)
 			return;
 	}
 	wake_pending = false;
+	change_pending = false;
 	pending = NIL;
 	lift_all_bars();
 }
@@ -971,14 +987,23 @@ klm_sender_leave(uint64 wakes_seen, TimestampTz next_due, bool force)
 void
 klm_sender_recorded(void)
 {
+	Assert(my_place != NULL);
+	tell_waiters(my_place->database);
+}
+
+/* Those in klm_wait_for_record(), which need an entry themselves. */
+static void
+tell_waiters(Oid oid)
+{
 	Database   *database;
 
-	Assert(my_place != NULL);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = find_database(my_place->database);
-	database->records++;
+	database = find_database(oid);
+	if (database != NULL)
+		database->records++;
 	LWLockRelease(shared->lock);
-	ConditionVariableBroadcast(&database->recorded);
+	if (database != NULL)
+		ConditionVariableBroadcast(&database->recorded);
 }
 
 void

@@ -36,6 +36,12 @@ extern void klm_shmem_init(void);
 extern PGDLLEXPORT void klm_wake_at_commit(TimestampTz due);
 
 /*
+ * What somebody waits for may have changed without a sender (it was cancelled):
+ * at commit, those in klm_wait_for_record() look again.
+ */
+extern PGDLLEXPORT void klm_changed_at_commit(void);
+
+/*
  * At commit the database's senders end cleanly and are started anew, since
  * what ALTER DATABASE ... SET changes is read at the start of a session.
  */
@@ -51,7 +57,8 @@ extern void klm_bar_database(Oid database);
 extern void klm_unbar_database(Oid database);
 
 /*
- * Sleep until a sender has recorded something since *seen, or timeout_ms is
+ * Sleep until a sender has recorded something since *seen, or another commit
+ * changed what can happen (klm_changed_at_commit()), or timeout_ms is
  * over; interruptible.  Start with *seen = klm_records(); false at the timeout
  * or when not preloaded.
  */

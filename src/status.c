@@ -82,6 +82,7 @@ Datum
 kliv_mail__wake(PG_FUNCTION_ARGS)
 {
 	klm_wake_at_commit(0);
+	klm_changed_at_commit();
 	PG_RETURN_VOID();
 }
 

@@ -25,12 +25,13 @@ CREATE FUNCTION kliv_mail._process_status(
 COMMENT ON FUNCTION kliv_mail._process_status() IS
     'Whether the library is preloaded, and what launcher and sender of this database do.';
 
--- At the commit of this transaction a sender looks for what may go.
+-- At the commit of this transaction a sender looks for what may go, and who is
+-- in wait() looks again.
 CREATE FUNCTION kliv_mail._wake() RETURNS void
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'kliv_mail__wake';
 COMMENT ON FUNCTION kliv_mail._wake() IS
-    'Wakes or starts a sender when this transaction commits.';
+    'Wakes or starts a sender, and whoever is in wait(), when this transaction commits.';
 
 -- The launcher, a standby and other databases read the label without connecting.
 CREATE FUNCTION kliv_mail._label_keys(ids text) RETURNS void

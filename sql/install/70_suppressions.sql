@@ -6,6 +6,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     at timestamptz := kliv_mail._now();
     v_address text := kliv_mail._one_address(p_address);
+    v_stopped integer;
 BEGIN
     IF p_scope IS NULL OR p_scope NOT IN ('all', 'marketing') THEN
         RAISE invalid_parameter_value USING MESSAGE = format('scope: %s is not a choice', coalesce(quote_ident(p_scope), 'NULL')),
@@ -20,7 +21,11 @@ BEGIN
         expires_at = excluded.expires_at;
     PERFORM kliv_mail._log_event('suppressed_address', NULL, v_address, jsonb_strip_nulls(jsonb_build_object(
         'scope', p_scope, 'reason', nullif(p_reason, ''), 'expires_at', p_expires_at)), p_caller);
-    RETURN kliv_mail._stop_suppressed(NULL, v_address, at);
+    v_stopped := kliv_mail._stop_suppressed(NULL, v_address, at);
+    IF v_stopped > 0 THEN
+        PERFORM kliv_mail._wake();      -- who waits for it is told
+    END IF;
+    RETURN v_stopped;
 END;
 $$;
 

@@ -100,5 +100,25 @@ sub send_sql
     $node->reconfigure('kliv_mail.on_in_doubt' => 'retry');
 }
 
+# ---- who waits for a message hears of what ends it without a sender ----
+
+my $later = 0;
+for my $end (
+    [ 'cancel()', 'SELECT kliv_mail.cancel(%s)', 'cancelled' ],
+    [ 'suppress()', q{SELECT kliv_mail.suppress('later2@example.com') /* %s */}, 'suppressed' ],
+    [ 'pause()', 'SELECT kliv_mail.pause() /* %s */', 'scheduled' ],
+    [ 'a prepared cancel()', q{BEGIN; SELECT kliv_mail.cancel(%s); PREPARE TRANSACTION 'c'; COMMIT PREPARED 'c'}, 'cancelled' ])
+{
+    my ($name, $statement, $status) = @$end;
+    my $id = send_sql('later' . ++$later, q{, send_at => kliv_mail._now() + interval '1 hour'});
+    my $session = $node->session;
+    $session->send("SELECT kliv_mail.wait($id, '2 hours')");
+    $node->wait_until("SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE '%kliv_mail.wait($id, %' AND wait_event = 'Extension'");
+    $node->sql(sprintf $statement, $id);
+    is($session->result, $status, "$name wakes wait()");
+    $session->quit;
+    $node->sql('SELECT kliv_mail.resume()');
+}
+
 $node->stop;
 done_testing();
