@@ -13,6 +13,39 @@ BEGIN ATOMIC
     SELECT (window_limit::bigint * (100 - current_setting('kliv_mail.reserved_share')::integer) / 100)::integer;
 END;
 
+-- What lets more of an account's mail leave: a statement to run, where there is one.
+-- day: it is the day's limit that stands in the way.
+CREATE FUNCTION kliv_mail._higher_limits(p_account text, day boolean) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    a kliv_mail._account;
+    v_cap integer := current_setting('kliv_mail.max_daily_limit')::integer;
+    v_most bigint := v_cap - (SELECT coalesce(sum(x.daily_limit), 0) FROM kliv_mail._account AS x WHERE x.name <> p_account);
+    v_hourly bigint;
+    v_daily bigint;
+BEGIN
+    SELECT x.* INTO a FROM kliv_mail._account AS x WHERE x.name = p_account;
+    IF NOT FOUND THEN
+        RETURN 'A provider of your own (kliv_mail.configure_smtp()) has higher limits: SELECT * FROM kliv_mail.next_step(); says how.';
+    END IF;
+    IF a.hourly_limit = 0 THEN
+        v_hourly := 50;
+    ELSIF a.daily_limit > 0 AND NOT day THEN
+        v_hourly := least(2::bigint * a.hourly_limit, a.daily_limit);
+    END IF;
+    IF a.daily_limit = 0 THEN
+        v_daily := least(500, v_most);
+    ELSIF a.hourly_limit > 0 AND day THEN
+        v_daily := least(2::bigint * a.daily_limit, v_most);
+    END IF;
+    IF v_daily <= a.daily_limit THEN
+        RETURN format('The database has the %s a day that kliv_mail.max_daily_limit allows; the administrator of the server can raise that.', v_cap);
+    END IF;
+    RETURN format('SELECT * FROM kliv_mail.set_limits(%s, account => %L); raises the limit, if the provider allows as much.',
+        concat_ws(', ', 'hourly_limit => ' || v_hourly, 'daily_limit => ' || v_daily), p_account);
+END;
+$$;
+
 -- May mail of an account leave now, and if not, why and until when?
 -- blocked_until: NULL = it may; infinity = until somebody calls something.
 -- An exhausted quota is not a block here: remaining says it.
@@ -79,7 +112,7 @@ BEGIN
             blocked_until := 'infinity';
             held_by := 'account';
             reason := format('the account "%s" is not in use', p_account);
-            hint := format('SELECT kliv_mail.configure_smtp(account => %L, ...); puts it in use again.', p_account);
+            hint := format('SELECT * FROM kliv_mail.configure_smtp(password => ''its password'', account => %L); puts it in use again.', p_account);
         ELSIF a.problem IS NOT NULL THEN
             blocked_until := 'infinity';
             held_by := CASE WHEN a.own THEN 'restore' ELSE 'account' END;   -- own: a copy's account
@@ -105,15 +138,16 @@ BEGIN
         held_by := 'quota';
         IF hour_limit = 0 OR day_limit = 0 THEN
             reason := format('the limit of the account "%s" is 0', p_account);
-            hint := format('SELECT kliv_mail.set_limits(hourly_limit => 50, daily_limit => 500, account => %L); opens it.', p_account);
+            hint := CASE WHEN a.own THEN kliv_mail._higher_limits(p_account, false)
+                         ELSE 'The administrator of the server sets kliv_mail.platform_hourly_limit and kliv_mail.platform_daily_limit; '
+                              || kliv_mail._higher_limits(p_account, false) END;
         ELSIF day_used >= day_limit THEN
             reason := format('the account "%s" has used its %s recipients of this day', p_account, day_limit);
         ELSE
             reason := format('the account "%s" has used its %s recipients of this hour', p_account, hour_limit);
         END IF;
-        hint := coalesce(hint, 'It goes out by itself when the next window opens. ' || CASE WHEN p_account = 'platform'
-            THEN 'SELECT kliv_mail.configure_smtp(...); moves to your own provider and its higher limits.'
-            ELSE format('SELECT kliv_mail.set_limits(hourly_limit => ..., daily_limit => ..., account => %L); raises the limit.', p_account) END);
+        hint := coalesce(hint, 'It goes out by itself when the next window opens. '
+                               || kliv_mail._higher_limits(p_account, day_used >= day_limit));
     END IF;
 END;
 $$;

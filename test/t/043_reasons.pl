@@ -94,7 +94,7 @@ sub send_sql
 
 # [cause, recipient, further arguments, status, held_by, reason, hint]
 for my $row (
-    [ 'quota', 'second', q{, account => 'small'}, 'deferred', 'quota', qr/the account "small" has used its 1 recipients? of this hour/, qr/by itself when the next window opens.*kliv_mail\.set_limits\(/ ],
+    [ 'quota', 'second', q{, account => 'small'}, 'deferred', 'quota', qr/the account "small" has used its 1 recipients? of this hour/, qr/by itself when the next window opens.*kliv_mail\.set_limits\(hourly_limit => 2, account => 'small'\); raises/ ],
     [ '535', 'a', q{, account => 'login'}, 'deferred', 'account', qr/refused user name or password: 535/, qr/user name and password.*configure_smtp\(/ ],
     [ 'certificate', 'b', q{, account => 'certificate'}, 'deferred', 'account', qr/certificate has expired/, qr/operator must renew it/ ],
     [ 'DNS', 'c', q{, account => 'dns'}, 'deferred', 'account', qr/no address was found for host "smpt\.shop\.example"/, qr/spelling/ ],
@@ -107,6 +107,27 @@ for my $row (
 {
     my ($cause, $recipient, $more, @expected) = @$row;
     check(send_sql($recipient, $more), $cause, @expected);
+}
+
+# The statement for the quota runs, and lets more leave.
+{
+    my $statement = $node->sql("SELECT statement FROM kliv_mail.next_step((SELECT max(message_id) FROM kliv_mail.deliveries WHERE recipient = 'second\@example.com'))");
+    is($node->sql($statement =~ s/\*/hourly_limit, daily_limit/r), '2|500', "quota: the statement of next_step() runs: $statement");
+    is($node->sql(q{SELECT kliv_mail.wait((SELECT max(message_id) FROM kliv_mail.deliveries WHERE recipient = 'second@example.com'), '2 min')}), 'sent', '... and one more leaves');
+    for my $case (
+        [ '2, 2', 'daily_limit => 4' ],
+        [ '2, 0', 'daily_limit => 500' ],
+        [ '0, 0', 'hourly_limit => 50, daily_limit => 500' ],
+        [ '0, 7', 'hourly_limit => 50' ])
+    {
+        my ($limits, $cure) = @$case;
+        $node->sql("SELECT kliv_mail.set_limits($limits, account => 'small')");
+        like($node->sql(q{SELECT hint FROM kliv_mail._account_holds() WHERE account = 'small'}), qr/kliv_mail\.set_limits\($cure, account => 'small'\);/, "limits $limits: the cure");
+    }
+    $node->sql(q{SELECT kliv_mail.set_limits(2, 2, account => 'small')});
+    $node->reconfigure('kliv_mail.max_daily_limit' => $node->sql('SELECT sum(daily_limit) FROM kliv_mail._account'));
+    like($node->sql(q{SELECT hint FROM kliv_mail._account_holds() WHERE account = 'small'}), qr/administrator of the server can raise that/, 'the database has all that it may have: so it says');
+    $node->reconfigure('kliv_mail.max_daily_limit' => 10000);
 }
 
 # What is missing, without a message: the default account is well, others are not.
