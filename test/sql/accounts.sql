@@ -47,7 +47,7 @@ SELECT configured('host => ''smtp.example.com'', username => '''', password => '
 SELECT configured('host => ''smtp.example.com'', username => ''a@example.com'', password => ''secret'', password_file => ''x''') AS two_passwords;
 SELECT configured('username => ''a@example.com'', password => ''secret''') AS no_host;
 SELECT configured('host => ''smtp.example.com'', username => ''apikey'', password => ''secret''') AS no_from;
-SELECT x AS username, configured(format('host => ''smtp.example.com'', username => %L, password => ''secret''', x))
+SELECT ascii(substr(x, 2)) AS second, configured(format('host => ''smtp.example.com'', username => %L, password => ''secret''', x))
 FROM unnest(ARRAY[E'a\r\nb@example.com', U&'a\202E@example.com']) AS x;
 SELECT configured(format('host => ''smtp.example.com'', username => %L, password => ''secret''', repeat('x', 321))) AS long_username;
 -- Words that have no meaning.
