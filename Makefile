@@ -40,7 +40,7 @@ EXTRA_CLEAN = kliv_mail_net.so $(NET_OBJS) $(NET_OBJS:.o=.d) sql/$(EXTENSION)--$
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo test test-chroot bench bench-%,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo test test-chroot crashtest bench bench-%,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -79,6 +79,10 @@ test:
 test-chroot:
 	bash test/chroot
 
+## crashtest: a sender killed at each point of a mail's way, 50 times, with one sender and with two (RUNS, POINTS, SENDERS)
+crashtest:
+	RUNS='$(RUNS)' POINTS='$(POINTS)' SENDERS='$(SENDERS)' bash test/run crash
+
 ## bench: the benchmarks, as ratios to the same without us; bench-latency, bench-drain, bench-send: one
 bench:
 	bash bench/run
@@ -93,4 +97,4 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test test-chroot bench bench-latency bench-drain bench-send lint help
+.PHONY: demo test test-chroot crashtest bench bench-latency bench-drain bench-send lint help

@@ -32,6 +32,8 @@
 #   drop-before-dot       closed at the dot, not accepted; reset-before-dot
 #   stall-STAGE           no reply, nothing more is read; at the dot not accepted
 #   stall-after-dot       the same, accepted
+#   hold-STAGE            no reply until the control socket says resume; at the
+#                         dot accepted
 #   stall-body            354, then nothing more is read
 #   half-STAGE            half a reply line, then closed (dot: accepted)
 #   long-STAGE[-CODE]     a reply of 70 kB in many lines
@@ -69,7 +71,7 @@ import time
 STAGES = ("mail", "rcpt", "data", "dot")
 ALIASES = {"half-reply": "half-dot", "long-reply": "long-dot", "nul-reply": "nul-dot",
            "421-mid": "rcpt-421-4.3.2"}
-FAULT = re.compile(r"(drop|reset|stall|half|long|nul|garbage|extra|slow)"
+FAULT = re.compile(r"(drop|reset|stall|hold|half|long|nul|garbage|extra|slow)"
                    r"-(mail|rcpt|data|dot|before-dot|after-dot|body)(?:-(\d+))?\Z")
 REPLY = re.compile(r"(mail|rcpt|data|dot)-([2-5]\d\d)(?:-(\d\.\d{1,3}\.\d{1,3}))?\Z")
 MESSAGE_ID = re.compile(rb"^message-id:[ \t]*(?:\r\n[ \t]+)?<?([^>\r\n]*)", re.I | re.M)
@@ -96,7 +98,7 @@ DEFAULTS = {
     "delay_dot": 0,                 # ms; the connection waits as a real one does
     "link_delay": 0,                # ms that every answer travels
     # For everybody: a reply text ("\\r\\n" between lines), or drop, reset,
-    # stall, half, long, nul, garbage, extra, slow-MS.  auth_reply answers every
+    # stall, hold, half, long, nul, garbage, extra, slow-MS.  auth_reply answers every
     # attempt, auth_failure the wrong credentials.
     "greeting_reply": "", "ehlo_reply": "", "starttls_reply": "", "auth_reply": "",
     "auth_failure": "535 5.7.8 Error: authentication failed",
@@ -178,6 +180,7 @@ class Server:
         self.number = 0
         self.peak = 0
         self.attempts = {}          # address -> times that its fault was met
+        self.held = []              # functions that let held connections go on
         self.context = None
         if options.cert:
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -438,8 +441,8 @@ class Connection(asyncio.Protocol):
                           "".join(self.log).encode("utf-8", "surrogateescape"))
             self.log.clear()
 
-    def wait(self, milliseconds, function):
-        """Block this connection, then go on with function and what was read meanwhile."""
+    def block(self, function):
+        """Block; what is returned goes on with function and what was read meanwhile."""
         self.blocked = True
 
         def go_on():
@@ -448,7 +451,10 @@ class Connection(asyncio.Protocol):
                 function()
                 if not self.blocked and self.ended is None:
                     self.run()
-        self.server.loop.call_later(milliseconds / 1000, go_on)
+        return go_on
+
+    def wait(self, milliseconds, function):
+        self.server.loop.call_later(milliseconds / 1000, self.block(function))
 
     def stall(self):
         self.flush()
@@ -469,6 +475,9 @@ class Connection(asyncio.Protocol):
             self.wait(20, lambda: self.close("reset", reset=True))
         elif kind == "stall":
             self.stall()
+        elif kind == "hold":
+            self.flush()
+            self.server.held.append(self.block(lambda: self.reply(text)))
         elif kind == "half":
             self.raw(text[:7].encode())
             self.close("half")
@@ -486,7 +495,7 @@ class Connection(asyncio.Protocol):
             self.wait(value, lambda: self.reply(text))
         else:
             raise ValueError("unknown fault %r" % (fault,))
-        return code[0] in "23" and kind in ("long", "nul", "extra", "slow", "half")
+        return code[0] in "23" and kind in ("long", "nul", "extra", "slow", "hold", "half")
 
     def answer(self, stage, address, text):
         """Reply, or what is to be played here; true if the stage succeeded."""
@@ -732,6 +741,8 @@ class Connection(asyncio.Protocol):
                 self.reply("354 End data with <CR><LF>.<CR><LF>")
                 self.stall()
                 self.transport.pause_reading()
+                self.server.ledger.event("refused", self.number, stage="data",
+                                         fault=list(fault), mail_from=self.sender, rcpt=address)
             elif fault is None:
                 self.reply("354 End data with <CR><LF>.<CR><LF>")
             elif not self.play(fault, "354 End data with <CR><LF>.<CR><LF>"):
@@ -777,7 +788,8 @@ class Connection(asyncio.Protocol):
         address = self.recipients[0]
         fault = server.fault("dot", address)
         accepted = fault is None or fault[0] in (
-            "drop", "reset", "half", "slow", "extra", "stall-after", "close-idle", "421-idle") \
+            "drop", "reset", "half", "slow", "hold", "extra", "stall-after", "close-idle",
+            "421-idle") \
             or (fault[0] in ("long", "nul") and str(fault[1] or 250)[0] == "2") \
             or (fault[0] == "reply" and fault[1][0] == "2")
         name = "%x%07d" % (os.getpid(), server.ledger.count + 1)
@@ -876,6 +888,7 @@ class Control(asyncio.Protocol):
       {"set": {"delay_dot": 50, ...}}   settings as in DEFAULTS, and cert, key, auth
       {"drop": true}                    close every connection
       {"release": true}                 drop the stalled and silent ones only
+      {"resume": true}                  those on hold give their replies
       {"state": true}                   open connections, their peak, accepted messages
     """
 
@@ -905,6 +918,10 @@ class Control(asyncio.Protocol):
                 for connection in list(server.connections):
                     if verb == "drop" or connection.blocked:
                         connection.close(verb)
+            elif verb == "resume":
+                held, server.held = server.held, []
+                for go_on in held:
+                    go_on()
             elif verb == "state":
                 answer.update(open=len(server.connections), peak=server.peak,
                               connections=server.number, accepted=server.ledger.count)

@@ -113,10 +113,10 @@ sub port
 # ---- what happened ----
 
 # Every event so far, or those of one kind ('message', 'connect', 'auth',
-# 'refused', 'violation', 'end'), as hashes.
+# 'refused', 'violation', 'end'), as hashes; those after the first $skip only.
 sub ledger
 {
-	my ($self, $kind) = @_;
+	my ($self, $kind, $skip) = @_;
 	open(my $file, '<:raw', "$self->{dir}/ledger.jsonl") or die "ledger: $!";
 	seek($file, $self->{offset}, 0);
 	while (my $line = <$file>)
@@ -125,7 +125,8 @@ sub ledger
 		$self->{offset} += length $line;
 		push @{ $self->{events} }, decode_json($line);
 	}
-	return grep { !defined $kind || $_->{event} eq $kind } @{ $self->{events} };
+	my @events = @{ $self->{events} }[ $skip // 0 .. $#{ $self->{events} } ];
+	return grep { !defined $kind || $_->{event} eq $kind } @events;
 }
 
 # The accepted messages, those for one recipient if named.
@@ -227,6 +228,7 @@ sub set
 
 sub drop_connections { $_[0]->request({ drop => JSON::PP::true }); return; }
 sub release { $_[0]->request({ release => JSON::PP::true }); return; }
+sub resume { $_[0]->request({ resume => JSON::PP::true }); return; }
 
 # { open, peak (since the last call), connections, accepted }
 sub state { return $_[0]->request({ state => JSON::PP::true }); }
