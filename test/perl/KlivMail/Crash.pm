@@ -62,7 +62,7 @@ sub describe { my ($point) = @_; return $POINT{$point}[1]; }
 
 # Options:
 #	senders     => 1        of the one database
-#	connections => 4        of an account in each sender
+#	connections => 4        of an account in each sender, who share what an account may have
 #	name        => 'main'
 sub new
 {
@@ -78,7 +78,7 @@ sub new
     $self->{smtp} = KlivMail::SmtpServer->start(no_transcript => 1);
     # Nothing here fails but processes, so nothing needs to be on a disk: fsync is off.
     my %conf = (
-        'kliv_mail.connections_per_account' => $self->{connections},
+        'kliv_mail.connections_per_account' => $self->{connections} * $self->{senders},
         'kliv_mail.platform_hourly_limit'   => 1000000,
         'kliv_mail.sender_idle_timeout'     => '10min');    # that of one run serves the next
     $conf{'kliv_mail.senders_per_database'} = $self->{senders} if $self->{senders} > 1;
@@ -101,7 +101,7 @@ sub new
 #	second     second copies
 #	changed    second copies whose Message-ID or bytes are not the first's
 #	stuck      mails in the outbox, or not 'sent', in the end
-#	overrun    mails beyond the limit; or accepted and not counted
+#	overrun    mails beyond the limit, or accepted and not counted
 #	seconds
 sub run
 {
@@ -115,12 +115,18 @@ sub run
     $self->{kills} = 0;
     $self->{victim} = $self->{frozen} = $self->{after} = undef;
     $self->{skip} = scalar(my @before = $self->{smtp}->ledger);
+    $self->{used_before} = $self->query($USED);
 
-    # One mail beforehand, so that senders are there, and a row of usage.
-    $self->raise_limit($self->{mails} - 8 + 1);
-    $self->mail('warm', 1);
-    $self->must('the first mail is sent', 'SELECT NOT EXISTS (SELECT FROM kliv_mail._outbox)');
+    # Mail beforehand, so that senders are there, and a row of usage.  Only mail
+    # that finds no connection for a while brings another sender.
+    my $warm = $self->{senders} > 1 ? 4 * $self->{connections} * $self->{senders} + 1 : 1;
+    $self->raise_limit($warm);
+    $self->{smtp}->set(dot_reply => 'hold') if $self->{senders} > 1;
+    $self->mail('warm', $warm);
     $self->must('the senders run', "SELECT count(*) = $self->{senders} FROM $SENDERS");
+    $self->give_replies;
+    $self->must('the first mail is sent', 'SELECT NOT EXISTS (SELECT FROM kliv_mail._outbox)');
+    $self->raise_limit($self->{mails} - 8);
     $self->{launcher} = $self->query($LAUNCHER);
     $self->{warm} = $self->accepted;
 
@@ -313,6 +319,14 @@ sub to_unrecorded
     $self->give_replies;
     # The second mail of each connection was on its way when the first was held.
     $self->wait_for_accepted(2 * $self->{connections} * $self->{senders});
+    # Each sender tries to record again, so it has had time to begin a third.
+    my %tries;
+    $self->wait_for('every sender has tried twice', sub {
+        my $waiting = $self->query(q{SELECT pid || ' ' || waitstart FROM pg_locks
+                                     WHERE NOT granted AND relation = 'kliv_mail._delivery'::regclass});
+        $tries{$1}{$2} = 1 while $waiting =~ /^(\d+) (.+)$/mg;
+        return $self->{senders} == grep { keys %$_ > 1 } values %tries;
+    });
     return;
 }
 
@@ -542,14 +556,12 @@ sub raise_limit
     return;
 }
 
-# Mails beyond the limit by our books, or by the server's; or that it has and we
-# did not count.
+# Mails beyond the limit, or that the server took in this run and we did not count.
 sub overrun
 {
     my ($self) = @_;
     my $used = $self->query($USED);
-    my $accepted = $self->{smtp}->count;
-    return max(0, $used - $self->{limit}, $accepted - $self->{limit}, $accepted - $used);
+    return max(0, $used - $self->{limit}, $self->accepted - ($used - $self->{used_before}));
 }
 
 # Mails of this run that were accepted.
