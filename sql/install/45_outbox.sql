@@ -132,11 +132,11 @@ BEGIN
 END;
 $$;
 
--- May an account send as that address?
+-- May an account of ours send as that address?
 CREATE FUNCTION kliv_mail._may_send(p_account text, p_address text) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM kliv_mail._accounts() AS a
+    RETURN EXISTS (SELECT FROM kliv_mail._account AS a
                    WHERE a.name = p_account
                      AND (p_address = a.from_address OR p_address = ANY (a.allowed_senders)
                           OR lower('@' || split_part(p_address, '@', -1)) IN (SELECT lower(s) FROM unnest(a.allowed_senders) AS s)));
@@ -179,12 +179,16 @@ $$;
 CREATE FUNCTION kliv_mail._routes(p_account text) RETURNS text[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    v_at timestamptz := kliv_mail._now();
     v_routes text[] := kliv_mail._own_routes(p_account);
     v_name text;
 BEGIN
-    IF p_account <> 'platform' AND (SELECT count(*) FROM kliv_mail._account AS a WHERE a.in_use) > 1 THEN
-        FOR v_name IN SELECT a.name FROM kliv_mail._account AS a WHERE a.in_use AND a.name <> p_account LOOP
-            IF kliv_mail._heir(v_name, kliv_mail._now()) = p_account THEN
+    -- Only those that are held, and whose address it may send for, can have it as their heir.
+    IF p_account <> 'platform' THEN
+        FOR v_name IN SELECT a.name FROM kliv_mail._quota AS q JOIN kliv_mail._account AS a ON a.name = q.account
+                      WHERE q.held_until > v_at AND q.held_by IN ('account', 'key')
+                        AND a.in_use AND a.name <> p_account AND kliv_mail._may_send(p_account, a.from_address) LOOP
+            IF kliv_mail._heir(v_name, v_at) = p_account THEN
                 v_routes := v_routes || kliv_mail._own_routes(v_name);
             END IF;
         END LOOP;

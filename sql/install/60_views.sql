@@ -44,17 +44,18 @@ BEGIN
         v_start := greatest(v_at, coalesce(v.blocked_until, v_at));
         v_routes := kliv_mail._own_routes(a.name);
         RETURN QUERY
+            WITH l AS MATERIALIZED (
+                SELECT c.id, c.due, row_number() OVER (ORDER BY c.priority, c.due, c.id) AS n
+                FROM (SELECT o.id, p.priority, o.due
+                      FROM unnest(v_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
+                          SELECT o.id, o.due FROM kliv_mail._outbox AS o
+                          WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
+                            AND o.epoch IS NULL AND o.due < 'infinity'
+                          ORDER BY o.due, o.id LIMIT 10000) AS o
+                      ORDER BY p.priority, o.due, o.id LIMIT 10000) AS c)
             SELECT l.id, a.name::text, greatest(v_start, l.due, t.slot)
-            FROM (SELECT c.id, c.due, row_number() OVER (ORDER BY c.priority, c.due, c.id) AS n
-                  FROM (SELECT o.id, p.priority, o.due
-                        FROM unnest(v_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
-                            SELECT o.id, o.due FROM kliv_mail._outbox AS o
-                            WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
-                              AND o.epoch IS NULL AND o.due < 'infinity'
-                            ORDER BY o.due, o.id LIMIT 10000) AS o
-                        ORDER BY p.priority, o.due, o.id LIMIT 10000) AS c) AS l
-            JOIN kliv_mail._slot_times(1, 10000, v_at, v.hour_limit, v.day_limit, v.hour_used, v.hour_open_at,
-                                       v.day_used, v.day_open_at) AS t ON t.n = l.n;
+            FROM l JOIN kliv_mail._slot_times(1, (SELECT count(*) FROM l), v_at, v.hour_limit, v.day_limit, v.hour_used, v.hour_open_at,
+                                              v.day_used, v.day_open_at) AS t ON t.n = l.n;
     END LOOP;
 END;
 $$;
