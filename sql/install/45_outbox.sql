@@ -458,6 +458,7 @@ DECLARE
     v_strikes text[];
     v_accepted bigint[];
     v_trouble boolean := EXISTS (SELECT FROM unnest(p_verdicts) AS v (verdict) WHERE v.verdict <> 'accepted');
+    v_unknown boolean := coalesce(true = ANY (p_unknown), false);
     a record;
 BEGIN
     -- What was accepted: the only statement of an untroubled batch.
@@ -480,7 +481,7 @@ BEGIN
 
     -- An accepted mail ends a row of refusals that nobody understands.
     v_accepted := ARRAY(SELECT x.id FROM unnest(p_ids, p_verdicts) AS x (id, verdict) WHERE x.verdict = 'accepted');
-    IF EXISTS (SELECT FROM kliv_mail._quota AS q WHERE q.strikes <> '{}') THEN
+    IF NOT v_unknown AND EXISTS (SELECT FROM kliv_mail._quota AS q WHERE q.strikes <> '{}') THEN
         UPDATE kliv_mail._quota AS q SET strikes = '{}'
         WHERE q.strikes <> '{}' AND q.account IN (SELECT d.account FROM kliv_mail._delivery AS d WHERE d.id = ANY (v_accepted));
     END IF;
@@ -492,12 +493,14 @@ BEGIN
 
         -- Three different recipients in a row refused the same way that no rule
         -- knows: that is about the account, and the third one is not to blame.
+        -- Those accepted between them count in their order.
         FOR a IN
-            SELECT x.n, o.account, o.recipient, concat_ws(' ', x.stage, x.code, x.enhanced) AS way, x.reply
+            SELECT x.n, coalesce(o.account, d.account) AS account, o.recipient, concat_ws(' ', x.stage, x.code, x.enhanced) AS way, x.reply
             FROM unnest(p_ids, p_unknown, p_stages, p_codes, p_enhanced, p_replies)
                 WITH ORDINALITY AS x (id, unknown, stage, code, enhanced, reply, n)
-            JOIN kliv_mail._outbox AS o ON o.id = x.id
-            WHERE x.unknown AND o.epoch = p_epoch ORDER BY x.n
+            LEFT JOIN kliv_mail._outbox AS o ON o.id = x.id AND o.epoch = p_epoch AND x.unknown
+            LEFT JOIN kliv_mail._delivery AS d ON d.id = x.id AND x.id = ANY (v_accepted)
+            WHERE v_unknown AND (o.id IS NOT NULL OR d.id IS NOT NULL) ORDER BY x.n
         LOOP
             SELECT q.strikes INTO v_strikes FROM kliv_mail._quota AS q WHERE q.account = a.account;
             IF v_strikes[1] IS DISTINCT FROM a.way THEN
@@ -506,7 +509,7 @@ BEGIN
             -- One that comes back with the same refusal after the hold has its own
             -- verdict, so that the line moves and others can prove the account well.
             CONTINUE WHEN a.recipient = ANY (v_strikes[2:]);
-            v_strikes := v_strikes || a.recipient;
+            v_strikes := CASE WHEN a.recipient IS NULL THEN '{}' ELSE v_strikes || a.recipient END;
             IF cardinality(v_strikes) > 3 THEN
                 v_verdicts[a.n] := 'account_trouble';
                 v_scopes[a.n] := 'account';

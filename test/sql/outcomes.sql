@@ -85,6 +85,27 @@ SELECT count(*) FROM play('{j@x.example,k@x.example}', 'permanent', 'recipient',
 SELECT count(*) FROM play('{m@x.example}', 'accepted', 'message', 'dot', 250);
 SELECT recipient, status, held_by FROM play('{l@x.example}', 'permanent', 'recipient', 'rcpt', 554, NULL, 0, 'soft', true);
 SELECT reset();
+-- nor where they are recorded together: r refused, a accepted, in this order
+CREATE FUNCTION together(letters text) RETURNS TABLE (recipient text, status text, held_by text) LANGUAGE plpgsql AS $$
+DECLARE
+    ids bigint[];
+    refused boolean[] := ARRAY(SELECT l = 'r' FROM regexp_split_to_table(letters, '') AS l);
+BEGIN
+    PERFORM kliv_mail.send(format('t%s@x.example', i), 'Together', 'x', account => 'out') FROM generate_series(1, length(letters)) AS i;
+    SELECT array_agg(c.id ORDER BY c.recipient) INTO ids FROM kliv_mail._claim_account(77, 'out', 100, 1000000, true) AS c;
+    PERFORM kliv_mail._record(77, ids, array_agg(CASE WHEN r THEN 'permanent' ELSE 'accepted' END), array_agg(CASE WHEN r THEN 'recipient' ELSE 'message' END),
+        array_agg(CASE WHEN r THEN 'soft' END), array_agg(0), array_agg(CASE WHEN r THEN 'rcpt' ELSE 'dot' END), array_agg(CASE WHEN r THEN 554 ELSE 250 END),
+        array_agg(NULL::text), array_agg('played'::text), array_agg('played'::text), array_agg(NULL::text), array_agg('id'::text), array_agg('F'::text),
+        array_agg(r), array_agg(NULL::text))
+    FROM unnest(refused) AS r;
+    RETURN QUERY SELECT d.recipient, d.status, d.held_by FROM kliv_mail.deliveries AS d WHERE d.recipient LIKE 't_@x.example' ORDER BY d.recipient;
+END;
+$$;
+SELECT * FROM together('rraraar');
+SELECT reset();
+SELECT * FROM together('arrra');
+SELECT reset();
+DROP FUNCTION together;
 
 -- five of a hundred blocked: the account stops
 SELECT count(*) FROM play(ARRAY(SELECT format('n%s@x.example', n) FROM generate_series(1, 80) AS n), 'accepted', 'message', 'dot', 250);
