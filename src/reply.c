@@ -189,8 +189,7 @@ static const Rule rules[] = {
 	 */
 	{ANY, "4xx 5xx", NULL, NULL, "maximum credits exceeded|credits exceeded|out of credits",
 		LIMIT, UTC_DAY, HINT_OURS, "the provider's credits are used up",
-		"Buy credits or wait for the provider's next day; kliv_mail.resume() or test_smtp() tries "
-		"at once."},
+		"Buy credits or wait for the provider's next day; a test_smtp() that succeeds ends the wait."},
 	{ANY, "4xx 5xx", NULL, NULL,
 		"daily * sending limit|daily smtp relay limit|daily * limit exceeded|"
 		"daily sending limit|exceeded * daily * limit|daily limit",
@@ -199,7 +198,7 @@ static const Rule rules[] = {
 		LIMIT, DAY, HINT_OURS, "the provider's daily limit is used up", WAITS},
 	{ANY, "4xx 5xx", NULL, NULL, "monthly * quota|monthly_quota|monthly * limit|monthly limit",
 		LIMIT, DAY, HINT_OURS, "the provider's monthly limit is used up",
-		"Move to a larger plan at the provider; then SELECT kliv_mail.resume('custom');"},
+		"Move to a larger plan at the provider; a test_smtp() that succeeds ends the wait."},
 	{ANY, "4xx 5xx", NULL, NULL,
 		"daily message quota|daily email sending quota|daily sending quota|daily_quota_exceeded|"
 		"daily quota|submissionquotaexceeded|submission quota|sending quota exceeded|"
