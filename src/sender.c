@@ -1797,9 +1797,12 @@ take_results(Link *link)
 		 * Given back, with nobody's attempt burned: what put nothing on the
 		 * wire that counts, such as an envelope on a used connection that the
 		 * server had closed or closes now.  (A refusal of our own, such as of a
-		 * damaged address, was not started either, but counts.)
+		 * damaged address, was not started either, but counts.)  The same where
+		 * we have to go in the middle of it: that is no fault of anybody there.
 		 */
-		if (!result.started && (result.lost || result.reply.code == 421))
+		if ((!result.started && (result.lost || result.reply.code == 421)) ||
+			(result.lost && result.reply.stage != KLM_STAGE_DOT &&
+			 (ShutdownRequestPending || klm_sender_must_leave())))
 			add_local_outcome(delivery->id, delivery->message_id, "returned", "");
 		else
 		{
@@ -1809,13 +1812,12 @@ take_results(Link *link)
 			/*
 			 * A fresh connection that was dropped at MAIL may be this message's
 			 * doing: it alone waits, so that it cannot hold up the account, until
-			 * others in a row meet the same.
+			 * others in a row meet the same.  So at RCPT.
 			 */
-			if (result.lost && result.reply.stage == KLM_STAGE_MAIL)
-			{
-				decision.scope = KLM_SCOPE_MESSAGE;
+			if (result.lost && (result.reply.stage == KLM_STAGE_MAIL || result.reply.stage == KLM_STAGE_RCPT))
 				decision.unknown = true;
-			}
+			if (result.lost && result.reply.stage == KLM_STAGE_MAIL)
+				decision.scope = KLM_SCOPE_MESSAGE;
 			add_outcome(delivery, link, &result.reply, &decision);
 			if (decision.verdict == KLM_ACCEPTED)
 			{
