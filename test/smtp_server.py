@@ -56,6 +56,7 @@ import argparse
 import asyncio
 import base64
 import binascii
+import collections
 import ctypes
 import hashlib
 import json
@@ -83,6 +84,7 @@ DEFAULTS = {
     "greeting_delay": 0,            # ms before the greeting
     "silent": False,                # accept connections, say nothing
     "starttls_offered": True,
+    "starttls_silent": False,       # agree to STARTTLS and shake no hands
     "auth_offered": True,
     "auth_in_clear": False,         # offer AUTH without TLS: a trap
     "auth_mechanisms": "PLAIN LOGIN",
@@ -104,6 +106,10 @@ DEFAULTS = {
     "auth_failure": "535 5.7.8 Error: authentication failed",
     "mail_reply": "", "rcpt_reply": "", "data_reply": "", "dot_reply": "",
     "plays": {},                    # local part -> [stage, reply or fault]
+    # Further listeners, each with settings of its own on top of these; --variant
+    # NAME={"kind": "plain", "greeting_reply": "drop"} opens one.  The control
+    # socket gives one others: {"set": {"variants": {"NAME": {}}}}.
+    "variants": {},
 }
 
 
@@ -192,6 +198,11 @@ class Server:
             self.context.load_cert_chain(options.cert, options.key)
 
     def set(self, changes):
+        for variant, settings in changes.pop("variants", {}).items():
+            if any(name not in DEFAULTS for name in settings):
+                raise ValueError("unknown setting of " + variant)
+            self.config["variants"][variant].clear()
+            self.config["variants"][variant].update(settings)
         for name in changes:
             if name not in DEFAULTS and name not in ("cert", "key", "auth"):
                 raise ValueError("unknown setting " + name)
@@ -203,14 +214,13 @@ class Server:
             self.users = dict(pair.split(":", 1) for pair in changes.pop("auth"))
         self.config.update(changes)
 
-    def fault_is_named(self, stage, address):
+    def fault_is_named(self, stage, address, config):
         """Does the address itself choose a fault at this stage?"""
         name, _ = local_part(address)
-        return name in self.config["plays"] or named_fault(stage, name) is not None
+        return name in config["plays"] or named_fault(stage, name) is not None
 
-    def fault(self, stage, address):
+    def fault(self, stage, address, config):
         """What to play instead of stage's own reply: (what, text or number) or None."""
-        config = self.config
         name, once = local_part(address)
         found = None
         if name in config["plays"]:
@@ -272,9 +282,10 @@ def parse_fault(text):
 class Connection(asyncio.Protocol):
     """One client.  Commands are taken from a buffer while nothing blocks."""
 
-    def __init__(self, server, kind):
+    def __init__(self, server, kind, settings=None):
         self.server = server
-        self.config = server.config
+        self.config = collections.ChainMap(settings, server.config) if settings is not None \
+            else server.config
         self.kind = kind
         self.secure = False
         self.transport = None
@@ -499,7 +510,7 @@ class Connection(asyncio.Protocol):
 
     def answer(self, stage, address, text):
         """Reply, or what is to be played here; true if the stage succeeded."""
-        fault = self.server.fault(stage, address)
+        fault = self.server.fault(stage, address, self.config)
         if fault is None:
             self.reply(text)
             return True
@@ -583,13 +594,18 @@ class Connection(asyncio.Protocol):
         if self.kind != "starttls" or self.secure or not config["starttls_offered"]:
             self.reply("502 5.5.1 STARTTLS not offered")
             return
-        if config["starttls_reply"]:
-            if not self.play(parse_fault(config["starttls_reply"]), "220 2.0.0 go ahead"):
-                return
-        else:
-            self.reply("220 2.0.0 go ahead")
-        self.flush()
-        self.start_tls(lambda: None)
+        fault = parse_fault(config["starttls_reply"] or "220 2.0.0 go ahead")
+
+        def go_on():
+            self.flush()
+            if config["starttls_silent"]:
+                self.stall()
+            else:
+                self.start_tls(lambda: None)
+        if fault[0] == "slow":
+            self.wait(fault[1], lambda: (self.reply("220 2.0.0 go ahead"), go_on()))
+        elif self.play(fault, "220 2.0.0 go ahead"):
+            go_on()
 
     def command_auth(self, argument):
         config = self.config
@@ -636,7 +652,8 @@ class Connection(asyncio.Protocol):
         good = user is not None and self.server.users.get(user) == password
         fault = parse_fault(config["auth_reply"]) if config["auth_reply"] else None
         if fault and not (fault[0] == "reply" and fault[1][0] == "2"):
-            good = good and fault[0] == "slow"
+            good = good and fault[0] in ("slow", "long", "nul", "extra") and \
+                (fault[0] == "slow" or str(fault[1] or 2)[0] == "2")
         self.server.ledger.event("auth", self.number, mechanism=mechanism, user=user, ok=good,
                                  tls=self.secure)
         if good:
@@ -679,7 +696,7 @@ class Connection(asyncio.Protocol):
             ahead = PATH.match(bytes(self.buffer[5:self.buffer.find(b"\r")])) \
                 if self.buffer[:5].upper() == b"RCPT " else None
             rcpt = ahead[2].decode("utf-8", "replace") if ahead else ""
-            address = rcpt if self.server.fault_is_named("mail", rcpt) else sender
+            address = rcpt if self.server.fault_is_named("mail", rcpt, self.config) else sender
             if self.answer("mail", address, "250 2.1.0 Ok"):
                 self.sender = sender
                 self.parameters = parameters
@@ -733,7 +750,7 @@ class Connection(asyncio.Protocol):
             self.reply("354 go on, for nobody")
         else:
             address = self.recipients[0]
-            fault = self.server.fault("data", address)
+            fault = self.server.fault("data", address, self.config)
             if fault and fault[0] == "early":
                 self.early = fault[1]
                 self.reply("354 End data with <CR><LF>.<CR><LF>")
@@ -786,7 +803,7 @@ class Connection(asyncio.Protocol):
             self.reset()
             return
         address = self.recipients[0]
-        fault = server.fault("dot", address)
+        fault = server.fault("dot", address, config)
         accepted = fault is None or fault[0] in (
             "drop", "reset", "half", "slow", "hold", "extra", "stall-after", "close-idle",
             "421-idle") \
@@ -957,9 +974,10 @@ def parse_options():
     parser.add_argument("--no-auth", dest="auth_offered", action="store_false")
     parser.add_argument("--no-size", dest="size", action="store_const", const=-1)
     parser.add_argument("--play", action="append", default=[], metavar="LOCAL=STAGE:REPLY")
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME=JSON")
     for name, value in DEFAULTS.items():
         option = "--" + name.replace("_", "-")
-        if name in ("starttls_offered", "auth_offered", "plays"):
+        if name in ("starttls_offered", "auth_offered", "plays", "variants"):
             continue
         if value is True:
             parser.add_argument("--no-" + name.replace("_", "-"), dest=name,
@@ -975,7 +993,11 @@ def parse_options():
     for play in options.play:
         local, _, rest = play.partition("=")
         config["plays"][local] = rest.split(":", 1)
-    if not (options.starttls or options.tls):
+    config["variants"] = {}
+    for variant in options.variant:
+        name, _, settings = variant.partition("=")
+        config["variants"][name] = json.loads(settings)
+    if not (options.starttls or options.tls or options.variant):
         options.plain = True
     if (options.starttls or options.tls) and not options.cert:
         parser.error("--starttls and --tls need --cert and --key")
@@ -1002,6 +1024,12 @@ async def main(options, config):
                 lambda kind=kind: Connection(server, kind), options.address,
                 getattr(options, kind + "_port"), backlog=1024)
             ports[kind] = listener.sockets[0].getsockname()[1]
+    for name, settings in config["variants"].items():
+        kind = settings.pop("kind", "plain")
+        listener = await loop.create_server(
+            lambda kind=kind, settings=settings: Connection(server, kind, settings),
+            options.address, 0, backlog=1024)
+        ports[name] = listener.sockets[0].getsockname()[1]
     if options.control:
         await loop.create_unix_server(lambda: Control(server),
                                       os.path.join(options.dir, "control.sock"))
