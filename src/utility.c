@@ -46,7 +46,7 @@
 #include "hooks.h"
 #include "shmem.h"
 
-static ProcessUtility_hook_type previous_hook = NULL;
+static ProcessUtility_hook_type next;
 
 static void process_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 							ProcessUtilityContext context, ParamListInfo params,
@@ -65,7 +65,7 @@ static void after_statement(Node *statement, Oid extension_before, Oid barred);
 void
 klm_utility_init(void)
 {
-	previous_hook = ProcessUtility_hook;
+	next = ProcessUtility_hook ? ProcessUtility_hook : standard_ProcessUtility;
 	ProcessUtility_hook = process_utility;
 }
 
@@ -75,7 +75,6 @@ process_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 				QueryEnvironment *environment, DestReceiver *receiver,
 				QueryCompletion *completion)
 {
-	ProcessUtility_hook_type next = previous_hook ? previous_hook : standard_ProcessUtility;
 	Node	   *node = statement->utilityStmt;
 	Oid			extension = InvalidOid;
 	volatile Oid barred = InvalidOid;
