@@ -40,7 +40,7 @@ EXTRA_CLEAN = kliv_mail_net.so $(NET_OBJS) $(NET_OBJS:.o=.d) sql/$(EXTENSION)--$
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo test test-chroot crashtest bench bench-%,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo test test-chroot crashtest majors bench bench-%,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -83,6 +83,10 @@ test-chroot:
 crashtest:
 	RUNS='$(RUNS)' POINTS='$(POINTS)' SENDERS='$(SENDERS)' bash test/run crash
 
+## majors: make test on PostgreSQL 17 and 18, in chroots of Debian trixie and sid (root, debootstrap)
+majors:
+	TARGETS=test bash test/chroot trixie sid
+
 ## bench: the benchmarks, as ratios to the same without us; bench-latency, bench-drain, bench-send: one
 bench:
 	bash bench/run
@@ -97,4 +101,4 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test test-chroot crashtest bench bench-latency bench-drain bench-send lint help
+.PHONY: demo test test-chroot crashtest majors bench bench-latency bench-drain bench-send lint help
