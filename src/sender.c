@@ -1484,7 +1484,18 @@ static void
 feed(Pool *pool)
 {
 	int			limit = Min(pool->allowed, connections);
+	dlist_mutable_iter surplus;
 
+	/* Where the pool had to shrink, connections go as they become idle. */
+	dlist_foreach_modify(surplus, &pool->links)
+	{
+		Link	   *link = dlist_container(Link, node, surplus.cur);
+
+		if (pool->link_count <= limit)
+			break;
+		if (link->state == LINK_OPEN && klm_smtp_open_count(link->smtp) == 0)
+			close_link(link, NULL);
+	}
 	take_back_waiting(pool);
 	for (int open = 0; open < 2 && pool->queued > 0; open++)
 	{

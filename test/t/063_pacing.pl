@@ -100,6 +100,81 @@ sql(q{SELECT kliv_mail.send(format('well%s@example.com', i), 'x', repeat('123456
 ok($server{custom}->wait_for(sub { $server{custom}->count - $taken == 20 }, 30), 'accounts that hang are not in the way of one that does not');
 note(sprintf '%.1f s', time - $start);
 is(sql(q{SELECT count(*) FILTER (WHERE account = 'slow') > 0 FROM kliv_mail.deliveries WHERE status = 'sending'}), 't', '... while they hang');
+# ---- connections: as many as go well ----
+
+my $smtp = $server{custom};
+sub setting { sql("ALTER SYSTEM SET kliv_mail.$_[0] = $_[1]; SELECT pg_reload_conf()"); return; }
+# Idle connections live for 60 s: that is not what is waited for.
+sub connections_until { my ($name, $condition) = @_; ok($smtp->wait_for(sub { $condition->($smtp->state->{open}) }, 40), $name); return; }
+
+# Send $count mails and wait until all are accepted; the events from then on.
+my $burst = 0;
+sub burst
+{
+    my ($count, $local) = @_;
+    $burst++;
+    $local //= "burst$burst";
+    my $events = () = $smtp->ledger;
+    sql("SELECT kliv_mail.send(format('$local+${burst}_%s\@example.com', i), 'x', 'x') FROM generate_series(1, $count) AS i");
+    wait_until("SELECT count(*) = $count FROM kliv_mail.deliveries WHERE recipient LIKE '$local+${burst}\\_%' AND status = 'sent'");
+    my @all = $smtp->ledger;
+    return @all[ $events .. $#all ];
+}
+
+# By a sender that knows nothing of the account yet.
+hours_later(25);
+$smtp->drop_connections;
+$smtp->state;
+$smtp->set(delay_dot => 100);
+my @events = burst(80);
+my $first = 0;
+$first++ until $events[$first]{event} eq 'message';
+cmp_ok(scalar(grep { $_->{event} eq 'connect' } @events[ 0 .. $first ]), '<=', 4, 'four connections at most to begin with');
+is($smtp->state->{peak}, 8, '... more as all goes well, up to connections_per_account');
+is($smtp->state->{open}, 8, '... which stay open');
+setting('connections_per_account', 3);
+connections_until('a lower setting closes what is too much', sub { $_[0] <= 3 });
+$smtp->state;
+burst(30);
+cmp_ok($smtp->state->{peak}, '<=', 3, '... and bounds what is opened');
+setting('connections_per_account', 8);
+burst(80);
+is($smtp->state->{open}, 8, 'a higher one is used');
+
+# 451: the mail has to wait, and the server gets half the connections.
+$smtp->set(delay_dot => 0, dot_reply => '451 4.3.2 too busy');
+sql(q{SELECT kliv_mail.send(format('busy%s@example.com', i), 'x', 'x') FROM generate_series(1, 8) AS i});
+connections_until('after eight times 451 one connection is left', sub { $_[0] == 1 });
+wait_until(q{SELECT count(*) = 8 FROM kliv_mail.deliveries WHERE recipient LIKE 'busy%' AND held_by = 'retry'});
+$smtp->set(delay_dot => 100, dot_reply => '');
+$smtp->state;
+burst(80);
+is($smtp->state->{peak}, 8, '... and eight again as it goes well');
+# 421: the account waits, and comes back with half.
+$smtp->set(delay_dot => 0);
+sql(q{SELECT kliv_mail.send('rcpt-421-4.3.2@example.com', 'x', 'x')});
+connections_until('after 421 half of them are left', sub { $_[0] <= 4 });
+wait_until(q{SELECT held_by = 'account' AND attempts = 0 FROM kliv_mail.deliveries WHERE recipient LIKE 'rcpt-421%'});
+sql(q{SELECT kliv_mail.cancel(message_id) FROM kliv_mail.deliveries WHERE recipient LIKE 'rcpt-421%'; SELECT FROM kliv_mail.test_smtp()});
+
+# Servers that take so many on a connection: by 421, or by closing it.
+for my $close (0, 1)
+{
+    $smtp->set(messages_per_connection => 3, limit_close => $close);
+    @events = burst(30);
+    my @messages = grep { $_->{event} eq 'message' && $_->{rcpt}[0] =~ /^burst/ } @events;
+    is(scalar(@messages), 30, 'three a connection, then ' . ($close ? 'closed' : '421') . ': each mail once');
+    is((sort { $b <=> $a } map { $_->{nth} } @messages)[0], 3, '... three a connection');
+    is(sql("SELECT max(attempts) FROM kliv_mail.deliveries WHERE recipient LIKE 'burst${burst}+%'"), 1, '... at the first attempt');
+}
+$smtp->set(messages_per_connection => 0, limit_close => 0);
+
+# Five a second is what Resend takes.
+sql(q{UPDATE kliv_mail._account SET provider = 'resend' WHERE name = 'custom'});
+$start = time;
+@events = burst(11);
+cmp_ok($events[-1]{time} - $start, '>=', 1.95, 'where the provider publishes a rate, eleven mails take two seconds');
+
 $session->quit;
 $node->stop;
 done_testing();
