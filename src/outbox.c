@@ -23,6 +23,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "postmaster/interrupt.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -49,6 +50,7 @@ static MemoryContext caller_context = NULL;
 static MemoryContext result_context = NULL;
 static Oid	saved_user;
 static int	saved_security;
+static volatile sig_atomic_t committing = false;
 
 static void run(Statement *statement, Datum *values, const char *nulls);
 static char *column_text(int row, int column);
@@ -79,7 +81,12 @@ klm_outbox_commit(void)
 	SetUserIdAndSecContext(saved_user, saved_security);
 	SPI_finish();
 	PopActiveSnapshot();
+	committing = true;
+	if (ShutdownRequestPending)
+		QueryCancelPending = true;
 	CommitTransactionCommand();
+	committing = false;
+	QueryCancelPending = false;
 	pgstat_report_stat(true);
 	MemoryContextSwitchTo(caller_context);
 }
@@ -87,9 +94,23 @@ klm_outbox_commit(void)
 void
 klm_outbox_abort(void)
 {
+	committing = false;
+	QueryCancelPending = false;
 	/* Restores the user, ends SPI and drops the snapshot. */
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(caller_context);
+}
+
+/*
+ * The wait for a synchronous standby looks at no flag but this one, which the
+ * server's own processes set as well when they are told to end.
+ */
+void
+klm_outbox_shutdown(SIGNAL_ARGS)
+{
+	SignalHandlerForShutdownRequest(postgres_signal_arg);
+	if (committing)
+		QueryCancelPending = true;
 }
 
 char *

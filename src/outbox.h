@@ -82,6 +82,9 @@ extern void klm_outbox_commit(void);
 /* After an error in between: abort, nothing stays open. */
 extern void klm_outbox_abort(void);
 
+/* Handler of SIGTERM: a commit waits for no standby any more. */
+extern void klm_outbox_shutdown(SIGNAL_ARGS);
+
 /*
  * The extension's version here, NULL when it is not installed.  Looks up the
  * owner for the calls after it.

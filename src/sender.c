@@ -242,7 +242,7 @@ klm_sender_main(Datum argument)
 {
 	Oid			database;
 
-	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGTERM, klm_outbox_shutdown);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 	klm_no_core_dumps();
@@ -466,8 +466,11 @@ loop(void)
 				leave(unfinished || outcome_count > 0 ? 0 : next_claim, seen_wakes);
 		}
 
-		/* Feed the connections, unless results wait that could not be recorded. */
-		if (leave_at == 0 && outcome_count == 0)
+		/*
+		 * Feed the connections, unless results wait that could not be recorded, or
+		 * a shutdown came, which ends the wait for a standby to have the claim.
+		 */
+		if (leave_at == 0 && outcome_count == 0 && !ShutdownRequestPending)
 		{
 			dlist_foreach(iter, &pools)
 				feed(dlist_container(Pool, node, iter.cur));

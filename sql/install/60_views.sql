@@ -130,6 +130,7 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
                 WHEN d.held_by IS NOT NULL THEN d.account_reason
                 WHEN NOT p.preloaded THEN 'no sender can run: kliv_mail is not in shared_preload_libraries'
                 WHEN p.launcher_pid IS NULL THEN 'the launcher is not running'
+                WHEN p.slots_exhausted THEN 'no worker slot is free for a sender'
                 ELSE 'it is next: a sender takes it at once' END AS reason,
            CASE WHEN NOT d.waiting THEN d.hint
                 WHEN d.status IN ('sending', 'scheduled') THEN NULL
@@ -311,6 +312,7 @@ CREATE VIEW kliv_mail.status AS
            nullif(current_setting('kliv_mail.test_clock_offset'), '0') AS test_clock_offset,
            CASE WHEN NOT p.preloaded THEN 'Add kliv_mail to shared_preload_libraries in postgresql.conf and restart the server.'
                 WHEN h.held_by IN ('restore', 'paused') THEN h.hint
+                WHEN p.slots_exhausted THEN 'No worker slot is free: raise max_worker_processes in postgresql.conf and restart the server.'
                 WHEN h.held_by = 'account' THEN h.reason || coalesce('. ' || h.hint, '')
                 ELSE k.advice END AS hint,
            (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'kliv_mail') AS version,
