@@ -215,7 +215,8 @@ kliv_mail_csv(PG_FUNCTION_ARGS)
 	memcpy(VARDATA(content) + (mark ? 3 : 0), converted, length);
 
 	values[0] = CStringGetTextDatum("result.csv");
-	values[1] = CStringGetTextDatum("text/csv");
+	/* Without a charset text is taken for ASCII (RFC 2046, 4.1.2). */
+	values[1] = CStringGetTextDatum(encoding == PG_SJIS ? "text/csv; charset=Shift_JIS" : "text/csv; charset=utf-8");
 	values[2] = (Datum) 0;
 	values[3] = PointerGetDatum(content);
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));

@@ -7,7 +7,7 @@ SELECT filename, content_type, content_id, replace(convert_from(content, 'UTF8')
 FROM kliv_mail.csv('SELECT * FROM item', 'UTF8');
 -- Excel's byte order mark, and Japan's encoding
 SELECT left(encode(content, 'hex'), 6) AS bom FROM kliv_mail.csv('SELECT 1');
-SELECT convert_from(content, 'SJIS') AS content FROM kliv_mail.csv('SELECT note FROM item WHERE note = ''日本''', 'sjis');
+SELECT content_type, convert_from(content, 'SJIS') AS content FROM kliv_mail.csv('SELECT note FROM item WHERE note = ''日本''', 'sjis');
 SELECT kliv_mail.html_table('SELECT * FROM item');
 SELECT kliv_mail.html_table('SELECT 1 AS none WHERE false');
 
