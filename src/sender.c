@@ -230,7 +230,7 @@ static bool record_singly(void);
 static void blame(const ErrorData *edata);
 static void notify(void);
 static long wait_time(TimestampTz now, TimestampTz until);
-static void retain(void);
+static bool retain(void);
 
 /* ----------------------------------------------------------------
  * Start and end
@@ -498,14 +498,13 @@ loop(void)
 			idle_since = now;
 		else if (leave_at == 0 && !claim_wanted)
 		{
+			/* Mail that comes meanwhile waits for one batch, not for all of them. */
 			if (now >= next_retain)
-			{
-				retain();
-				next_retain = TimestampTzPlusMilliseconds(now, RETAIN_EVERY_MS);
-			}
-			/* place_ms: somebody waits for our place, which does nothing. */
+				next_retain = retain() ? now : TimestampTzPlusMilliseconds(now, RETAIN_EVERY_MS);
+			/* place_ms: somebody waits for our place, which does nothing that cannot wait. */
 			if (place_ms >= 0 ||
-				now >= TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout))
+				(now < next_retain &&
+				 now >= TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout)))
 			{
 				dlist_foreach(iter, &pools)
 				{
@@ -530,7 +529,11 @@ loop(void)
 		else if (leave_at != 0 && busy())
 			until = Min(until, TimestampTzPlusMilliseconds(leave_at, LEAVE_DOT_MS));
 		if (!busy() && outcome_count == 0)
+		{
 			until = Min(until, TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout));
+			if (leave_at == 0 && !claim_wanted)
+				until = Min(until, next_retain);
+		}
 		dlist_foreach(iter, &pools)
 		{
 			Pool	   *pool = dlist_container(Pool, node, iter.cur);
@@ -626,32 +629,32 @@ holds_to_record(void)
 	return false;
 }
 
-/* Old history goes when there is nothing better to do. */
-static void
+/*
+ * Old history goes when there is nothing better to do: a batch of it.  true:
+ * there may be more.
+ */
+static bool
 retain(void)
 {
-	volatile int64 deleted;
+	volatile int64 deleted = 0;
 
-	do
+	PG_TRY();
+	{
+		klm_outbox_begin(sender_context);
+		deleted = klm_outbox_retain();
+		klm_outbox_commit();
+	}
+	PG_CATCH();
 	{
 		deleted = 0;
-		PG_TRY();
-		{
-			klm_outbox_begin(sender_context);
-			deleted = klm_outbox_retain();
-			klm_outbox_commit();
-		}
-		PG_CATCH();
-		{
-			deleted = 0;
-			EmitErrorReport();
-			FlushErrorState();
-			klm_outbox_abort();
-			MemoryContextSwitchTo(sender_context);
-		}
-		PG_END_TRY();
-		CHECK_FOR_INTERRUPTS();
-	} while (deleted > 0 && !ShutdownRequestPending && !klm_sender_must_leave());
+		MemoryContextSwitchTo(sender_context);
+		EmitErrorReport();
+		FlushErrorState();
+		klm_outbox_abort();
+		MemoryContextSwitchTo(sender_context);
+	}
+	PG_END_TRY();
+	return deleted > 0;
 }
 
 /* ----------------------------------------------------------------
