@@ -98,7 +98,9 @@ CREATE VIEW kliv_mail._delivery_now AS
                 THEN coalesce(l.estimated_send_at, e.estimated_send_at) END AS estimated_send_at
     FROM kliv_mail._every_delivery AS d
     LEFT JOIN kliv_mail._account_holds() AS h ON d.waiting AND h.account = d.account
-    LEFT JOIN kliv_mail._line() AS l ON d.waiting AND l.id = d.id
+    -- Not "= d.id": the key's index could give that order to a merge join, and where the
+    -- statistics know of no rows, the planner would read all of it for one message.
+    LEFT JOIN kliv_mail._line() AS l ON d.waiting AND l.id = d.id + 0
     LEFT JOIN kliv_mail._line_end() AS e ON d.waiting AND l.id IS NULL AND e.account = d.account
     CROSS JOIN LATERAL (
         SELECT n.at,

@@ -29,11 +29,77 @@ SELECT kliv_mail._record(78, array_agg(id), array_agg('accepted'::text), array_a
 SELECT rows_read('kliv_mail._outbox') - :before_outbox < 300 AS outbox, rows_read('kliv_mail._delivery') - :before_delivery < 300 AS delivery;
 COMMIT;
 
+-- A long line behind an account that is held costs another account's claim
+-- nothing, and a look at one message no more than its own rows and the first
+-- 10,000 in line: with the statistics of before, and with new ones.
+INSERT INTO kliv_mail._account (name, in_use, route_order, origin, host, port, encryption, from_address,
+    hourly_limit, daily_limit, created_at, updated_at, updated_by, renewed_at)
+VALUES ('free', true, 10, kliv_mail._origin(), 'smtp.example.com', 25, 'none', 'app@free.example', 10000, 10000, now(), now(), 'me', now());
+SELECT kliv_mail._hold_account('scale', 'account', interval '1 day', 'the server says no', NULL, true);
+SELECT count(kliv_mail.send('f' || n || '@example.com', 'Scale', 'x', account => 'free')) FROM generate_series(1, 100) AS n;
+INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at)
+SELECT nextval('kliv_mail._delivery_id'), o.message_id, o.recipient, o.kind, o.origin, o.route, o.priority, o.due, o.created_at
+FROM (SELECT * FROM kliv_mail._outbox WHERE route = 'scale' AND epoch IS NULL LIMIT 1000) AS o, generate_series(1, 30);
+INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, attempts, doubts, account, finished_at)
+SELECT nextval('kliv_mail._delivery_id'), -n, 'old@example.com', 'to', 1, 'scale', 'sent', now(), 1, 0, 'scale', now() FROM generate_series(1, 5000) AS n;
+SELECT max(message_id) FILTER (WHERE route = 'free') AS free, max(message_id) FILTER (WHERE route = 'scale') AS held FROM kliv_mail._outbox \gset
+SELECT max(message_id) AS finished FROM kliv_mail._delivery WHERE route = 'scale' \gset
+CREATE FUNCTION reads(query text, OUT outbox bigint, OUT message bigint, OUT delivery bigint) LANGUAGE plpgsql AS $$
+BEGIN
+    outbox := rows_read('kliv_mail._outbox');
+    message := rows_read('kliv_mail._message');
+    delivery := rows_read('kliv_mail._delivery');
+    EXECUTE query;
+    outbox := rows_read('kliv_mail._outbox') - outbox;
+    message := rows_read('kliv_mail._message') - message;
+    delivery := rows_read('kliv_mail._delivery') - delivery;
+END;
+$$;
+-- The indexes by which a query reads the tables that grow; or that it reads all of one.
+CREATE FUNCTION paths(query text) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+    line text;
+BEGIN
+    FOR line IN EXECUTE 'EXPLAIN (COSTS OFF) ' || query LOOP
+        IF line ~ '(Index|Index Only|Seq) Scan .*_(outbox|message|delivery|event)' THEN
+            RETURN NEXT coalesce(substring(line FROM 'Seq Scan on _\w+'), substring(line FROM '(?:using|Index Scan on) (_\w+)'));
+        END IF;
+    END LOOP;
+END;
+$$;
+-- The claim of one account, of all accounts, and the look at the next due time.
+PREPARE claims AS
+    SELECT c.what, r.outbox < 300 AS outbox, r.message < 300 AS message
+    FROM (VALUES ('one', 'SELECT * FROM kliv_mail._claim_account(79, ''free'', 50, 1000000, true)'),
+                 ('all', 'SELECT * FROM kliv_mail._claim(79, 32, 1000000, true)'),
+                 ('due', 'SELECT kliv_mail._next_due()')) AS c (what, query),
+         LATERAL reads(c.query) AS r;
+PREPARE looks (bigint, bigint, bigint) AS
+    SELECT c.what, v.name, r.outbox < 10300 AS outbox, r.message < 300 AS message, r.delivery < 300 AS delivery
+    FROM (VALUES ('finished', $1), ('held', $2), ('free', $3)) AS c (what, id),
+         (VALUES ('deliveries', 'message_id'), ('messages', 'id')) AS v (name, key),
+         LATERAL reads(format('SELECT * FROM kliv_mail.%s WHERE %s = %s', v.name, v.key, c.id)) AS r;
+BEGIN;
+EXECUTE claims;
+ROLLBACK;
+EXECUTE looks (:finished, :held, :free);
+SELECT p AS path FROM paths('SELECT * FROM kliv_mail.deliveries WHERE message_id = ' || :held) AS p ORDER BY 1;
+VACUUM ANALYZE kliv_mail._outbox, kliv_mail._message, kliv_mail._delivery;
+BEGIN;
+EXECUTE claims;
+ROLLBACK;
+EXECUTE looks (:finished, :held, :free);
+SELECT p AS path FROM paths('SELECT * FROM kliv_mail.deliveries WHERE message_id = ' || :held) AS p ORDER BY 1;
+-- One that does read all.
+SELECT paths('SELECT * FROM kliv_mail._outbox WHERE recipient = ''x''');
+
+DROP FUNCTION reads, paths;
+DEALLOCATE ALL;
 DROP FUNCTION rows_read;
-DELETE FROM kliv_mail._outbox WHERE route = 'scale';
-DELETE FROM kliv_mail._delivery WHERE route = 'scale';
-DELETE FROM kliv_mail._message WHERE account = 'scale';
-DELETE FROM kliv_mail._usage WHERE account = 'scale';
-DELETE FROM kliv_mail._quota WHERE account = 'scale';
-DELETE FROM kliv_mail._account WHERE name = 'scale';
+DELETE FROM kliv_mail._outbox WHERE route IN ('scale', 'free');
+DELETE FROM kliv_mail._delivery WHERE route IN ('scale', 'free');
+DELETE FROM kliv_mail._message WHERE account IN ('scale', 'free');
+DELETE FROM kliv_mail._usage WHERE account IN ('scale', 'free');
+DELETE FROM kliv_mail._quota WHERE account IN ('scale', 'free');
+DELETE FROM kliv_mail._account WHERE name IN ('scale', 'free');
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET kliv_mail.delivery', current_database()); END $$;
