@@ -173,6 +173,7 @@ static KlmSenderNews news;
 static int	connections;		/* to an account, our share of connections_per_account */
 static int	vain_claims;		/* in a row, though something was due */
 static bool recovery_wanted = true; /* a sender may have died with claims */
+static bool claims_abandoned;	/* outcomes were let go: our death has to be noticed */
 
 static bool claim_wanted = true;
 static bool claim_again;		/* an account's last claim found something, so there may be more */
@@ -351,11 +352,16 @@ read_news(void)
 	connections = Max(1, klm_connections_per_account / Max(1, news.senders));
 }
 
-/* Give the place back; a wake-up that came meanwhile makes the launcher start another at once. */
+/*
+ * Give the place back; a wake-up that came meanwhile makes the launcher start
+ * another at once.  Without a good-bye, those who are there or come next look
+ * for the claims that stay behind.
+ */
 static void
 leave(TimestampTz next_due, uint64 wakes)
 {
-	klm_sender_leave(wakes, next_due, true);
+	if (outcome_count == 0 && !claims_abandoned)
+		klm_sender_leave(wakes, next_due, true);
 	proc_exit(0);
 }
 
@@ -463,7 +469,7 @@ loop(void)
 			/* Who only makes room for another database does not go before all is recorded. */
 			if (outcome_count == 0 ||
 				(now >= leave_at && (ShutdownRequestPending || klm_sender_must_leave())))
-				leave(unfinished || outcome_count > 0 ? 0 : next_claim, seen_wakes);
+				leave(unfinished ? 0 : next_claim, seen_wakes);
 		}
 
 		/*
@@ -513,7 +519,7 @@ loop(void)
 					while (!dlist_is_empty(&pool->links))
 						close_link(dlist_head_element(Link, node, &pool->links), NULL);
 				}
-				if (klm_sender_leave(seen_wakes, next_claim, false))
+				if (claims_abandoned || klm_sender_leave(seen_wakes, next_claim, false))
 					proc_exit(0);
 				claim_wanted = true;
 				continue;
@@ -872,6 +878,7 @@ record_singly(void)
 				ereport(LOG,
 						(errmsg("kliv_mail: the outcome of delivery %lld cannot be recorded",
 								(long long) outcomes[done].id)));
+				claims_abandoned = true;
 				done++;
 			}
 			else

@@ -93,6 +93,10 @@ for my $i (0, 1, 3, 4)
 is_deeply([ map { scalar $smtp->accepted("dup$_\@record.example") } 1, 2, 4, 5 ], [ (1) x 4 ], '... one copy each');
 $node->sql(q{DELETE FROM kliv_mail._delivery WHERE message_id = 0});
 
+# That one's sender ends for want of work, and the next one takes it up.
+$node->wait_until(q{SELECT status = 'sent' FROM kliv_mail.deliveries WHERE recipient = 'dup3@record.example'});
+is($node->sql(q{SELECT doubts FROM kliv_mail._delivery WHERE recipient = 'dup3@record.example'}), 1, '... which was in doubt once its sender ended');
+
 # A raising trigger of somebody's own that does not fire always: never runs.
 $node->sql(q{CREATE TRIGGER plain BEFORE INSERT ON kliv_mail._delivery FOR EACH ROW EXECUTE FUNCTION full_disk()});
 my $plain = $node->sql(q{SELECT kliv_mail.send('plain@record.example', 'x', 'x')});

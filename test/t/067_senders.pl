@@ -100,5 +100,34 @@ is($smtp->count, 1000, '... which is what the server has');
 $node->wait_until("SELECT $senders = 0");
 pass('both leave when nothing can leave any more');
 
+# ---- one is asked to end and cannot record: the other takes up its claims ----
+
+$smtp->set(dot_reply => 'hold');
+$node->reconfigure('kliv_mail.platform_hourly_limit' => 2000, 'kliv_mail.platform_daily_limit' => 2000,
+                   'kliv_mail.sender_idle_timeout' => '10min');
+my $idle = 'SELECT NOT EXISTS (SELECT FROM kliv_mail._outbox)';
+$node->wait_until("SELECT $senders = 2");
+$smtp->set(dot_reply => '');
+$smtp->resume;
+$node->wait_until($idle);
+# Too little mail for a second sender to come again.
+$smtp->set(dot_reply => 'hold');
+$from = $smtp->count;
+my $left = $node->sql(q{SELECT kliv_mail.send('left@customer.example', 'x', 'x')});
+$smtp->wait_for_count($from + 1);
+my $leaver = $node->sql(q{SELECT pid FROM pg_locks WHERE classid = 'kliv_mail._epoch'::regclass
+                          AND objid = (SELECT epoch FROM kliv_mail._outbox)});
+my $locker = $node->session;
+$locker->query('BEGIN');
+$locker->query('LOCK TABLE kliv_mail._delivery IN SHARE MODE');
+kill 'TERM', $leaver or die "no sender $leaver";
+$smtp->set(dot_reply => '');
+$smtp->resume;
+$node->wait_until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $leaver)");
+$locker->query('COMMIT');
+$node->wait_until($idle);
+is($node->sql("SELECT status, doubts FROM kliv_mail._delivery WHERE message_id = $left"), 'sent|1',
+   'what a sender could not record before it ended is in doubt for the other one');
+
 $node->stop;
 done_testing();

@@ -189,6 +189,7 @@ sub stop
 {
     my ($self) = @_;
     $self->forget_sessions;
+    kill 'CONT', $self->{frozen} if $self->{frozen};
     $self->{node}->stop;
     $self->{smtp}->stop;
     return;
