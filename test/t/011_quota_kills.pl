@@ -52,7 +52,7 @@ for my $writer (1 .. 4)
     push @writers, $pid;
 }
 my $kills = 0;
-my $deadline = time + 170;
+my $deadline = time + 600;
 while ($kills < 20 && time < $deadline)
 {
     my ($pid) = ask(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'kliv_mail sender'}) =~ /^(\d+)/;

@@ -25,15 +25,19 @@ sub make_database
     return;
 }
 
-# Run a statement, and be sure that it took no more than 2 s.
+# Run a statement, and be sure that we kept it waiting for no more than 2 s:
+# what making and dropping a database without us takes here is not our doing.
 sub promptly
 {
     my ($sql, $name, %option) = @_;
     my $start = time;
+    $node->sql('CREATE DATABASE unconcerned');
+    $node->sql('DROP DATABASE unconcerned');
+    my $between = time;
     my $result = $node->try($sql, %option);
-    my $elapsed = time - $start;
+    my ($plain, $elapsed) = ($between - $start, time - $between);
     is($result->{err}, '', $name);
-    cmp_ok($elapsed, '<', 2, sprintf('... within 2 s (%.2f s)', $elapsed));
+    cmp_ok($elapsed, '<', 2 + $plain, sprintf('... within 2 s more than a plain one (%.2f s)', $elapsed));
     return;
 }
 
@@ -93,13 +97,14 @@ for my $state ('queued', 'hanging')
 }
 
 # A stranger's refused DROP disturbs nothing: the same sender goes on.
-$node->sql(q{SELECT kliv_mail.send('slow-dot-1500@example.com', 'x', 'x')}, dbname => 'one');
+$node->sql(q{SELECT kliv_mail.send('hold-dot@example.com', 'x', 'x')}, dbname => 'one');
 $node->wait_until(q{SELECT count(*) = 1 FROM kliv_mail.deliveries WHERE status = 'sending'}, dbname => 'one');
 my ($sender) = $node->workers('kliv_mail sender', 'one');
 is($node->try('DROP DATABASE one', role => 'stranger')->{state}, '42501', 'refused while a delivery runs');
+$smtp->resume;
 $node->wait_until(q{SELECT bool_and(status = 'sent') FROM kliv_mail.deliveries}, dbname => 'one');
 is($node->sql(q{SELECT max(attempts) FROM kliv_mail.deliveries}, dbname => 'one'), 1, 'at the first attempt');
-is(scalar($smtp->accepted('slow-dot-1500@example.com')), 1, 'one copy');
+is(scalar($smtp->accepted('hold-dot@example.com')), 1, 'one copy');
 
 # ---- templates: from an unused extension, and from a used one ----
 

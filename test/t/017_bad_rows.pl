@@ -49,12 +49,13 @@ is("@lost", '', 'no worker died');
 # ---- a record that fails ----
 
 # One that waits for a lock longer than lock_timeout (1 s).
-$smtp->set(dot_reply => 'slow-500');
+$smtp->set(dot_reply => 'hold');
 my $locked = $node->sql(q{SELECT kliv_mail.send('locked@record.example', 'x', 'x')});
 ok($smtp->wait_for(sub { scalar($smtp->accepted('locked@record.example')) }, 60), 'lock timeout: the server has it');
 my $session = $node->session;
 $session->query('BEGIN');
 $session->query('LOCK TABLE kliv_mail._delivery IN ACCESS EXCLUSIVE MODE');
+$smtp->resume;
 $node->wait_for('the record has failed', sub { PostgreSQL::Test::Utils::slurp_file($node->logfile) =~ /lock timeout/ });
 $smtp->set(dot_reply => '');
 $session->query('COMMIT');

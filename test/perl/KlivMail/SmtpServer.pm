@@ -87,7 +87,7 @@ sub start
 		offset => 0,
 		events => [],
 	}, $class;
-	my $line = IO::Select->new($stdout_read)->can_read(30) ? <$stdout_read> : undef;
+	my $line = IO::Select->new($stdout_read)->can_read(180) ? <$stdout_read> : undef;
 	die "the SMTP server did not start: @command\n" unless defined $line;
 	$self->{ports} = decode_json($line);
 	delete $self->{ports}{pid};
