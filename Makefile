@@ -87,10 +87,10 @@ crashtest:
 majors:
 	TARGETS=test bash test/chroot trixie sid
 
-## bench: the benchmarks, as ratios to the same without us; bench-latency, bench-drain, bench-send: one
+## bench: the benchmarks, as ratios to the same without us; bench-latency (drain, send, backlog): one
 bench:
 	bash bench/run
-bench-latency bench-drain bench-send:
+bench-latency bench-drain bench-send bench-backlog:
 	bash bench/run $(@:bench-%=%)
 
 ## lint: layers, symbol prefix, what the preloaded library links
@@ -101,4 +101,4 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test test-chroot crashtest majors bench bench-latency bench-drain bench-send lint help
+.PHONY: demo test test-chroot crashtest majors bench bench-latency bench-drain bench-send bench-backlog lint help
