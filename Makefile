@@ -40,7 +40,7 @@ EXTRA_CLEAN = kliv_mail_net.so $(NET_OBJS) $(NET_OBJS:.o=.d) sql/$(EXTENSION)--$
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo test test-chroot crashtest majors bench bench-%,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo test test-chroot crashtest soak majors bench bench-%,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -83,6 +83,10 @@ test-chroot:
 crashtest:
 	RUNS='$(RUNS)' POINTS='$(POINTS)' SENDERS='$(SENDERS)' bash test/run crash
 
+## soak: an hour of mail with faults, kills and restarts, then ledger against outbox (MINUTES)
+soak:
+	KLIV_MAIL_SOAK_MINUTES='$(or $(MINUTES),60)' PROVE_FLAGS=-v bash test/run tap 066_soak
+
 ## majors: make test on PostgreSQL 17 and 18, in chroots of Debian trixie and sid (root, debootstrap)
 majors:
 	TARGETS=test bash test/chroot trixie sid
@@ -101,4 +105,4 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test test-chroot crashtest majors bench bench-latency bench-drain bench-send bench-backlog lint help
+.PHONY: demo test test-chroot crashtest soak majors bench bench-latency bench-drain bench-send bench-backlog lint help
