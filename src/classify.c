@@ -55,7 +55,7 @@ kliv_mail_classify_reply(PG_FUNCTION_ARGS)
 				 errmsg("reply: must not be null"),
 				 errhint("Give the server's reply; '' stands for a connection that was lost "
 				"without one.")));
-	raw = klm_to_utf8(text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	raw = klm_argument(fcinfo, 1);
 	if (!PG_ARGISNULL(2))
 	{
 		provider = text_to_cstring(PG_GETARG_TEXT_PP(2));

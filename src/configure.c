@@ -94,7 +94,6 @@ static Datum check_senders(Datum array, bool secret);
 static const char *check_text(const char *argument, const char *value, Size max, bool secret);
 static char *saved_text(HeapTuple saved, TupleDesc desc, const char *column);
 static Datum saved_column(HeapTuple saved, TupleDesc desc, const char *column, bool *isnull);
-static char *argument_text(FunctionCallInfo fcinfo, int number);
 static bool same(const char *a, const char *b);
 static void bad(const char *argument, int sqlstate, bool secret, const char *hint,
 				const char *format,...) pg_attribute_printf(5, 6) pg_attribute_noreturn();
@@ -227,19 +226,19 @@ configure(FunctionCallInfo fcinfo)
 
 	request.secret = true;
 	request.sender_needed = true;
-	request.account = PG_ARGISNULL(ARG_ACCOUNT) ? "custom" : argument_text(fcinfo, ARG_ACCOUNT);
-	request.provider = argument_text(fcinfo, ARG_PROVIDER);
-	request.host = argument_text(fcinfo, ARG_HOST);
+	request.account = PG_ARGISNULL(ARG_ACCOUNT) ? "custom" : klm_argument(fcinfo, ARG_ACCOUNT);
+	request.provider = klm_argument(fcinfo, ARG_PROVIDER);
+	request.host = klm_argument(fcinfo, ARG_HOST);
 	request.has_port = !PG_ARGISNULL(ARG_PORT);
 	request.port = request.has_port ? PG_GETARG_INT32(ARG_PORT) : 0;
-	request.username = argument_text(fcinfo, ARG_USERNAME);
-	request.encryption = argument_text(fcinfo, ARG_ENCRYPTION);
-	request.region = argument_text(fcinfo, ARG_REGION);
-	request.auth = argument_text(fcinfo, ARG_AUTH);
-	request.from_address = argument_text(fcinfo, ARG_FROM_ADDRESS);
+	request.username = klm_argument(fcinfo, ARG_USERNAME);
+	request.encryption = klm_argument(fcinfo, ARG_ENCRYPTION);
+	request.region = klm_argument(fcinfo, ARG_REGION);
+	request.auth = klm_argument(fcinfo, ARG_AUTH);
+	request.from_address = klm_argument(fcinfo, ARG_FROM_ADDRESS);
 	read_password(fcinfo, &request);
-	from_name = check_text("from_name", argument_text(fcinfo, ARG_FROM_NAME), MAX_FROM_NAME, true);
-	reply_to = check_reply_to(argument_text(fcinfo, ARG_REPLY_TO), true);
+	from_name = check_text("from_name", klm_argument(fcinfo, ARG_FROM_NAME), MAX_FROM_NAME, true);
+	reply_to = check_reply_to(klm_argument(fcinfo, ARG_REPLY_TO), true);
 	if (!PG_ARGISNULL(ARG_ALLOWED_SENDERS))
 		senders = check_senders(PG_GETARG_DATUM(ARG_ALLOWED_SENDERS), true);
 	if (!PG_ARGISNULL(ARG_HOURLY_LIMIT) && hourly < 0)
@@ -365,7 +364,7 @@ read_password(FunctionCallInfo fcinfo, KlmRequest *request)
 	{
 		text	   *given_text = PG_GETARG_TEXT_PP(ARG_PASSWORD);
 		char	   *plain = text_to_cstring(given_text);
-		char	   *utf8 = klm_to_utf8(plain);
+		char	   *utf8 = klm_argument_to_utf8("password", plain);
 
 		request->password = klm_secret_create(utf8, strlen(utf8));
 		if (utf8 != plain)
@@ -1029,7 +1028,7 @@ check_senders(Datum array, bool secret)
 		if (nulls[i])
 			bad("allowed_senders", ERRCODE_NULL_VALUE_NOT_ALLOWED, secret, NULL,
 				"entry %d is NULL", i + 1);
-		entry = klm_to_utf8(TextDatumGetCString(elements[i]));
+		entry = klm_argument_to_utf8("allowed_senders", TextDatumGetCString(elements[i]));
 		domain = entry[0] == '@';
 		if (!klm_parse_address(domain ? psprintf("a%s", entry) : entry, &address, &error))
 			klm_raise("allowed_senders", &error, secret);
@@ -1061,9 +1060,9 @@ kliv_mail_update_sender(PG_FUNCTION_ARGS)
 	KlmCaller caller;
 	KlmCall		call = {0};
 	KlmCall		own = {0};
-	char	   *from_address = argument_text(fcinfo, 0);
-	const char *from_name = check_text("from_name", argument_text(fcinfo, 1), MAX_FROM_NAME, false);
-	char	   *reply_to = check_reply_to(argument_text(fcinfo, 2), false);
+	char	   *from_address = klm_argument(fcinfo, 0);
+	const char *from_name = check_text("from_name", klm_argument(fcinfo, 1), MAX_FROM_NAME, false);
+	char	   *reply_to = check_reply_to(klm_argument(fcinfo, 2), false);
 	char	   *name = NULL;
 	Datum		senders = (Datum) 0;
 	Datum		account;
@@ -1076,7 +1075,7 @@ kliv_mail_update_sender(PG_FUNCTION_ARGS)
 
 	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
 	SPI_connect();
-	add_text(&own, argument_text(fcinfo, 4));
+	add_text(&own, klm_argument(fcinfo, 4));
 	add_text(&own, "update_sender");
 	run(&own, "own_account");
 	account = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
@@ -1243,15 +1242,6 @@ kliv_mail__key_ring(PG_FUNCTION_ARGS)
 }
 
 /* ---- helpers ---- */
-
-/* UTF-8, or NULL. */
-static char *
-argument_text(FunctionCallInfo fcinfo, int number)
-{
-	if (PG_ARGISNULL(number))
-		return NULL;
-	return klm_to_utf8(text_to_cstring(PG_GETARG_TEXT_PP(number)));
-}
 
 static Datum
 saved_column(HeapTuple saved, TupleDesc desc, const char *column, bool *isnull)

@@ -18,13 +18,18 @@
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
 #include "common/int.h"
+#include "common/string.h"
+#include "funcapi.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgtime.h"
+#include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "address.h"
@@ -345,6 +350,77 @@ char *
 klm_from_utf8(const char *utf8)
 {
 	return pg_any_to_server(utf8, strlen(utf8), PG_UTF8);
+}
+
+char *
+klm_to_utf8_or_null(const char *text)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *volatile result = NULL;
+
+	PG_TRY();
+	{
+		result = klm_to_utf8(text);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
+		if (error->sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
+			error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER)
+			PG_RE_THROW();
+		/* Its message has bytes of the text, which may be a password. */
+		FlushErrorState();
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	return result;
+}
+
+char *
+klm_argument_to_utf8(const char *argument, const char *text)
+{
+	char	   *utf8 = klm_to_utf8_or_null(text);
+
+	if (utf8 == NULL && GetDatabaseEncoding() == PG_SQL_ASCII)
+		ereport(ERROR,
+				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
+				 errmsg("%s: not in UTF-8, as text in a SQL_ASCII database has to be", argument),
+				 errhint("From LATIN1, for example: convert_from(convert(convert_to(..., 'SQL_ASCII'), 'LATIN1', 'UTF8'), 'SQL_ASCII').")));
+	if (utf8 == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+				 errmsg("%s: a character has no equivalent in UTF-8", argument)));
+	return utf8;
+}
+
+char *
+klm_argument(FunctionCallInfo fcinfo, int number)
+{
+	char	   *value;
+	HeapTuple	tuple;
+	Datum		names;
+	Datum		modes;
+	char	  **argument_names;
+	bool		isnull;
+	int			count;
+
+	if (PG_ARGISNULL(number))
+		return NULL;
+	value = text_to_cstring(PG_GETARG_TEXT_PP(number));
+	if (GetDatabaseEncoding() == PG_UTF8 || pg_is_ascii(value))
+		return value;
+
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(fcinfo->flinfo->fn_oid));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", fcinfo->flinfo->fn_oid);
+	names = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargnames, &isnull);
+	modes = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargmodes, &isnull);
+	count = get_func_input_arg_names(names, isnull ? PointerGetDatum(NULL) : modes, &argument_names);
+	ReleaseSysCache(tuple);
+	return klm_argument_to_utf8(number < count ? argument_names[number] : "argument", value);
 }
 
 /*

@@ -13,6 +13,7 @@
 #define KLM_GUC_H
 
 #include "datatype/timestamp.h"
+#include "fmgr.h"
 
 #include "kliv_mail.h"
 
@@ -70,6 +71,18 @@ extern PGDLLEXPORT void klm_raise(const char *argument, const KlmError *error, b
 /* Text between the database's encoding and UTF-8; palloc'd or the argument itself. */
 extern PGDLLEXPORT char *klm_to_utf8(const char *text);
 extern PGDLLEXPORT char *klm_from_utf8(const char *utf8);
+
+/* NULL for what cannot be converted. */
+extern PGDLLEXPORT char *klm_to_utf8_or_null(const char *text);
+
+/*
+ * The same for an argument: what cannot be converted raises an error that names
+ * it, and shows nothing of it.
+ */
+extern PGDLLEXPORT char *klm_argument_to_utf8(const char *argument, const char *text);
+
+/* A text argument of a function that is called, in UTF-8; NULL for SQL NULL. */
+extern PGDLLEXPORT char *klm_argument(FunctionCallInfo fcinfo, int number);
 
 /* The same for words of others (a server's reply): what the encoding lacks becomes "?"; never raises. */
 extern PGDLLEXPORT char *klm_from_utf8_lossy(const char *utf8);

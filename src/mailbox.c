@@ -34,7 +34,6 @@ PG_FUNCTION_INFO_V1(kliv_mail_is_address);
 PG_FUNCTION_INFO_V1(kliv_mail_parse_addresses);
 PG_FUNCTION_INFO_V1(kliv_mail__compose);
 
-static char *text_argument(FunctionCallInfo fcinfo, int number);
 static void refuse_null(const char *argument, const char *hint) pg_attribute_noreturn();
 static void check_size(FunctionCallInfo fcinfo, int number);
 static void check_attachment(KlmAttachment *attachment);
@@ -55,9 +54,9 @@ kliv_mail_attach(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(1))
 		refuse_null("content", "Give the file's bytes; an empty file is ''.");
 	check_size(fcinfo, 1);
-	attachment.filename = text_argument(fcinfo, 0);
-	attachment.content_type = text_argument(fcinfo, 2);
-	attachment.content_id = text_argument(fcinfo, 3);
+	attachment.filename = klm_argument(fcinfo, 0);
+	attachment.content_type = klm_argument(fcinfo, 2);
+	attachment.content_id = klm_argument(fcinfo, 3);
 	check_attachment(&attachment);
 	PG_RETURN_DATUM(attachment_row(fcinfo, &attachment, PG_GETARG_DATUM(1)));
 }
@@ -74,14 +73,14 @@ kliv_mail_attach_text(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(1))
 		refuse_null("content", "Give the file's text; an empty file is ''.");
 	check_size(fcinfo, 1);
-	attachment.filename = text_argument(fcinfo, 0);
-	attachment.content_type = text_argument(fcinfo, 2);
+	attachment.filename = klm_argument(fcinfo, 0);
+	attachment.content_type = klm_argument(fcinfo, 2);
 	check_attachment(&attachment);
 	if (PG_ARGISNULL(2) && klm_mime_type_by_name(attachment.filename) == NULL)
 		attachment.content_type = "text/plain";
 	attachment.content_type = with_utf8_charset(attachment.content_type);
 
-	content = text_argument(fcinfo, 1);
+	content = klm_argument(fcinfo, 1);
 	length = strlen(content);
 	bytes = palloc(VARHDRSZ + length);
 	SET_VARSIZE(bytes, VARHDRSZ + length);
@@ -93,8 +92,8 @@ kliv_mail_attach_text(PG_FUNCTION_ARGS)
 Datum
 kliv_mail_mailbox(PG_FUNCTION_ARGS)
 {
-	char	   *text = text_argument(fcinfo, 0);
-	char	   *name = text_argument(fcinfo, 1);
+	char	   *text = klm_argument(fcinfo, 0);
+	char	   *name = klm_argument(fcinfo, 1);
 	KlmAddress	address;
 	KlmAddress	again;
 	KlmError	error;
@@ -125,11 +124,14 @@ kliv_mail_mailbox(PG_FUNCTION_ARGS)
 Datum
 kliv_mail_is_address(PG_FUNCTION_ARGS)
 {
-	char	   *text = text_argument(fcinfo, 0);
+	char	   *value;
 	KlmAddress	address;
 
-	PG_RETURN_BOOL(text != NULL && klm_parse_address(text, &address, NULL) &&
-				   address.name == NULL && strchr(text, '<') == NULL);
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(false);
+	value = klm_to_utf8_or_null(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_BOOL(value != NULL && klm_parse_address(value, &address, NULL) &&
+				   address.name == NULL && strchr(value, '<') == NULL);
 }
 
 /* parse_addresses(list text) RETURNS TABLE (name text, address text) */
@@ -172,13 +174,13 @@ kliv_mail__compose(PG_FUNCTION_ARGS)
 	StringInfoData out;
 	bytea	   *result;
 
-	content.subject = text_argument(fcinfo, 0);
+	content.subject = klm_argument(fcinfo, 0);
 	if (content.subject == NULL)
 		refuse_null("subject", NULL);
 	if (!klm_mime_check_subject(content.subject, &error))
 		klm_raise("subject", &error, false);
-	content.text = text_argument(fcinfo, 1);
-	content.html = text_argument(fcinfo, 2);
+	content.text = klm_argument(fcinfo, 1);
+	content.html = klm_argument(fcinfo, 2);
 	read_list(fcinfo, 3, "to_list", &addresses, &content.to_count);
 	content.to = addresses;
 	read_list(fcinfo, 4, "cc", &addresses, &content.cc_count);
@@ -204,15 +206,6 @@ kliv_mail__compose(PG_FUNCTION_ARGS)
 	result = (bytea *) out.data;
 	SET_VARSIZE(result, out.len);
 	PG_RETURN_BYTEA_P(result);
-}
-
-/* An argument in UTF-8; NULL for SQL NULL. */
-static char *
-text_argument(FunctionCallInfo fcinfo, int number)
-{
-	if (PG_ARGISNULL(number))
-		return NULL;
-	return klm_to_utf8(text_to_cstring(PG_GETARG_TEXT_PP(number)));
 }
 
 static void
@@ -303,7 +296,7 @@ static void
 read_list(FunctionCallInfo fcinfo, int number, const char *argument,
 		  KlmAddress **addresses, int *count)
 {
-	char	   *list = text_argument(fcinfo, number);
+	char	   *list = klm_argument(fcinfo, number);
 	KlmError	error;
 
 	*addresses = NULL;
@@ -347,7 +340,7 @@ read_headers(FunctionCallInfo fcinfo, int number, KlmContent *content)
 					 "the value of \"%s\" is not a text", headers[count].name);
 			klm_raise("headers", &error, false);
 		}
-		text = klm_to_utf8(pnstrdup(value.val.string.val, value.val.string.len));
+		text = klm_argument_to_utf8("headers", pnstrdup(value.val.string.val, value.val.string.len));
 		if (token == WJB_KEY)
 			headers[count].name = text;
 		else
@@ -396,7 +389,7 @@ read_attachments(FunctionCallInfo fcinfo, int number, KlmContent *content)
 		for (j = 0; j < 3; j++)
 		{
 			field = GetAttributeByNum(row, j + 1, &isnull);
-			fields[j] = isnull ? NULL : klm_to_utf8(TextDatumGetCString(field));
+			fields[j] = isnull ? NULL : klm_argument_to_utf8("attachments", TextDatumGetCString(field));
 		}
 		field = GetAttributeByNum(row, 4, &isnull);
 		if (isnull)

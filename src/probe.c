@@ -451,13 +451,6 @@ klm_probe_raise(const KlmProbe *probe, bool secret)
 
 /* ---- test_smtp() ---- */
 
-static const char *
-text_argument(FunctionCallInfo fcinfo, int number)
-{
-	return PG_ARGISNULL(number) ? NULL :
-		klm_to_utf8(text_to_cstring(PG_GETARG_TEXT_PP(number)));
-}
-
 /* The account that mail leaves by when nothing is said. */
 static char *
 default_account(void)
@@ -520,7 +513,7 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 
 	/* Always, so that the log hook knows our messages for harmless ones. */
 	request.secret = true;
-	send_to = text_argument(fcinfo, 10);
+	send_to = klm_argument(fcinfo, 10);
 	if (send_to != NULL)
 	{
 		KlmAddress	address;
@@ -529,26 +522,26 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 		if (!klm_parse_address(send_to, &address, &error))
 			klm_raise("send_to", &error, true);
 	}
-	request.provider = text_argument(fcinfo, 0);
-	request.host = text_argument(fcinfo, 1);
+	request.provider = klm_argument(fcinfo, 0);
+	request.host = klm_argument(fcinfo, 1);
 	request.has_port = !PG_ARGISNULL(2);
 	request.port = request.has_port ? PG_GETARG_INT32(2) : 0;
-	request.username = text_argument(fcinfo, 3);
+	request.username = klm_argument(fcinfo, 3);
 	if (!PG_ARGISNULL(4))
 	{
 		text	   *raw = PG_GETARG_TEXT_PP(4);
 		char	   *plain = text_to_cstring(raw);
-		char	   *utf8 = klm_to_utf8(plain);
+		char	   *utf8 = klm_argument_to_utf8("password", plain);
 
 		request.password = klm_secret_create(utf8, strlen(utf8));
 		explicit_bzero(utf8, strlen(utf8));
 		explicit_bzero(plain, strlen(plain));
 	}
-	request.encryption = text_argument(fcinfo, 5);
-	request.from_address = text_argument(fcinfo, 6);
-	request.region = text_argument(fcinfo, 7);
-	request.auth = text_argument(fcinfo, 8);
-	request.account = text_argument(fcinfo, 9);
+	request.encryption = klm_argument(fcinfo, 5);
+	request.from_address = klm_argument(fcinfo, 6);
+	request.region = klm_argument(fcinfo, 7);
+	request.auth = klm_argument(fcinfo, 8);
+	request.account = klm_argument(fcinfo, 9);
 	for (int i = 0; i < 9; i++)
 		if (i != 6 && !PG_ARGISNULL(i))
 			any_given = true;

@@ -135,7 +135,6 @@ PG_FUNCTION_INFO_V1(kliv_mail_retry);
 PG_FUNCTION_INFO_V1(kliv_mail_wait);
 PG_FUNCTION_INFO_V1(kliv_mail_raw_message);
 
-static char *text_argument(FunctionCallInfo fcinfo, int number);
 static void refuse(const char *argument, int sqlstate, const char *message, const char *hint)
 	pg_attribute_noreturn();
 static void check_sizes(FunctionCallInfo fcinfo);
@@ -250,15 +249,6 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(first_id);
 }
 
-/* An argument in UTF-8; NULL for SQL NULL. */
-static char *
-text_argument(FunctionCallInfo fcinfo, int number)
-{
-	if (PG_ARGISNULL(number))
-		return NULL;
-	return klm_to_utf8(text_to_cstring(PG_GETARG_TEXT_PP(number)));
-}
-
 static void
 refuse(const char *argument, int sqlstate, const char *message, const char *hint)
 {
@@ -305,10 +295,10 @@ check_sizes(FunctionCallInfo fcinfo)
 static void
 read_choices(FunctionCallInfo fcinfo, SendRequest *request)
 {
-	char	   *type = text_argument(fcinfo, ARG_MESSAGE_TYPE);
-	char	   *limit = text_argument(fcinfo, ARG_ON_LIMIT);
-	char	   *account = text_argument(fcinfo, ARG_ACCOUNT);
-	char	   *key = text_argument(fcinfo, ARG_IDEMPOTENCY_KEY);
+	char	   *type = klm_argument(fcinfo, ARG_MESSAGE_TYPE);
+	char	   *limit = klm_argument(fcinfo, ARG_ON_LIMIT);
+	char	   *account = klm_argument(fcinfo, ARG_ACCOUNT);
+	char	   *key = klm_argument(fcinfo, ARG_IDEMPOTENCY_KEY);
 
 	static const char *const types[] = {"system", "transactional", "marketing"};
 
@@ -362,7 +352,7 @@ read_recipients(FunctionCallInfo fcinfo, SendRequest *request)
 
 	for (int i = 0; i < lengthof(lists); i++)
 	{
-		char	   *list = text_argument(fcinfo, lists[i].number);
+		char	   *list = klm_argument(fcinfo, lists[i].number);
 		KlmError	error;
 
 		if (list == NULL && lists[i].number != ARG_RECIPIENTS)
@@ -413,10 +403,10 @@ read_recipients(FunctionCallInfo fcinfo, SendRequest *request)
 static void
 read_identity(FunctionCallInfo fcinfo, SendRequest *request)
 {
-	char	   *subject = text_argument(fcinfo, ARG_SUBJECT);
-	char	   *from = text_argument(fcinfo, ARG_FROM_ADDRESS);
-	char	   *name = text_argument(fcinfo, ARG_FROM_NAME);
-	char	   *reply_to = text_argument(fcinfo, ARG_REPLY_TO);
+	char	   *subject = klm_argument(fcinfo, ARG_SUBJECT);
+	char	   *from = klm_argument(fcinfo, ARG_FROM_ADDRESS);
+	char	   *name = klm_argument(fcinfo, ARG_FROM_NAME);
+	char	   *reply_to = klm_argument(fcinfo, ARG_REPLY_TO);
 	KlmError	error;
 
 	if (subject == NULL)
@@ -425,8 +415,8 @@ read_identity(FunctionCallInfo fcinfo, SendRequest *request)
 		klm_raise("subject", &error, false);
 	request->content.subject = subject;
 
-	request->content.text = text_argument(fcinfo, ARG_BODY);
-	request->content.html = text_argument(fcinfo, ARG_HTML);
+	request->content.text = klm_argument(fcinfo, ARG_BODY);
+	request->content.html = klm_argument(fcinfo, ARG_HTML);
 	if (request->content.text == NULL && request->content.html == NULL)
 		refuse("body", ERRCODE_INVALID_PARAMETER_VALUE, "body and html are both NULL",
 			   "Give body (plain text), html, or both.");
@@ -489,7 +479,7 @@ read_headers(FunctionCallInfo fcinfo, SendRequest *request)
 		while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 		{
 			if (token == WJB_KEY)
-				name = klm_to_utf8(pnstrdup(value.val.string.val, value.val.string.len));
+				name = klm_argument_to_utf8("headers", pnstrdup(value.val.string.val, value.val.string.len));
 			else if (token == WJB_VALUE)
 			{
 				if (value.type != jbvString)
@@ -497,7 +487,7 @@ read_headers(FunctionCallInfo fcinfo, SendRequest *request)
 						   psprintf("the value of \"%s\" is not a text", klm_from_utf8(name)), form);
 				headers[count].name = name;
 				headers[count++].value =
-					klm_to_utf8(pnstrdup(value.val.string.val, value.val.string.len));
+					klm_argument_to_utf8("headers", pnstrdup(value.val.string.val, value.val.string.len));
 			}
 		}
 		if (!klm_mime_check_headers(headers, count, &error))
@@ -558,10 +548,10 @@ read_attachments(FunctionCallInfo fcinfo, SendRequest *request)
 			refuse("attachments", ERRCODE_INVALID_PARAMETER_VALUE,
 				   psprintf("element %d has no %s", i + 1, isnull[0] ? "file name" : "content"),
 				   "Make it with kliv_mail.attach() or kliv_mail.attach_text().");
-		attachments[i].filename = klm_to_utf8(TextDatumGetCString(fields[0]));
+		attachments[i].filename = klm_argument_to_utf8("attachments", TextDatumGetCString(fields[0]));
 		attachments[i].content_type =
-			isnull[1] ? NULL : klm_to_utf8(TextDatumGetCString(fields[1]));
-		attachments[i].content_id = isnull[2] ? NULL : klm_to_utf8(TextDatumGetCString(fields[2]));
+			isnull[1] ? NULL : klm_argument_to_utf8("attachments", TextDatumGetCString(fields[1]));
+		attachments[i].content_id = isnull[2] ? NULL : klm_argument_to_utf8("attachments", TextDatumGetCString(fields[2]));
 		/* A row may hold its content compressed: check_sizes() saw it so. */
 		total += toast_raw_datum_size(fields[3]);
 		if (total > (Size) klm_max_message_size * 1024)
@@ -1144,7 +1134,7 @@ kliv_mail_raw_message(PG_FUNCTION_ARGS)
 		nulls[1] = 'n';
 	else
 	{
-		if (!klm_parse_address(text_argument(fcinfo, 1), &address, &error))
+		if (!klm_parse_address(klm_argument(fcinfo, 1), &address, &error))
 			klm_raise("recipient", &error, false);
 		values[1] = CStringGetTextDatum(klm_from_utf8(address.addr));
 	}

@@ -120,5 +120,32 @@ for my $end (
     $node->sql('SELECT kliv_mail.resume()');
 }
 
+# ---- a database that converts nothing: what is wrong is named ----
+
+$node->sql(q{CREATE DATABASE bytes ENCODING 'SQL_ASCII' TEMPLATE template0});
+$node->sql('CREATE EXTENSION kliv_mail CASCADE', dbname => 'bytes');
+for (
+    [ 'subject',         q{kliv_mail.send('a@example.com', E'caf\xe9', 'x')} ],
+    [ 'body',            q{kliv_mail.send('a@example.com', 'x', E'caf\xe9')} ],
+    [ 'cc',              q{kliv_mail.send('a@example.com', 'x', 'x', cc => E'caf\xe9 <b@example.com>')} ],
+    [ 'headers',         q{kliv_mail.send('a@example.com', 'x', 'x', headers => jsonb_build_object('X-A', E'caf\xe9'))} ],
+    [ 'attachments',     q{kliv_mail.send('a@example.com', 'x', 'x', attachments => ARRAY[(E'caf\xe9.txt', NULL, NULL, 'x')::kliv_mail.attachment])} ],
+    [ 'content',         q{kliv_mail.attach_text('x', E'caf\xe9')} ],
+    [ 'name',            q{kliv_mail.mailbox('a@example.com', E'caf\xe9')} ],
+    [ 'host',            q{kliv_mail.configure_smtp(host => E'caf\xe9', password => 'x')} ],
+    [ 'allowed_senders', q{kliv_mail.configure_smtp(host => 'smtp.example.com', username => 'a@example.com', password => 'x', allowed_senders => ARRAY[E'caf\xe9@example.com'])} ],
+    [ 'password',        q{kliv_mail.configure_smtp(host => 'smtp.example.com', username => 'a@example.com', password => E'caf\xe9')} ],
+    [ 'password',        q{kliv_mail.test_smtp(host => 'smtp.example.com', username => 'a@example.com', password => E'caf\xe9')} ])
+{
+    my ($argument, $call) = @$_;
+    my $result = $node->try("SELECT * FROM $call", dbname => 'bytes');
+    is("$result->{state} $result->{message}", "22021 $argument: not in UTF-8, as text in a SQL_ASCII database has to be", "SQL_ASCII: $argument");
+}
+like($node->try(q{SELECT kliv_mail.send('a@example.com', E'caf\xe9', 'x')}, dbname => 'bytes')->{hint}, qr/convert/, '... the hint says how to convert it');
+is($node->sql(q{SELECT kliv_mail.is_address(E'caf\xe9@example.com'), kliv_mail.is_address('cafe@example.com')}, dbname => 'bytes'), 'f|t', '... is_address() raises nothing');
+is($node->sql(q{
+    SELECT convert_to(convert_from(convert(convert_to(E'caf\xe9', 'SQL_ASCII'), 'LATIN1', 'UTF8'), 'SQL_ASCII'), 'SQL_ASCII') = '\x636166c3a9'},
+    dbname => 'bytes'), 't', '... and what the hint says does it');
+
 $node->stop;
 done_testing();
