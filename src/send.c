@@ -275,7 +275,9 @@ check_sizes(FunctionCallInfo fcinfo)
 	};
 	Size		limit = (Size) klm_max_message_size * 1024;
 	Size		total = 0;
+	StringInfoData parts;
 
+	initStringInfo(&parts);
 	for (int i = 0; i < lengthof(large); i++)
 	{
 		Size		size;
@@ -284,11 +286,18 @@ check_sizes(FunctionCallInfo fcinfo)
 			continue;
 		size = toast_raw_datum_size(PG_GETARG_DATUM(large[i].number));
 		total += size;
-		if (total > limit)
+		if (size > limit)
 			refuse(large[i].name, ERRCODE_PROGRAM_LIMIT_EXCEEDED,
 				   psprintf("%zu kB, over kliv_mail.max_message_size (%d kB)", size / 1024, klm_max_message_size),
 				   "Send a link instead of the file.");
+		if (size >= 1024)
+			appendStringInfo(&parts, "%s%s %zu kB", parts.len > 0 ? ", " : "", large[i].name, size / 1024);
 	}
+	if (total > limit)
+		refuse("message", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+			   psprintf("%zu kB together (%s), over kliv_mail.max_message_size (%d kB)", total / 1024, parts.data,
+						klm_max_message_size),
+			   "Send a link instead of the file.");
 }
 
 /* message_type, account, on_limit and the key. */

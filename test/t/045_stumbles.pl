@@ -147,5 +147,12 @@ is($node->sql(q{
     SELECT convert_to(convert_from(convert(convert_to(E'caf\xe9', 'SQL_ASCII'), 'LATIN1', 'UTF8'), 'SQL_ASCII'), 'SQL_ASCII') = '\x636166c3a9'},
     dbname => 'bytes'), 't', '... and what the hint says does it');
 
+# ---- too large: one argument, or all of them together ----
+
+like($node->try(q{SELECT kliv_mail.send('a@example.com', 'x', repeat('x', 30000000), repeat('y', 15000000))})->{message},
+    qr/^body: 29296 kB, over /, 'one argument that is too large is named');
+like($node->try(q{SELECT kliv_mail.send('a@example.com', 'x', repeat('x', 15000000), repeat('y', 15000000))})->{message},
+    qr/^message: 29296 kB together \(body 14648 kB, html 14648 kB\), over kliv_mail\.max_message_size \(25600 kB\)$/, 'two that are too large together: both, with their sizes');
+
 $node->stop;
 done_testing();
