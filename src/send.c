@@ -2,7 +2,7 @@
  *
  * send.c
  *		kliv_mail.send() and what a caller can do with a message afterwards:
- *		cancel(), retry(), wait(), raw_message().
+ *		cancel(), retry(), wait(), raw_message(), and see where it stands.
  *
  * send() checks its arguments (raising only for them), composes the MIME
  * entity, and makes the rows with kliv_mail._enqueue() under the rights of the
@@ -134,6 +134,7 @@ PG_FUNCTION_INFO_V1(kliv_mail_cancel);
 PG_FUNCTION_INFO_V1(kliv_mail_retry);
 PG_FUNCTION_INFO_V1(kliv_mail_wait);
 PG_FUNCTION_INFO_V1(kliv_mail_raw_message);
+PG_FUNCTION_INFO_V1(kliv_mail__line);
 
 static void refuse(const char *argument, int sqlstate, const char *message, const char *hint)
 	pg_attribute_noreturn();
@@ -1263,4 +1264,33 @@ kliv_mail_wait(PG_FUNCTION_ARGS)
 	if (status == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(status));
+}
+
+/*
+ * _line(): where deliveries stand in line, of those alone that the caller may
+ * see, since whoever reads the views may call it too.
+ */
+Datum
+kliv_mail__line(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	Oid			owner = owner_of(fcinfo);
+	Oid			caller;
+	int			context;
+	Oid			type = NAMEOID;
+	NameData	name;
+	Datum		value = NameGetDatum(&name);
+
+	InitMaterializedSRF(fcinfo, 0);
+	enter_owner(owner, &caller, &context);
+	namestrcpy(&name, GetUserNameFromId(caller, false));
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	if (SPI_execute_with_args("SELECT * FROM kliv_mail._line_of($1)", 1, &type, &value, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the line");
+	for (uint64 i = 0; i < SPI_processed; i++)
+		tuplestore_puttuple(result->setResult, SPI_tuptable->vals[i]);
+	SPI_finish();
+	SetUserIdAndSecContext(caller, context);
+	return (Datum) 0;
 }

@@ -27,14 +27,15 @@ CREATE VIEW kliv_mail._every_delivery AS
 -- in the line of each account that may send at all.  (Here and below: the
 -- indexes are made for these looks, and statistics of a table that is empty at
 -- one moment and full at the next would mislead.)
-CREATE FUNCTION kliv_mail._line() RETURNS TABLE (id bigint, account text, estimated_send_at timestamptz)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
+CREATE FUNCTION kliv_mail._line_of(p_caller name) RETURNS TABLE (id bigint, account text, estimated_send_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off
 SET jit = off AS $$
 DECLARE
     v_at timestamptz := kliv_mail._now();
     v_origin text := kliv_mail._origin();
     v_start timestamptz;
     v_routes text[];
+    v_all boolean := has_table_privilege(p_caller, 'kliv_mail._sees_all', 'SELECT');
     a record;
     v record;
 BEGIN
@@ -45,20 +46,28 @@ BEGIN
         v_routes := kliv_mail._own_routes(a.name);
         RETURN QUERY
             WITH l AS MATERIALIZED (
-                SELECT c.id, c.due, row_number() OVER (ORDER BY c.priority, c.due, c.id) AS n
-                FROM (SELECT o.id, p.priority, o.due
+                SELECT c.id, c.message_id, c.due, row_number() OVER (ORDER BY c.priority, c.due, c.id) AS n
+                FROM (SELECT o.id, o.message_id, p.priority, o.due
                       FROM unnest(v_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
-                          SELECT o.id, o.due FROM kliv_mail._outbox AS o
+                          SELECT o.id, o.message_id, o.due FROM kliv_mail._outbox AS o
                           WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
                             AND o.epoch IS NULL AND o.due < 'infinity'
                           ORDER BY o.due, o.id LIMIT 10000) AS o
                       ORDER BY p.priority, o.due, o.id LIMIT 10000) AS c)
             SELECT l.id, a.name::text, greatest(v_start, l.due, t.slot)
             FROM l JOIN kliv_mail._slot_times(1, (SELECT count(*) FROM l), v_at, v.hour_limit, v.day_limit, v.hour_used, v.hour_open_at,
-                                              v.day_used, v.day_open_at) AS t ON t.n = l.n;
+                                              v.day_used, v.day_open_at) AS t ON t.n = l.n
+            WHERE v_all OR EXISTS (
+                SELECT FROM kliv_mail._message AS m
+                WHERE m.id = l.message_id AND pg_has_role(p_caller, to_regrole(quote_ident(m.sender_role))::oid, 'MEMBER'));
     END LOOP;
 END;
 $$;
+
+-- Of all that wait, those that the caller may see: who reads a view calls what
+-- stands in it.  C, which knows the caller; SECURITY DEFINER would forget it.
+CREATE FUNCTION kliv_mail._line() RETURNS TABLE (id bigint, account text, estimated_send_at timestamptz)
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'kliv_mail__line';
 
 -- For those behind them: the end of the line, by the table's own count of its
 -- rows as the planner has it.

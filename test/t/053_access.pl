@@ -105,7 +105,7 @@ is($node->sql(q{
       AND p.proconfig IS NOT NULL AND NOT p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp']}), '', 'no C function has another one');
 is($node->sql(q{
     SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND prosecdef}),
-    '_account_holds _accounts _availability _default_account _key_state _line _line_end _own_routes _send_check _smtp_settings _usage_now',
+    '_account_holds _accounts _availability _default_account _key_state _line_end _own_routes _send_check _smtp_settings _usage_now',
     'SECURITY DEFINER is only what must be');
 is($node->sql(q{
     SELECT c.relname FROM pg_class AS c WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v' AND c.relname !~ '^_'
@@ -309,6 +309,17 @@ is_deeply([ values %state ], [ ('42501') x 3 ], 'who reads all manages nothing, 
 $node->sql(q{SELECT kliv_mail.grant_send('can_read')});
 %state = attempts('can_read', @calls);
 is_deeply([ values %state ], [ ('22023') x 3 ], 'with grant_read and grant_send: still not of others, and no bodies');
+
+# What stands behind the views can be called by who may read them: it tells no more.
+$node->sql(qq{SELECT kliv_mail.send('$_-later\@row.example', 'x', 'x', send_at => kliv_mail._now() + interval '1 hour')}, role => $_) for qw(app rival ana);
+for my $role (sort keys %sees)
+{
+    my $mine = join '|', split ' ', $sees{$role};
+    is($node->sql('SELECT array_agg(id ORDER BY id) FROM kliv_mail._line()', role => $role),
+        $node->sql("SELECT array_agg(o.id ORDER BY o.id) FROM kliv_mail._outbox AS o WHERE o.recipient ~ '^(?:$mine)-later\@'"), "$role: the line has what it may see");
+    is($node->sql(q{SELECT count(*) FROM kliv_mail.deliveries WHERE recipient LIKE '%-later@row.example' AND estimated_send_at > kliv_mail._now()}, role => $role),
+        scalar(split ' ', $sees{$role}), '... with its time');
+}
 
 # ---- SET ROLE, and a definer trigger ----
 
