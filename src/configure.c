@@ -1332,6 +1332,8 @@ add_caller(KlmCall *call, const KlmCaller *caller)
 static void
 run(KlmCall *call, const char *function)
 {
+	MemoryContext context = CurrentMemoryContext;
+	ErrorContextCallback *callers = error_context_stack;
 	StringInfoData sql;
 
 	initStringInfo(&sql);
@@ -1339,9 +1341,19 @@ run(KlmCall *call, const char *function)
 	for (int i = 0; i < call->count; i++)
 		appendStringInfo(&sql, "%s$%d", i > 0 ? ", " : "", i + 1);
 	appendStringInfoChar(&sql, ')');
-	if (SPI_execute_with_args(sql.data, call->count, call->types, call->values, call->nulls,
-							  false, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not call kliv_mail._%s()", function);
+	PG_TRY();
+	{
+		error_context_stack = NULL;
+		if (SPI_execute_with_args(sql.data, call->count, call->types, call->values, call->nulls,
+								  false, 0) != SPI_OK_SELECT)
+			elog(ERROR, "could not call kliv_mail._%s()", function);
+		error_context_stack = callers;
+	}
+	PG_CATCH();
+	{
+		klm_rethrow(context);
+	}
+	PG_END_TRY();
 }
 
 /* What run() got: one boolean. */

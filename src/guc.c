@@ -336,6 +336,27 @@ klm_raise(const char *argument, const KlmError *error, bool secret)
 			 secret ? errhidecontext(true) : 0));
 }
 
+void
+klm_rethrow(MemoryContext context)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	if (error->funcname != NULL && (strcmp(error->funcname, "exec_stmt_raise") == 0 ||
+									strcmp(error->funcname, "klm_raise") == 0 ||
+									strcmp(error->funcname, "klm_argument_to_utf8") == 0))
+	{
+		error->context = NULL;
+		error->internalquery = NULL;
+		error->internalpos = 0;
+	}
+	/* (which asks the callers' own context, as ReThrowError() does not) */
+	ThrowErrorData(error);
+	pg_unreachable();
+}
+
 /*
  * The server's conversion functions do the work; in a SQL_ASCII database they
  * verify that the text is UTF-8 and raise 22021 otherwise.

@@ -68,6 +68,14 @@ extern PGDLLEXPORT TimestampTz klm_now(void);
 extern PGDLLEXPORT void klm_raise(const char *argument, const KlmError *error, bool secret)
 	pg_attribute_noreturn();
 
+/*
+ * In a PG_CATCH() around a call of our own SQL functions that ran without
+ * error_context_stack: raise the error anew.  What they raise on purpose comes
+ * without the lines of code where that was, which are no business of a caller;
+ * the context of what the caller does is kept.
+ */
+extern PGDLLEXPORT void klm_rethrow(MemoryContext context) pg_attribute_noreturn();
+
 /* Text between the database's encoding and UTF-8; palloc'd or the argument itself. */
 extern PGDLLEXPORT char *klm_to_utf8(const char *text);
 extern PGDLLEXPORT char *klm_from_utf8(const char *utf8);

@@ -917,6 +917,8 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 	Datum	   *recipients = palloc(count * sizeof(Datum));
 	Datum	   *kinds = palloc(count * sizeof(Datum));
 	NameData	sender_name;
+	MemoryContext memory = CurrentMemoryContext;
+	ErrorContextCallback *callers = error_context_stack;
 	Oid			user;
 	int			context;
 	int64		id;
@@ -985,8 +987,18 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
 	}
-	if (SPI_execute_plan(plan, values, nulls, false, 1) != SPI_OK_SELECT || SPI_processed != 1)
-		elog(ERROR, "kliv_mail._enqueue() returned no row");
+	PG_TRY();
+	{
+		error_context_stack = NULL;
+		if (SPI_execute_plan(plan, values, nulls, false, 1) != SPI_OK_SELECT || SPI_processed != 1)
+			elog(ERROR, "kliv_mail._enqueue() returned no row");
+		error_context_stack = callers;
+	}
+	PG_CATCH();
+	{
+		klm_rethrow(memory);
+	}
+	PG_END_TRY();
 	id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	*is_new = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 	*suppressed +=
@@ -1133,6 +1145,8 @@ kliv_mail_raw_message(PG_FUNCTION_ARGS)
 	KlmError	error;
 	Datum		values[2];
 	char		nulls[] = "  ";
+	MemoryContext memory = CurrentMemoryContext;
+	ErrorContextCallback *callers = error_context_stack;
 	bool		isnull;
 	Datum		result;
 
@@ -1152,9 +1166,19 @@ kliv_mail_raw_message(PG_FUNCTION_ARGS)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	check_may_touch(PG_GETARG_INT64(0), caller, owner, NULL);
-	if (SPI_execute_with_args("SELECT kliv_mail._raw_message($1, $2)", lengthof(types), (Oid *) types, values, nulls,
-							  true, 1) != SPI_OK_SELECT || SPI_processed != 1)
-		elog(ERROR, "kliv_mail._raw_message() returned no row");
+	PG_TRY();
+	{
+		error_context_stack = NULL;
+		if (SPI_execute_with_args("SELECT kliv_mail._raw_message($1, $2)", lengthof(types), (Oid *) types, values, nulls,
+								  true, 1) != SPI_OK_SELECT || SPI_processed != 1)
+			elog(ERROR, "kliv_mail._raw_message() returned no row");
+		error_context_stack = callers;
+	}
+	PG_CATCH();
+	{
+		klm_rethrow(memory);
+	}
+	PG_END_TRY();
 	result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	if (!isnull)
 		result = SPI_datumTransfer(result, false, -1);

@@ -154,5 +154,26 @@ like($node->try(q{SELECT kliv_mail.send('a@example.com', 'x', repeat('x', 300000
 like($node->try(q{SELECT kliv_mail.send('a@example.com', 'x', repeat('x', 15000000), repeat('y', 15000000))})->{message},
     qr/^message: 29296 kB together \(body 14648 kB, html 14648 kB\), over kliv_mail\.max_message_size \(25600 kB\)$/, 'two that are too large together: both, with their sizes');
 
+# ---- errors say what the caller did, and not where in our code that was found ----
+
+$node->sql(q{SELECT kliv_mail.send('key@example.com', 'x', 'x', idempotency_key => 'k')});
+for my $call (
+    q{kliv_mail.suppress('no address')},
+    q{kliv_mail.set_limits(-1, account => 'none')},
+    q{kliv_mail.pause('none')},
+    q{kliv_mail.grant_read('none')},
+    q{kliv_mail.set_brand(unsubscribe_url => 'none')},
+    q{kliv_mail.update_sender(from_name => 'x', account => 'none')},
+    q{kliv_mail.configure_smtp(host => 'smtp.example.com', username => 'a@example.com', password => 'x', daily_limit => 10001, test => false)},
+    q{kliv_mail.send('key@example.com', 'x', 'y', idempotency_key => 'k')},
+    q{kliv_mail.raw_message(1, 'none@example.com')})
+{
+    my $result = $node->try("SELECT * FROM $call");
+    isnt($result->{state}, '', "refused: $call");
+    unlike($result->{err}, qr/CONTEXT|kliv_mail\._/, '... without a line of our code');
+}
+like($node->try(q{DO $$ BEGIN PERFORM kliv_mail.suppress('no address'); END $$})->{err}, qr/CONTEXT: .*kliv_mail\.suppress.*\n.*inline_code_block line 1/,
+    'the caller\'s own context is kept');
+
 $node->stop;
 done_testing();
