@@ -144,6 +144,9 @@ kliv_mail_as_owner(PG_FUNCTION_ARGS)
 	int			count;
 	Datum		result = (Datum) 0;
 
+	/* unsubscribe_url() alone writes nothing. */
+	if (strcmp(name, "unsubscribe_url") != 0)
+		PreventCommandIfReadOnly(psprintf("kliv_mail.%s()", name));
 	(void) get_func_signature(function, &types, &count);
 	klm_become_owner(function, &caller);
 	add_caller(&call, &caller);
@@ -221,8 +224,8 @@ configure(FunctionCallInfo fcinfo)
 	char	   *password_masked = NULL;
 	const char *username;
 
-	if (!dry_run)
-		PreventCommandIfReadOnly("configure_smtp()");
+	/* dry_run too, which writes and takes it back */
+	PreventCommandIfReadOnly("kliv_mail.configure_smtp()");
 
 	request.secret = true;
 	request.sender_needed = true;
@@ -1068,6 +1071,7 @@ kliv_mail_update_sender(PG_FUNCTION_ARGS)
 	Datum		account;
 	bool		isnull;
 
+	PreventCommandIfReadOnly("kliv_mail.update_sender()");
 	if (!PG_ARGISNULL(3))
 		senders = check_senders(PG_GETARG_DATUM(3), false);
 	if (from_address && from_address[0])
@@ -1126,7 +1130,7 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 	bool		may_create;
 	bool		isnull;
 
-	PreventCommandIfReadOnly("rotate_key()");
+	PreventCommandIfReadOnly("kliv_mail.rotate_key()");
 	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
 	SPI_connect();
 	add_text(&call, NULL);

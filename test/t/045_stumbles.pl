@@ -175,5 +175,18 @@ for my $call (
 like($node->try(q{DO $$ BEGIN PERFORM kliv_mail.suppress('no address'); END $$})->{err}, qr/CONTEXT: .*kliv_mail\.suppress.*\n.*inline_code_block line 1/,
     'the caller\'s own context is kept');
 
+# ---- a read-only transaction ----
+
+for my $call (
+    q{send('ro@example.com', 'x', 'x')}, 'pause()', 'resume()', q{suppress('ro@example.com')}, q{set_limits(1)}, q{grant_read('none')}, 'rotate_key()',
+    q{update_sender(from_name => 'x')}, q{configure_smtp(host => 'smtp.example.com', username => 'a@example.com', password => 'x', dry_run => true)})
+{
+    my ($name) = $call =~ /^(\w+)/;
+    my $result = $node->try("BEGIN READ ONLY; SELECT * FROM kliv_mail.$call");
+    is("$result->{state} $result->{message}", "25006 cannot execute kliv_mail.$name() in a read-only transaction", "read-only: $name()");
+}
+is($node->try("BEGIN READ ONLY; SELECT count(*) FROM kliv_mail.$_")->{state}, '', "read-only: $_ can be looked at")
+  for 'messages', 'deliveries', 'events', 'usage', 'status', 'smtp_settings', 'suppressions', 'providers', 'next_step()';
+
 $node->stop;
 done_testing();
