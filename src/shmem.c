@@ -479,6 +479,9 @@ at_transaction_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
+			/* First, since mail may be queued in what was dropped and made anew. */
+			foreach(cell, pending)
+				carry_out(lfirst(cell));
 			if (wake_pending)
 			{
 				TimestampTz due = wake_due != 0 ? wake_due : GetCurrentTimestamp();
@@ -499,8 +502,6 @@ at_transaction_end(XactEvent event, void *arg)
 			}
 			if (change_pending)
 				tell_waiters(MyDatabaseId);
-			foreach(cell, pending)
-				carry_out(lfirst(cell));
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:

@@ -188,5 +188,10 @@ for my $call (
 is($node->try("BEGIN READ ONLY; SELECT count(*) FROM kliv_mail.$_")->{state}, '', "read-only: $_ can be looked at")
   for 'messages', 'deliveries', 'events', 'usage', 'status', 'smtp_settings', 'suppressions', 'providers', 'next_step()';
 
+# ---- dropped and made anew in one transaction ----
+
+$node->sql('BEGIN; DROP EXTENSION kliv_mail; CREATE EXTENSION kliv_mail; SELECT kliv_mail.send(\'anew@example.com\', \'x\', \'x\'); COMMIT');
+is($node->sql(q{SELECT kliv_mail.wait(1, '2 min')}), 'sent', 'mail of a transaction that drops the extension and makes it anew leaves');
+
 $node->stop;
 done_testing();
