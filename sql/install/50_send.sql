@@ -62,7 +62,8 @@ BEGIN
         'the account "%s" has no more than %s recipients an hour and %s a day%s', account, v.hour_limit, v.day_limit,
         CASE WHEN p_priority = 2 THEN format(', of which marketing mail leaves %s %% free', current_setting('kliv_mail.reserved_share')) ELSE '' END));
     quota_hint := coalesce(CASE WHEN v.held_by = 'quota' AND v.blocked_until IS NULL THEN v.hint END,
-        'It goes out by itself when the next window opens. Higher limits: kliv_mail.set_limits(), or kliv_mail.configure_smtp() for a provider of your own.');
+        'It goes out by itself when the next window opens. ' || CASE WHEN own THEN 'kliv_mail.set_limits() raises the limit.'
+            ELSE 'A provider of your own (kliv_mail.configure_smtp()) has higher limits.' END);
 END;
 $$;
 
