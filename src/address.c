@@ -130,7 +130,7 @@ klm_parse_address_list(const char *list, KlmAddress **addresses, int *count, Klm
 
 	if (length > LIST_BYTES)
 		return klm_fail(error, ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-						"Send to each recipient with a call of its own, or use the batch.",
+						"Call send() once for each recipient; one statement can: SELECT kliv_mail.send(email, ...) FROM ....",
 						"the address list has %zu bytes, more than %d", length, LIST_BYTES);
 	if (!check_characters(list, length, error))
 		return false;
