@@ -1,10 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * keycheck.c
- *		Warns at start of keys that databases need and the key file lacks.
+ *		Warns of keys that databases need and the key file lacks.
  *
- * Owns a process, which looks once on a standby and ends; on a primary the
- * launcher looks, at its start and at reload.  Calls guc.c and shmem.c.
+ * Owns a process, which lives on a standby until that is promoted, and looks at
+ * its start, at reload and every minute, since the primary may make a key at any
+ * time; on a primary the launcher looks, at its start and at reload.  Calls
+ * guc.c and shmem.c.
  *
  * Which keys a database needs stands in its security label (shmem.c), so
  * nothing connects to it, and a standby learns before its promotion that the
@@ -29,10 +31,14 @@
 #include "catalog/pg_shseclabel.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
+#include "pgstat.h"
 #include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -40,6 +46,9 @@
 #include "guc.h"
 #include "hooks.h"
 #include "shmem.h"
+
+/* Between two looks on a standby. */
+#define LOOK_INTERVAL_MS 60000
 
 #define FILE_MAX (1024 * 1024)
 #define BLANKS " \t\r"
@@ -54,9 +63,14 @@ typedef struct Needs
 
 extern PGDLLEXPORT void klm_keycheck_main(Datum argument);
 
+/* On a standby: what was warned of since the last reload, and where that lives. */
+static List *warnings = NIL;
+static MemoryContext warned = NULL;
+
 static List *read_needs(void);
 static List *read_key_ids(char **problem, bool *comparable);
 static bool has_id(List *ids, const char *id);
+static bool is_repeated(Oid database, const char *id);
 
 void
 klm_keycheck_init(void)
@@ -67,7 +81,7 @@ klm_keycheck_init(void)
 		return;
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_ConsistentState;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_restart_time = 60;
 	strlcpy(worker.bgw_name, "kliv_mail key check", BGW_MAXLEN);
 	strlcpy(worker.bgw_type, "kliv_mail key check", BGW_MAXLEN);
 	strlcpy(worker.bgw_library_name, "kliv_mail", BGW_MAXLEN);
@@ -78,10 +92,29 @@ klm_keycheck_init(void)
 void
 klm_keycheck_main(Datum argument)
 {
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
-	if (RecoveryInProgress())
+	warned = AllocSetContextCreate(TopMemoryContext, "kliv_mail key check", ALLOCSET_SMALL_SIZES);
+	while (RecoveryInProgress())
+	{
 		klm_check_keys();
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 LOOK_INTERVAL_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ShutdownRequestPending)
+			proc_exit(1);
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			MemoryContextReset(warned);
+			warnings = NIL;
+		}
+	}
+	/* On a primary there is nothing to do: not to be started again. */
 	proc_exit(0);
 }
 
@@ -114,7 +147,8 @@ klm_check_keys(void)
 		for (char *id = strtok_r(database->ids, ",", &rest); id != NULL;
 			 id = strtok_r(NULL, ",", &rest))
 		{
-			if (has_id(have, id) || (problem == NULL && !comparable))
+			if (has_id(have, id) || (problem == NULL && !comparable) ||
+				is_repeated(database->database, id))
 				continue;
 			ereport(WARNING,
 					(errmsg("key \"%s\" of database \"%s\" is not in kliv_mail's key file \"%s\"",
@@ -259,5 +293,23 @@ has_id(List *ids, const char *id)
 		if (strcmp(lfirst(cell), id) == 0)
 			return true;
 	}
+	return false;
+}
+
+/* Each warning once, where the same process looks again and again by itself. */
+static bool
+is_repeated(Oid database, const char *id)
+{
+	MemoryContext caller;
+	char	   *name;
+
+	if (warned == NULL)
+		return false;
+	name = psprintf("%u %s", database, id);
+	if (has_id(warnings, name))
+		return true;
+	caller = MemoryContextSwitchTo(warned);
+	warnings = lappend(warnings, pstrdup(name));
+	MemoryContextSwitchTo(caller);
 	return false;
 }

@@ -1442,7 +1442,7 @@ add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply,
 	MemoryContextSwitchTo(old);
 }
 
-/* A delivery has its outcome.  Others of its batch may hang, at another account: the mail goes now. */
+/* A delivery has its outcome.  Others of the batch may hang elsewhere: its mail goes now. */
 static void
 finish(Delivery *delivery)
 {
