@@ -1549,7 +1549,6 @@ static const struct
 	{"7z", "application/x-7z-compressed"},
 	{"aac", "audio/aac"},
 	{"ai", "application/postscript"},
-	{"asc", "application/pgp-signature"},
 	{"avif", "image/avif"},
 	{"avi", "video/x-msvideo"},
 	{"bmp", "image/bmp"},

@@ -625,6 +625,9 @@ check_tags(FunctionCallInfo fcinfo)
 
 	if (PG_ARGISNULL(ARG_TAGS))
 		return;
+	if (ARR_NDIM(PG_GETARG_ARRAYTYPE_P(ARG_TAGS)) > 1)
+		refuse("tags", ERRCODE_INVALID_PARAMETER_VALUE, "the array has more than one dimension",
+			   "Write ARRAY['welcome', 'spring'].");
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_TAGS), TEXTOID, -1, false, TYPALIGN_INT, &elements,
 					  &nulls, &count);
 	if (count > MAX_TAGS)

@@ -1,7 +1,7 @@
 -- Bad input at send() and its kin: each is refused with a precise SQLSTATE and
 -- a message that names the argument, and queues nothing; what is only unusual
 -- is queued and goes on the wire as it should.  The ids are those of the
--- catalogue of bad inputs (B001 to B058); those that need a server are TAP tests.
+-- catalogue of bad inputs (B001 to B069); those that need a server are TAP tests.
 SET client_min_messages = warning;
 -- Nothing of this is to leave, whatever the server is configured for.
 SELECT kliv_mail.pause(reason => 'regression test') >= 0 AS paused;
@@ -72,7 +72,10 @@ SELECT id || ' ' || tried(arguments) FROM (VALUES
     ('B022', $$(SELECT string_agg(format('a%s@x.example', i), ', ') FROM generate_series(1, 51) AS i), 's', 'b'$$),
     ('B022b', $$(SELECT string_agg(format('a%s@x.example', i), ', ') FROM generate_series(1, 25) AS i), 's', 'b',
                 cc => (SELECT string_agg(format('c%s@x.example', i), ', ') FROM generate_series(1, 26) AS i)$$),
+    ('B022c', $$(SELECT string_agg(format('a%s@x.example', i), ', ') FROM generate_series(1, 10001) AS i), 's', 'b'$$),
     ('B023', $$'a@x.example, A@X.EXAMPLE, a@x.example', 's', 'b'$$),
+    ('B024a', $$ARRAY['a@x.example', NULL]::text, 's', 'b'$$),
+    ('B024b', $$ARRAY[['a@x.example'], ['b@x.example']]::text, 's', 'b'$$),
     ('semicolon', $$'a@x.example; b@x.example', 's', 'b'$$),
     ('fullwidth', $$U&'\FF41@x.example', 's', 'b'$$),
     ('wide comma', $$U&'a@x.example\FF0Cb@x.example', 's', 'b'$$),
@@ -134,6 +137,10 @@ SELECT id || ' ' || tried($$'a@x.example', 's', 'b', $$ || arguments) FROM (VALU
     ('B050c', $$send_at => '294276-12-31'$$),
     ('expires_at', $$expires_at => 'infinity'$$),
     ('expired', $$expires_at => '2001-01-01'$$),
+    ('B024c', $$attachments => ARRAY[NULL]::kliv_mail.attachment[]$$),
+    ('B024d', $$attachments => ARRAY[[kliv_mail.attach('a', 'x')], [kliv_mail.attach('b', 'x')]]$$),
+    ('B024e', $$tags => ARRAY['a', NULL]$$),
+    ('B024f', $$tags => ARRAY[['a'], ['b']]$$),
     ('B054', $$account => 'no-such-account'$$),
     ('message_type', $$message_type => 'urgent'$$),
     ('on_limit', $$on_limit => 'drop'$$),
@@ -236,6 +243,7 @@ SELECT id || ' ' || attached(call) FROM (VALUES
     ('B065b', $$'a.exe.', 'x'$$),
     ('B066a', $$'a.bin', ''$$),
     ('content NULL', $$'a.bin', NULL$$),
+    ('B068', $$'a.bin', decode('QUJD@@@=', 'base64')$$),
     ('B069a', $$'a.png', 'x', 'image/png', 'a>b'$$),
     ('B069b', $$'a.png', 'x', 'image/png', E'a\r\nb'$$),
     ('known type', $$'a.pdf', 'x'$$)) AS t (id, call);

@@ -60,7 +60,7 @@ is(scalar(@copies), 4, 'four copies');
 is_deeply([ sort map { $_->{rcpt}[0] } ($smtp->accepted)[ 1 .. 4 ] ],
     [qw(ana@example.com bob@example.org carol@example.net secret@example.net)],
     'each in a transaction of its own');
-is(scalar(grep { /secret\@/ } @copies), 0, 'bcc stands in no copy');
+is(scalar(grep { /secret\@/ } @copies), 0, 'B056: bcc stands in no copy');
 is(scalar(grep { /^Cc: carol\@example\.net\r$/m } @copies), 4, 'cc stands in all');
 my %ids = map { /^Message-ID: (\S+)/mi; ($1 => 1) } @copies;
 is(scalar(keys %ids), 1, 'all copies have one Message-ID');

@@ -1,6 +1,6 @@
 # What arrives says what was given: mails of many shapes, read back by two
 # parsers, Python's email and Perl's MIME-tools, from a UTF-8 and from an
-# EUC_JP database (A8).
+# EUC_JP database (A8).  The ids are those of the catalogue of bad inputs.
 use strict;
 use warnings;
 use utf8;
@@ -32,22 +32,33 @@ my @cases = (
     { subject => 'Plain', text => "Hello\nworld\n" },
     { subject => 'ご注文ありがとうございます', text => "山田様\n\nこんにちは。\n", name => '山田太郎', from_name => '株式会社サンプル' },
     { subject => '長い件名' x 40, text => '長い本文の一行' x 200 },
+    # B030: words of at most 75 characters, no character split
     { subject => 'é' x 200, text => "caf\x{e9}", utf8_only => 1 },
     { subject => "\x{1F469}\x{200D}\x{1F469}\x{200D}\x{1F467}" x 30, text => "\x{1F389}", utf8_only => 1 },
-    { subject => '=?utf-8?B?SGk=?=', text => 'typed literally' },
+    { subject => '=?utf-8?B?SGk=?=', text => 'B031: typed literally' },
+    { subject => "tab\there, \x{2028} and \x{85}", text => 'B032', utf8_only => 1 },
+    { subject => '   ', text => 'B032' },
+    { subject => '', text => 'B032' },
     { subject => 'Both', text => "Text\n", html => '<p>HTML &amp; <b>more</b></p>' },
     { subject => 'HTML の件名', text => "テキスト\n", html => "<p>日本語の HTML</p>\n" },
-    { subject => 'A line of 100,000', text => 'x' x 100_000 },
-    { subject => 'Dots', text => "x\n.\nMAIL FROM:<e\@v.example>\n..\n.\n" },
-    { subject => 'Only a dot', text => '.' },
-    { subject => 'Ends with a dot', text => "a\n." },
+    { subject => 'B035: a line of 100,000', text => 'x' x 100_000 },
+    { subject => 'B036: dots', text => "x\n.\nMAIL FROM:<e\@v.example>\n..\n.\n" },
+    { subject => 'B036: the rest of a session', text => "x\n.\nMAIL FROM:<e\@v.example>\nRCPT TO:<f\@v.example>" },
+    { subject => 'B037: bare CRs', text => "x\r.\rMAIL FROM:<e\@v.example>" },
+    { subject => 'B037: CRLF and a bare CR', text => "x\r\n.\rDATA" },
+    { subject => 'B038: only a dot', text => '.' },
+    { subject => 'B038: two dots', text => '..' },
+    { subject => 'B038: a dot and a line end', text => ".\n" },
+    { subject => 'B038: ends with a dot', text => "a\n." },
     { subject => 'From at the start', text => "From the start\n>From\n" },
     { subject => 'Trailing blanks', text => "a  \nb\t\n\n\n" },
-    { subject => 'Controls', text => join('', map { chr } 1 .. 8, 11, 12, 14 .. 31, 127) . "\n" },
+    { subject => 'B039: controls', text => join('', map { chr } 1 .. 8, 11, 12, 14 .. 31, 127) . "\n" },
     { subject => 'Equals = signs =20 =3D', text => "a=b =20 =\n" },
+    # B027: in From too, whose address stays the account's
     { subject => 'Quoted name', text => 'x', name => 'Doe, John "Jo" (x) <y>', from_name => '"CEO" <ceo@bank.example>' },
     { subject => 'Name with = and ?', text => 'x', name => '=?x?= Ana' },
     { subject => 'A file', text => 'see the file', attachments => [ [ 'report.pdf', '%PDF-1.4', 'application/pdf' ] ] },
+    # B061
     { subject => '添付ファイル', text => '請求書', attachments =>
           [ [ '請求書 2026年.pdf', $binary, 'application/pdf' ], [ 'empty.bin', '', undef ], [ 'big.bin', $binary x 400, undef ] ] },
     { subject => 'An image inside', text => 'picture', html => '<img src="cid:logo">', attachments =>
@@ -84,6 +95,7 @@ for my $dbname ('postgres', 'eucjp')
     }
     $node->wait_until(q{SELECT bool_and(status = 'sent') FROM kliv_mail.deliveries}, dbname => $dbname);
 
+    is(scalar(grep { $_->{rcpt}[0] =~ /\@$dbname\.example$/ } $smtp->accepted), scalar(@sent), "$dbname: each is one mail");
     for my $case (@sent)
     {
         my ($entry) = $smtp->accepted($case->{address});
@@ -105,10 +117,6 @@ for my $dbname ('postgres', 'eucjp')
         unlike($head, qr/^[^\r\n]{79,}\r?$/m, '... header lines of at most 78');
         unlike($head, qr/^[ \t]+\r?$/m, '... none of blanks alone');
         is(scalar(grep { length > 75 } $head =~ /=\?[^?\s]+\?[bq]\?[^?\s]*\?=/gi), 0, '... encoded words of at most 75');
-        is($node->sql("SELECT kliv_mail.raw_message(message_id) = decode('" . unpack('H*', $raw) . "', 'hex')
-                       FROM kliv_mail.deliveries WHERE recipient = '$case->{address}'", dbname => $dbname), 't',
-            '... raw_message() gives these bytes')
-          if $node->sql(q{SELECT count(*) FROM pg_proc WHERE proname = 'raw_message'}, dbname => $dbname);
     }
 }
 $node->stop;
@@ -119,7 +127,7 @@ sub lines
 {
     my ($text) = @_;
     return undef unless defined $text;
-    $text =~ s/\r\n/\n/g;
+    $text =~ s/\r\n?/\n/g;
     $text =~ s/\n\z//;
     return $text;
 }
