@@ -2,8 +2,8 @@
 """aiosmtpd_server.py CERTIFICATE KEY USER:PASSWORD: a second real server, with
 STARTTLS and AUTH on one port and TLS from the first byte on another.
 
-Prints both ports, then a line "mail RECIPIENT USER tls" for each mail; ends
-with its standard input.
+Prints both ports, then for each mail a line "mail RECIPIENT USER tls" and a line
+"bytes RECIPIENT HEX"; ends with its standard input.
 
 Copyright (c) 2026, the kliv_mail developers
 """
@@ -20,6 +20,7 @@ class Handler:
             secure = "tls" if session.ssl or server.transport.get_extra_info("sslcontext") else "clear"
             user = session.auth_data.login.decode() if session.auth_data else "-"
             print("mail", recipient, user, secure, flush=True)
+            print("bytes", recipient, envelope.original_content.hex(), flush=True)
         return "250 2.0.0 Ok: queued"
 
 

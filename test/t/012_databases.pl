@@ -61,6 +61,7 @@ is(scalar($node->workers('kliv_mail sender', 'without')), 0, 'no sender in the d
 # ---- DDL on a database while mail is queued, and while a delivery hangs ----
 
 $node->sql('CREATE ROLE owner LOGIN CREATEDB; CREATE ROLE stranger LOGIN');
+KlivMail::RawMessages::gone(qr/^q\d+\@example\.com$/, 'its database was dropped');
 for my $state ('queued', 'hanging')
 {
     my $prepare = sub {

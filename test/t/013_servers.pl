@@ -59,6 +59,7 @@ SKIP:
         delivers("$kind\@postfix.example", "Postfix: delivery with $kind and AUTH");
         my $mail = $node->wait_for("the mail is in the mailbox",
             sub { (grep { /^Delivered-To: $kind\@postfix\.example$/m } $postfix->mails)[0] });
+        KlivMail::RawMessages::mail("$kind\@postfix.example", $mail);
         like($mail, qr/^Received: .*\(Postfix\) with ESMTPSA id /ms, 'Postfix: received authenticated, inside TLS');
     }
     $node->reconfigure('kliv_mail.ca_file' => $tls->ca_file);
@@ -81,6 +82,8 @@ SKIP:
         delivers("$kind\@aiosmtpd.example", "aiosmtpd: delivery with $kind and AUTH");
         $server->pump until $out =~ /^mail \Q$kind\E\@aiosmtpd\.example app tls$/m;
         pass("aiosmtpd: it has the mail");
+        $server->pump until $out =~ /^bytes \Q$kind\E\@aiosmtpd\.example (\w+)$/m;
+        KlivMail::RawMessages::mail("$kind\@aiosmtpd.example", pack 'H*', $1);
     }
     $in = "end\n";
     $server->kill_kill;

@@ -130,6 +130,7 @@ for my $n (1, 2)
     like($mail, qr/^Reply-To: ana\@shop\.example\r$/m, '... replies go to the wished address');
 }
 is($node->sql(q{SELECT status, held_by FROM kliv_mail.deliveries WHERE recipient = 'p3@example.com'}), 'deferred|quota', 'the third is held by quota');
+KlivMail::RawMessages::gone(qr/^p[12]\@example\.com$/, 'the extension was dropped');
 $node->sql('DROP EXTENSION kliv_mail');
 %seen = ();
 

@@ -13,6 +13,7 @@ use strict;
 use warnings;
 use File::Temp ();
 use IPC::Run ();
+use KlivMail::RawMessages;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -35,6 +36,7 @@ sub new
     my ($class, $name, %option) = @_;
     my $self = $class->SUPER::new($name);
 
+    KlivMail::RawMessages::node($self);
     $self->init(
         extra => [
             '--encoding', $option{encoding} // 'UTF8',

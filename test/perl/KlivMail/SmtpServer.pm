@@ -27,6 +27,7 @@ use File::Temp qw(tempdir);
 use IO::Select;
 use IO::Socket::UNIX;
 use JSON::PP;
+use KlivMail::RawMessages;
 use POSIX ();
 use Socket qw(SOCK_STREAM);
 use Time::HiRes qw(sleep time);
@@ -91,6 +92,7 @@ sub start
 	die "the SMTP server did not start: @command\n" unless defined $line;
 	$self->{ports} = decode_json($line);
 	delete $self->{ports}{pid};
+	KlivMail::RawMessages::server($self);
 	return $self;
 }
 
@@ -249,6 +251,7 @@ sub DESTROY
 	return if $self->{owner} != $$;
 	local ($?, $!, $@);
 	$self->stop;
+	KlivMail::RawMessages::ledger($self);
 	remove_tree($self->{dir}) if $self->{own_dir};
 	return;
 }
