@@ -439,7 +439,8 @@ klm_argument(FunctionCallInfo fcinfo, int number)
 		elog(ERROR, "cache lookup failed for function %u", fcinfo->flinfo->fn_oid);
 	names = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargnames, &isnull);
 	modes = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargmodes, &isnull);
-	count = get_func_input_arg_names(names, isnull ? PointerGetDatum(NULL) : modes, &argument_names);
+	count = get_func_input_arg_names(names, isnull ? PointerGetDatum(NULL) : modes,
+									 &argument_names);
 	ReleaseSysCache(tuple);
 	return klm_argument_to_utf8(number < count ? argument_names[number] : "argument", value);
 }
