@@ -71,7 +71,7 @@ $$;
 PREPARE claims AS
     SELECT c.what, r.outbox < 300 AS outbox, r.message < 300 AS message
     FROM (VALUES ('one', 'SELECT * FROM kliv_mail._claim_account(79, ''free'', 50, 1000000, true)'),
-                 ('all', 'SELECT * FROM kliv_mail._claim(79, 32, 1000000, true)'),
+                 ('all', 'SELECT * FROM kliv_mail._claim(79, 32, 1000000)'),
                  ('due', 'SELECT kliv_mail._next_due()')) AS c (what, query),
          LATERAL reads(c.query) AS r;
 PREPARE looks (bigint, bigint, bigint) AS
