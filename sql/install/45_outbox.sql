@@ -517,6 +517,17 @@ BEGIN
             END IF;
             UPDATE kliv_mail._quota AS q SET strikes = v_strikes WHERE q.account = a.account;
         END LOOP;
+        -- A 421 is about the connection.  For a delivery that has met the same at the same
+        -- place before, and waited for the account, it is the delivery's own verdict:
+        -- it alone waits, where it would hold the account up again and again.
+        FOR a IN
+            SELECT x.n FROM unnest(p_ids, v_verdicts, v_scopes, p_stages, p_codes) WITH ORDINALITY AS x (id, verdict, scope, stage, code, n)
+            JOIN kliv_mail._outbox AS o ON o.id = x.id
+            WHERE o.epoch = p_epoch AND x.verdict = 'temporary' AND x.scope = 'account' AND x.stage IN ('rcpt', 'data', 'dot')
+              AND o.last_stage = x.stage AND o.last_code = x.code
+        LOOP
+            v_scopes[a.n] := 'recipient';
+        END LOOP;
 
         -- The quota, for all but what a server may have.
         PERFORM kliv_mail._refund(array_agg(o.account), array_agg(o.hour_start), array_agg(o.day_start), array_agg(o.priority))

@@ -70,6 +70,17 @@ SELECT held_by, held_reason, failures FROM kliv_mail._quota WHERE account = 'out
 SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 SELECT reset();
 
+-- a 421 holds the account once; the same for the same delivery again is its own,
+-- and does not keep the others back
+SELECT recipient, status, held_by, attempts, used FROM play('{p@x.example}', 'temporary', 'account', 'rcpt', 421);
+SELECT held_by, failures FROM kliv_mail._quota WHERE account = 'out';
+SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-01 10:10:00+00' - clock_timestamp())::text, false) <> '' AS clock;
+SELECT count(*) FROM play('{}', 'temporary', 'account', 'rcpt', 421);
+SELECT d.recipient, d.status, d.held_by, d.attempts, d.next_attempt_at > kliv_mail._now() AS later FROM kliv_mail.deliveries AS d WHERE d.recipient = 'p@x.example';
+SELECT held_until > kliv_mail._now() AS held, failures FROM kliv_mail._quota WHERE account = 'out';
+SELECT recipient, status, attempts, used FROM play('{q@x.example}', 'accepted', 'message', 'dot', 250);
+SELECT reset();
+
 -- the provider's limit: held by quota as long as the reply says, no attempt burned
 SELECT recipient, status, held_by, attempts, used FROM play('{i@x.example}', 'provider_limit', 'account', 'mail', 550, '5.4.5', 86400);
 SELECT held_by, held_until > kliv_mail._now() + interval '23 hours' AS a_day, failures FROM kliv_mail._quota WHERE account = 'out';
