@@ -343,6 +343,24 @@ klm_outbox_expire(void)
 	run(&statement, NULL, NULL);
 }
 
+List *
+klm_outbox_paused(void)
+{
+	static Statement statement = {"SELECT p.account FROM kliv_mail._pause AS p"};
+	List	   *accounts = NIL;
+
+	run(&statement, NULL, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *account = column_text(i, 1);
+		MemoryContext old = MemoryContextSwitchTo(result_context);
+
+		accounts = lappend(accounts, account);
+		MemoryContextSwitchTo(old);
+	}
+	return accounts;
+}
+
 void
 klm_outbox_notify(const char *payload)
 {

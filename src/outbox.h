@@ -105,6 +105,9 @@ extern int64 klm_outbox_recover(void);
 extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 							  int64 *held, int count, int64 **ids, int *id_count);
 
+/* What pause() stops: list of account names, '' for all; NIL mostly. */
+extern List *klm_outbox_paused(void);
+
 /* List of KlmStoredMessage. */
 extern List *klm_outbox_messages(const int64 *ids, int count);
 

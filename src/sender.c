@@ -106,6 +106,7 @@ typedef struct Pool
 	TimestampTz next_begin;		/* where the provider takes only so many a second */
 	bool		more;			/* its last claim found something */
 	bool		stale;			/* the queue was composed for other settings */
+	bool		paused;			/* pause(): what has not left goes back */
 	/* Trouble of the account itself, to be recorded. */
 	bool		hold;
 	const char *hold_by;
@@ -208,6 +209,8 @@ static void finish(Delivery *delivery);
 static void return_queue(Pool *pool);
 static void note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s,
 					  const char *reason, const char *hint, bool failure);
+static void stop_paused(Pool *pool);
+static bool waits_for_dot(const Link *link);
 static void feed(Pool *pool);
 static void take_back_waiting(Pool *pool);
 static bool is_spent(Link *link);
@@ -444,10 +447,8 @@ loop(void)
 				dlist_foreach_modify(link_iter, &pool->links)
 				{
 					Link	   *link = dlist_container(Link, node, link_iter.cur);
-					KlmStage	stage;
 
-					if (patient && link->state == LINK_OPEN &&
-						klm_smtp_awaits(link->smtp, &stage) && stage == KLM_STAGE_DOT)
+					if (patient && link->state == LINK_OPEN && waits_for_dot(link))
 						continue;
 					close_link(link, "the sender was asked to stop");
 				}
@@ -471,6 +472,9 @@ loop(void)
 				(now >= leave_at && (ShutdownRequestPending || klm_sender_must_leave())))
 				leave(unfinished ? 0 : next_claim, seen_wakes);
 		}
+
+		dlist_foreach(iter, &pools)
+			stop_paused(dlist_container(Pool, node, iter.cur));
 
 		/*
 		 * Feed the connections, unless results wait that could not be recorded, or
@@ -945,6 +949,7 @@ claim(void)
 	Batch	   *batch;
 	List	   *claims;
 	List	   *messages = NIL;
+	List	   *paused;
 	ListCell   *lc;
 	dlist_iter	iter;
 	int			pool_count = 0;
@@ -1025,10 +1030,24 @@ claim(void)
 		next_claim = Max(next_claim, soonest);
 	}
 
+	/* Behind the claim, so that it sees what was stopped meanwhile. */
+	paused = klm_outbox_paused();
 	klm_outbox_commit();
 	claim_context = NULL;
 	forget_recorded(true);
 	claim_wanted = recovery_wanted = false;
+	dlist_foreach(iter, &pools)
+	{
+		Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+		pool->paused = false;
+		foreach(lc, paused)
+		{
+			const char *account = lfirst(lc);
+
+			pool->paused |= account[0] == '\0' || strcmp(account, pool->name) == 0;
+		}
+	}
 	if (recovered > 0)
 	{
 		ereport(LOG,
@@ -1490,6 +1509,35 @@ note_hold(Pool *pool, const Settings *settings, const char *by, int pause_s, con
  */
 
 /*
+ * Nothing new leaves of an account that is paused: only what has its dot is
+ * waited for.
+ */
+static void
+stop_paused(Pool *pool)
+{
+	dlist_mutable_iter iter;
+
+	if (!pool->paused)
+		return;
+	return_queue(pool);
+	dlist_foreach_modify(iter, &pool->links)
+	{
+		Link	   *link = dlist_container(Link, node, iter.cur);
+
+		if (link->state == LINK_OPEN && klm_smtp_open_count(link->smtp) > 0 && !waits_for_dot(link))
+			close_link(link, "mail was paused");
+	}
+}
+
+static bool
+waits_for_dot(const Link *link)
+{
+	KlmStage	stage;
+
+	return klm_smtp_awaits(link->smtp, &stage) && stage == KLM_STAGE_DOT;
+}
+
+/*
  * Hand queued deliveries to links: idle ones first, then new ones as far as
  * the pool may grow, then behind another delivery's dot.
  */
@@ -1783,6 +1831,7 @@ static void
 read_link(Link *link)
 {
 	static char buffer[65536];
+	Pool	   *pool = link->pool;
 	ssize_t		length = 0;
 
 	/* Not beyond the session's end: a server that never stops talking must not keep us. */
@@ -1798,6 +1847,12 @@ read_link(Link *link)
 	if (!klm_smtp_usable(link->smtp) && klm_smtp_open_count(link->smtp) == 0)
 	{
 		close_link(link, "the session cannot be used any more");
+		return;
+	}
+	/* The next one's message would go out now, behind the dot that it waited for. */
+	if (pool->paused && klm_smtp_open_count(link->smtp) > 0 && !waits_for_dot(link))
+	{
+		close_link(link, "mail was paused");
 		return;
 	}
 	flush_link(link);
@@ -1826,7 +1881,7 @@ take_results(Link *link)
 		 */
 		if ((!result.started && (result.lost || result.reply.code == 421)) ||
 			(result.lost && result.reply.stage != KLM_STAGE_DOT &&
-			 (ShutdownRequestPending || klm_sender_must_leave())))
+			 (ShutdownRequestPending || klm_sender_must_leave() || pool->paused)))
 			add_local_outcome(delivery->id, delivery->message_id, "returned", "");
 		else
 		{
