@@ -1893,7 +1893,8 @@ take_results(Link *link)
 			 * doing: it alone waits, so that it cannot hold up the account, until
 			 * others in a row meet the same.  So at RCPT.
 			 */
-			if (result.lost && (result.reply.stage == KLM_STAGE_MAIL || result.reply.stage == KLM_STAGE_RCPT))
+			if (result.lost && (result.reply.stage == KLM_STAGE_MAIL ||
+								result.reply.stage == KLM_STAGE_RCPT))
 				decision.unknown = true;
 			if (result.lost && result.reply.stage == KLM_STAGE_MAIL)
 				decision.scope = KLM_SCOPE_MESSAGE;
