@@ -23,6 +23,9 @@ ISOLATION_OPTS = --inputdir=test --outputdir=. --load-extension=pgcrypto --load-
 TAP_TESTS      = 1
 PROVE_TESTS    = test/t/*.pl
 
+# What make sanitize runs: all layers once, without the long campaigns.
+SANITIZED = 001 002 003 010 012 014 016 017 018 040 041 042 054
+
 PG_CONFIG ?= pg_config
 PG_CPPFLAGS = -Isrc -DKLIV_MAIL_VERSION='"$(EXTVERSION)"'
 PG_CFLAGS   = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare \
@@ -30,6 +33,10 @@ PG_CFLAGS   = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare \
 # clang: the server's headers mark functions gnu_printf, its flags are gcc's.
 ifneq ($(findstring clang,$(CC)),)
 PG_CFLAGS += -Wno-ignored-attributes -Wno-ignored-optimization-argument -Wno-unknown-warning-option
+endif
+# gcc's sanitizers make code of which it warns where there is nothing wrong.
+ifneq ($(findstring -fsanitize,$(COPT)),)
+PG_CFLAGS += -Wno-error
 endif
 SHLIB_LINK  = -lidn2
 NET_LIBS    = -lcurl -lsodium -lidn2
@@ -90,6 +97,15 @@ soak:
 ## majors: make test on PostgreSQL 17 and 18, in chroots of Debian trixie and sid (root, debootstrap)
 majors:
 	TARGETS=test bash test/chroot trixie sid
+
+## sanitize: unit, SQL and TAP tests with gcc's sanitizers, and unit tests under valgrind (to be installed)
+sanitize:
+	SANITIZE=1 bash test/run tap $(SANITIZED)
+	VALGRIND=1 bash test/run unit
+
+## fuzz: the pure modules under libFuzzer (clang), three minutes each unless SECONDS_EACH says otherwise
+fuzz:
+	bash test/fuzz/run
 
 ## bench: the benchmarks, as ratios to the same without us; bench-latency (drain, send, backlog): one
 bench:

@@ -12,6 +12,7 @@ my @drivers = sort glob('test/unit/*.c');
 plan tests => 2 * @drivers || 1;
 ok(0, 'there are drivers in test/unit') unless @drivers;
 
+my @runner = $ENV{VALGRIND} ? qw(valgrind --quiet --error-exitcode=1 --leak-check=no) : ();
 my $folder = PostgreSQL::Test::Utils::tempdir();
 for my $driver (@drivers)
 {
@@ -19,6 +20,7 @@ for my $driver (@drivers)
     my ($comment) = slurp_file($driver) =~ m{\A/\*(.*?)\*/}s;
     my ($command) = $comment =~ /^ \*\t(cc\b[^\n]*(?:\n \*\t\t[^\n]*)*)/m;
     $command =~ s/\n \*\t\t/ /g if $command;
+    $command =~ s/^cc/cc $ENV{COPT}/ if $command && $ENV{COPT};
     my ($output, $compiled) = ('', 0);
 
     if ($command && $command =~ s/(?<=-o )(\S+)/$folder\/$name/)
@@ -29,7 +31,7 @@ for my $driver (@drivers)
   SKIP:
     {
         skip "$driver did not compile", 1 unless $compiled;
-        ok(IPC::Run::run(["$folder/$name"], '>', \$output, '2>&1'), "$driver runs")
+        ok(IPC::Run::run([ @runner, "$folder/$name" ], '>', \$output, '2>&1'), "$driver runs")
           or diag($output);
     }
 }
