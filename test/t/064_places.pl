@@ -54,6 +54,7 @@ for my $name (@hanging)
 }
 is($silent->count, 50, 'each mail once');
 $node->sql("DROP DATABASE $_") for @hanging;
+KlivMail::RawMessages::gone(qr/^a\d+\@example\.com$/, 'its database was dropped');
 
 # ---- no worker slot ----
 

@@ -13,6 +13,7 @@ use Test::More;
 use Time::HiRes 'time';
 
 my $CONNECTIONS = 4;
+my @kept;       # all clusters, to ask at the end what each mail was
 my $smtp = KlivMail::SmtpServer->start;
 my $tls = KlivMail::Tls->new(PostgreSQL::Test::Utils::tempdir() . '/tls');
 my ($certificate, $certificate_key) = $tls->certificate('good');
@@ -32,6 +33,7 @@ sub primary
     my ($name, %conf) = @_;
     my $node = KlivMail::Cluster->new(
         $name, streaming => 1, platform_url => 'smtp://127.0.0.1:' . $smtp->port, conf => { %settings, %conf });
+    push @kept, $node;
     return $node;
 }
 
@@ -42,6 +44,8 @@ sub standby_of
     $standby->init_from_backup($node, 'base', has_streaming => 1);
     $standby->configure(%conf) if %conf;
     $standby->start;
+    KlivMail::RawMessages::node($standby);
+    push @kept, $standby;
     return $standby;
 }
 
