@@ -492,8 +492,10 @@ if ($long && @life > 20)
         my $per_mail = 1024 * ($to - $from) / $mails;
         note sprintf '%s: %d, then %d kB after %d mails: %.1f bytes a mail; at most %d kB', $what, $from, $to, $mails, $per_mail,
           max map { $_->{$what} // 0 } @samples;
-        # The whole server's caches follow its autovacuum workers and sessions.
-        cmp_ok($per_mail, '<', $what eq 'whole_kb' ? 4 * BYTES_PER_MAIL : BYTES_PER_MAIL, "$what is flat");
+        # Over it, memory grows by blocks of half a megabyte and more; beside the
+        # sender's there are those of sessions and of autovacuum, which come and go.
+        my $steps = 1024 * ($what eq 'whole_kb' ? 8 : 1);
+        cmp_ok($to - $from, '<', $steps + BYTES_PER_MAIL * $mails / 1024, "$what is flat");
     }
     # A queue's table is as large as its longest line and what comes between two
     # vacuums; where room is not used again it grows with each mail: a third of
@@ -509,9 +511,10 @@ if ($long && @life > 20)
 }
 
 # What kills, restarts and a moved clock say, and nothing else.
-my $expected = qr/terminating (?:connection|background worker|walreceiver|.* process) (?:because of crash|due to)
-    |the\ database\ system\ is\ (?:shutting\ down|starting\ up|not\ yet\ accepting|in\ recovery)
-    |test_clock_offset\ moves\ the\ clock/x;
+my $expected = join '|',
+  'terminating (?:connection|background worker|\S+ process) .*(?:because of crash|due to)',
+  'the database system is (?:shutting down|starting up|not yet accepting|in recovery)',
+  'test_clock_offset moves the clock';
 my @said = grep { /\b(?:FATAL|PANIC|WARNING|ERROR): / && !/$expected/ } split /\n/, slurp_file($node->logfile);
 is(join("\n", @said[ 0 .. min(20, $#said) ]), '', 'the log has no error, no warning');
 $session->quit if $session;
