@@ -557,6 +557,9 @@ parse_quoted_local(Parser *parser, StringInfo local)
 		ch = klm_utf8_next(&parser->pos, parser->end);
 		if (ch != ' ' && is_bad_in_address(ch))
 			return refuse(parser, "The quoted part has a character that no address can have.");
+		/* RFC 5321 would let it; a server that reads the path up to the first ">" would not. */
+		if (ch == '<' || ch == '>')
+			return refuse(parser, "An address with \"<\" or \">\" in it cannot be sent safely.");
 		appendBinaryStringInfo(local, from, parser->pos - from);
 	}
 	if (parser->pos == parser->end)

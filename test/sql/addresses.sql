@@ -45,6 +45,7 @@ SELECT parsed(list) FROM (VALUES
     ('　ana@example.com　,' || U&'\00A0' || 'bob@example.org' || U&'\2003'),
     ('Ana <  ana@example.com  > (her (own) address), (x) bob@example.org'),
     ('"a b"@x.example'),                                        -- B010
+    ('"a<b"@x.example'), ('ok@x.example, "a\>b"@x.example'),
     ('"a\"b"@x.example, "plain"@x.example'),
     ('a..b@docomo.ne.jp, a.@ezweb.ne.jp, .a@x.example'),        -- B009, as the design has it
     ('a@x.example, A@X.EXAMPLE, a@x.example'),                  -- B023
