@@ -142,24 +142,13 @@ choose_user()
     fi
 }
 
-# sanitize_server: let the copy's server run with the address sanitizer, which
-# must be the first library of a process whose modules are built with it.  Only
-# the server gets it, since perl and psql have nothing of ours; what it and the
-# unit tests report goes to $scratch/reports.  PostgreSQL frees nothing at its
-# exit, so leaks are not looked for.
-sanitize_server()
+# sanitizer_reports: what sanitizers find goes to $scratch/reports.  PostgreSQL
+# frees nothing at its exit, so leaks are not looked for.
+sanitizer_reports()
 {
-    local postgres
-    postgres=$("$PG_CONFIG" --bindir)/postgres
     mkdir -m 1777 "$scratch/reports"
     export ASAN_OPTIONS="detect_leaks=0:log_path=$scratch/reports/address"
     export UBSAN_OPTIONS="print_stacktrace=1:log_path=$scratch/reports/undefined"
-    mv "$postgres" "$postgres.real"
-    cat >"$postgres" <<EOF
-#!/bin/bash
-LD_PRELOAD=$(realpath "$(gcc -print-file-name=libasan.so)") exec -a "\$0" "$postgres.real" "\$@"
-EOF
-    chmod 755 "$postgres"
 }
 
 # as_user COMMAND...: as $run_user.
