@@ -518,6 +518,7 @@ my $expected = join '|',
 my @said = grep { /\b(?:FATAL|PANIC|WARNING|ERROR): / && !/$expected/ } split /\n/, slurp_file($node->logfile);
 is(join("\n", @said[ 0 .. min(20, $#said) ]), '', 'the log has no error, no warning');
 $session->quit if $session;
+KlivMail::RawMessages::changed('update_sender() between two attempts');
 KlivMail::RawMessages::gone(qr/./, 'the retention of an hour\'s soak has deleted it') if $long;
 $node->stop;
 done_testing();

@@ -8,6 +8,13 @@
 #
 #	KlivMail::RawMessages::gone(qr/^q\d+\@/, 'its database is dropped');
 #
+# raw_message() gives what was sent last.  Where an account changes between the
+# attempts of a mail that was in doubt, an earlier copy differs in its identity
+# lines, and the file says so; then one of the copies of a mail that is "sent"
+# must be equal:
+#
+#	KlivMail::RawMessages::changed('update_sender() between two attempts');
+#
 # By itself it lets pass only a mail whose outcome is not recorded: its row is
 # claimed or in doubt, and raw_message() says that nothing was sent yet.
 #
@@ -25,13 +32,16 @@ my (@nodes, @servers);  # weak: they end when their tests let them go
 my @stored;             # [Message-ID, recipient, SHA-256] of each mail that a server has
 my %raw;                # Message-ID -> recipient -> SHA-256 -> 1: what raw_message() gave
 my %unrecorded;         # Message-ID -> recipient -> 1
+my %sent;               # Message-ID -> recipient -> 1: its delivery is sent
 my @gone;               # [regular expression on the recipient, reason]
+my $changed;            # reason
 
 Test2::API::test2_stack()->top->follow_up(\&compare);
 
 sub node { push @nodes, $_[0]; Scalar::Util::weaken($nodes[-1]); return; }
 sub server { push @servers, $_[0]; Scalar::Util::weaken($servers[-1]); return; }
 sub gone { push @gone, [ @_ ]; return; }
+sub changed { ($changed) = @_; return; }
 
 # All that a KlivMail::SmtpServer accepted; it adds no lines of its own.
 sub ledger
@@ -64,16 +74,18 @@ sub ask
             \if :here
             SELECT m.header_id, CASE WHEN d.identity LIKE '%X-Kliv-Mail-Original-Recipient:%' THEN ''
                     ELSE encode(convert_to(d.recipient, 'UTF8'), 'hex') END,
-                encode(sha256(CASE WHEN d.identity IS NOT NULL THEN kliv_mail.raw_message(m.id, d.recipient) END), 'hex')
-            FROM (SELECT message_id, recipient, identity, attempts FROM kliv_mail._outbox
-                  UNION ALL SELECT message_id, recipient, identity, attempts FROM kliv_mail._delivery) AS d
+                encode(sha256(CASE WHEN d.identity IS NOT NULL THEN kliv_mail.raw_message(m.id, d.recipient) END), 'hex'),
+                d.status
+            FROM (SELECT message_id, recipient, identity, attempts, 'waiting' AS status FROM kliv_mail._outbox
+                  UNION ALL SELECT message_id, recipient, identity, attempts, status FROM kliv_mail._delivery) AS d
             JOIN kliv_mail._message AS m ON m.id = d.message_id
             WHERE d.attempts > 0 AND kliv_mail.is_address(d.recipient);
             \endif});
         for my $row (split /\n/, $rows)
         {
-            my ($id, $recipient, $sha256) = split /\|/, $row, -1;
+            my ($id, $recipient, $sha256, $status) = split /\|/, $row, -1;
             utf8::decode($recipient = pack 'H*', $recipient);
+            $sent{$id}{$recipient} = 1 if $status eq 'sent';
             $unrecorded{$id}{$recipient} = 1 if $sha256 eq '';
             $raw{$id}{$recipient}{$sha256} = 1 if $sha256 ne '';
         }
@@ -104,13 +116,22 @@ sub compare
 
     my @wrong;
     my %count = (equal => 0);
+    my $raw_of = sub { my ($id, $recipient) = @_; return ($raw{$id} // {})->{$recipient} // ($raw{$id} // {})->{''}; };
+    my %equal;      # Message-ID -> recipient -> copies
     for my $mail (@stored)
     {
         my ($id, $recipient, $sha256) = @$mail;
-        my $given = ($raw{$id} // {})->{$recipient} // ($raw{$id} // {})->{''};
+        my $raw = $raw_of->($id, $recipient) or next;
+        $equal{$id}{$recipient}++ if $raw->{$sha256};
+    }
+    for my $mail (@stored)
+    {
+        my ($id, $recipient, $sha256) = @$mail;
+        my $given = $raw_of->($id, $recipient);
         my ($gone) = grep { $recipient =~ $_->[0] } @gone;
         if ($given && $given->{$sha256}) { $count{equal}++; }
         elsif (!$given && ($unrecorded{$id} // {})->{$recipient}) { $count{'not recorded'}++; }
+        elsif ($given && $changed && ($equal{$id}{$recipient} || !$sent{$id}{$recipient})) { $count{$changed}++; }
         elsif (!$given && $gone) { $count{ $gone->[1] }++; }
         else { push @wrong, "<$id> to $recipient: " . ($given ? 'other bytes' : 'in no database'); }
     }
