@@ -493,21 +493,23 @@ BEGIN
 
         -- Three different recipients in a row refused the same way that no rule
         -- knows: that is about the account, and the third one is not to blame.
-        -- Those accepted between them count in their order.
+        -- Those accepted between them count in their order.  One that comes back
+        -- with the refusal that it met before has its own verdict: it proves nothing
+        -- new, and the line must move until others can prove the account well.
         FOR a IN
             SELECT x.n, coalesce(o.account, d.account) AS account, o.recipient, concat_ws(' ', x.stage, x.code, x.enhanced) AS way, x.reply
             FROM unnest(p_ids, p_unknown, p_stages, p_codes, p_enhanced, p_replies)
                 WITH ORDINALITY AS x (id, unknown, stage, code, enhanced, reply, n)
             LEFT JOIN kliv_mail._outbox AS o ON o.id = x.id AND o.epoch = p_epoch AND x.unknown
             LEFT JOIN kliv_mail._delivery AS d ON d.id = x.id AND x.id = ANY (v_accepted)
-            WHERE v_unknown AND (o.id IS NOT NULL OR d.id IS NOT NULL) ORDER BY x.n
+            WHERE v_unknown AND (o.id IS NOT NULL OR d.id IS NOT NULL)
+              AND (o.last_stage, o.last_code, o.last_enhanced) IS DISTINCT FROM (x.stage, x.code, x.enhanced)
+            ORDER BY x.n
         LOOP
             SELECT q.strikes INTO v_strikes FROM kliv_mail._quota AS q WHERE q.account = a.account;
             IF v_strikes[1] IS DISTINCT FROM a.way THEN
                 v_strikes := ARRAY[a.way];
             END IF;
-            -- One that comes back with the same refusal after the hold has its own
-            -- verdict, so that the line moves and others can prove the account well.
             CONTINUE WHEN a.recipient = ANY (v_strikes[2:]);
             v_strikes := CASE WHEN a.recipient IS NULL THEN '{}' ELSE v_strikes || a.recipient END;
             IF cardinality(v_strikes) > 3 THEN

@@ -118,6 +118,22 @@ SELECT * FROM together('arrra');
 SELECT reset();
 DROP FUNCTION together;
 
+-- what comes back with the refusal that it met before holds nothing: s1 and s2 met rcpt 0, then
+-- s3 another one, and all three rcpt 0 again
+SELECT recipient, status, held_by FROM play('{s1@x.example,s2@x.example,s3@x.example}', 'temporary', 'recipient', 'rcpt', 0, NULL, 0, NULL, true);
+SELECT set_config('kliv_mail.test_clock_offset', (current_setting('kliv_mail.test_clock_offset')::interval + interval '3 hours')::text, false) <> '' AS later;
+SELECT count(*) FROM play('{}', 'temporary', 'recipient', 'rcpt', 454, NULL, 0, NULL, true);
+SELECT recipient, last_code, attempts FROM kliv_mail.deliveries WHERE recipient ~ '^s\d@x' ORDER BY 1;
+SELECT set_config('kliv_mail.test_clock_offset', (current_setting('kliv_mail.test_clock_offset')::interval + interval '3 hours')::text, false) <> '' AS later;
+SELECT count(*) FROM play('{}', 'temporary', 'recipient', 'rcpt', 0, NULL, 0, NULL, true);
+SELECT count(*) FROM play('{}', 'temporary', 'recipient', 'rcpt', 0, NULL, 0, NULL, true);
+SELECT count(*) FROM play('{}', 'temporary', 'recipient', 'rcpt', 0, NULL, 0, NULL, true);
+SELECT recipient, status, held_by, last_code, attempts FROM kliv_mail.deliveries WHERE recipient ~ '^s\d@x' ORDER BY 1;
+-- so that one that can leave is not kept back
+SELECT recipient, status FROM play('{good@x.example}', 'accepted', 'message', 'dot', 250);
+SELECT failures, strikes FROM kliv_mail._quota WHERE account = 'out';
+SELECT reset();
+
 -- five of a hundred blocked: the account stops
 SELECT count(*) FROM play(ARRAY(SELECT format('n%s@x.example', n) FROM generate_series(1, 80) AS n), 'accepted', 'message', 'dot', 250);
 SELECT status, count(*) FROM play('{o1@x.example,o2@x.example,o3@x.example,o4@x.example}', 'policy_block', 'message', 'dot', 550, '5.7.1', 0, 'policy') GROUP BY 1;
