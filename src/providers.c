@@ -64,8 +64,8 @@ const KlmProvider klm_providers[] = {
 		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'sendgrid', password => "
 		"'SG.your-api-key', from_address => 'noreply@example.com');",
 		.username_hint = "Leave it out: it is the word apikey for everybody.",
-		.password_hint = "Use an API key that begins with SG.: SendGrid > Settings > API Keys > "
-		"Create API Key, with the permission Mail Send.",
+		.password_hint = "Use an API key that SendGrid still lists (SG....): SendGrid > Settings > API Keys "
+		"> Create API Key, with the permission Mail Send.",
 		.sender_hint = "Verify the address or its domain in SendGrid: Settings > Sender "
 		"Authentication.",
 		.unproven = "SendGrid looks at the sender address only when the whole message has been "
@@ -223,7 +223,7 @@ const KlmProvider klm_providers[] = {
 		.example = "SELECT * FROM kliv_mail.configure_smtp(provider => 'resend', password => "
 		"'re_your_api_key', from_address => 'noreply@example.com');",
 		.username_hint = "Leave it out: it is the word resend for everybody.",
-		.password_hint = "Use an API key that begins with re_: Resend > API Keys > Create API Key.",
+		.password_hint = "Use an API key that Resend still lists (re_...): Resend > API Keys > Create API Key.",
 		.sender_hint = "Verify the domain in Resend (Domains > Add Domain); onboarding@resend.dev "
 		"sends only to the account's own address.",
 		.unproven = "Resend looks at the sender's domain only when the whole message has been "

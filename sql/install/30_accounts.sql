@@ -189,12 +189,12 @@ BEGIN
     FOR x IN
         SELECT n.*, a.username, a.username_masked, a.password_masked AS masked, a.key_id, a.last_test_at, a.last_test_ok,
                a.created_at, a.updated_at, a.updated_by, a.password_changed_at,
-               p.account AS paused, p.reason AS pause_reason,
+               p.account AS paused, p.paused_by, p.reason AS pause_reason,
                q.held_until, q.held_reason, q.held_hint, q.fingerprint IS NOT DISTINCT FROM n.fingerprint AND q.held_until > at AS held,
                EXISTS (SELECT FROM kliv_mail._state AS s WHERE s.origin <> kliv_mail._origin()) AS copy
         FROM kliv_mail._accounts() AS n
         LEFT JOIN kliv_mail._account AS a ON a.name = n.name
-        LEFT JOIN LATERAL (SELECT w.account, w.reason FROM kliv_mail._pause AS w WHERE w.account IN ('', n.name)
+        LEFT JOIN LATERAL (SELECT w.account, w.reason, w.paused_by FROM kliv_mail._pause AS w WHERE w.account IN ('', n.name)
                            ORDER BY w.account LIMIT 1) AS p ON true
         LEFT JOIN kliv_mail._quota AS q ON q.account = n.name
         ORDER BY n.route_order, n.name
@@ -240,8 +240,8 @@ BEGIN
             status_detail := format('the key %s of the stored password is not in the key ring', x.key_id);
         ELSIF x.paused IS NOT NULL THEN
             status := 'paused';
-            status_detail := CASE x.paused WHEN '' THEN 'all mail is paused' ELSE 'the account is paused' END
-                || coalesce(': ' || x.pause_reason, '');
+            status_detail := CASE x.paused WHEN '' THEN 'all mail' ELSE 'the account' END
+                || format(' is paused by %s', x.paused_by) || coalesce(': ' || x.pause_reason, '');
             paused_until := 'infinity';
         ELSIF x.hourly_limit = 0 OR x.daily_limit = 0 THEN
             status := 'paused';
@@ -435,6 +435,11 @@ BEGIN
         INSERT INTO kliv_mail._account SELECT after.*;
         PERFORM kliv_mail._log_event('account_configured', p_account, NULL,
                                      kliv_mail._account_changes(before, after), p_caller);
+        IF before.in_use AND before.host <> after.host THEN
+            RAISE NOTICE USING
+                MESSAGE = format('the account "%s" used %s until now', p_account, before.host),
+                HINT = 'To have both, name one of them: kliv_mail.configure_smtp(account => ''second'', ...).';
+        END IF;
         SELECT s.* INTO result FROM kliv_mail.smtp_settings AS s WHERE s.account = p_account;
         IF p_dry_run THEN
             -- Take it all back; the variables stay.

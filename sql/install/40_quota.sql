@@ -104,8 +104,8 @@ BEGIN
         IF FOUND THEN
             blocked_until := 'infinity';
             held_by := 'paused';
-            reason := CASE WHEN p.account = '' THEN 'all mail is paused' ELSE format('the account "%s" is paused', p_account) END
-                || coalesce(': ' || p.reason, '');
+            reason := CASE WHEN p.account = '' THEN 'all mail' ELSE format('the account "%s"', p_account) END
+                || format(' is paused by %s', p.paused_by) || coalesce(': ' || p.reason, '');
             hint := CASE WHEN p.account = '' THEN 'SELECT kliv_mail.resume(); releases it.'
                          ELSE format('SELECT kliv_mail.resume(%L); releases it.', p_account) END;
         ELSIF a.name IS NULL OR NOT a.in_use THEN

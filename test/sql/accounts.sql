@@ -175,6 +175,11 @@ SELECT kliv_mail._record_test('custom', true);
 SELECT fingerprint <> :'f2' AS moved_by_test FROM kliv_mail._accounts() WHERE name = 'custom';
 SELECT status, status_detail FROM kliv_mail.smtp_settings WHERE account = 'custom';
 
+-- Where it takes the place of another server, it says so.
+SET client_min_messages = notice;
+SELECT account, host FROM kliv_mail.configure_smtp(host => 'mail.example.net', username => 'app', password => 'another secret word', test => false, dry_run => true);
+SET client_min_messages = warning;
+
 -- Rotation: a new key in front, the others and the root stay, every password opens.
 SELECT key_fingerprint AS k1, encode(kliv_mail.public_key(), 'hex') AS p1 FROM kliv_mail._key_state() \gset
 SELECT kliv_mail.rotate_key();
@@ -190,11 +195,11 @@ SELECT configured('hourly_limit => 21');
 SELECT tried('SELECT kliv_mail.pause(''none'')');
 SELECT kliv_mail.pause('custom', 'new logo');
 SELECT kliv_mail.pause(reason => 'maintenance');
-SELECT account, status, status_detail, paused_until FROM kliv_mail.smtp_settings WHERE account <> 'platform';
+SELECT account, status, replace(status_detail, session_user, 'me') AS status_detail, paused_until FROM kliv_mail.smtp_settings WHERE account <> 'platform';
 SET client_min_messages = notice;
 SELECT kliv_mail.resume();
 SET client_min_messages = warning;
-SELECT account, status, status_detail FROM kliv_mail.smtp_settings WHERE account <> 'platform';
+SELECT account, status, replace(status_detail, session_user, 'me') AS status_detail FROM kliv_mail.smtp_settings WHERE account <> 'platform';
 SELECT kliv_mail.resume('custom');
 
 -- A copy: everything carries another origin.

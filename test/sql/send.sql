@@ -210,7 +210,7 @@ SELECT string_agg(recipient || ' ' || kind, ', ' ORDER BY recipient) FROM kliv_m
 \echo # B057: a suppressed recipient
 SELECT kliv_mail.suppress('Blocked@x.example', reason => 'asked us to');
 SELECT kliv_mail.send('Blocked@X.EXAMPLE, other@x.example', 's', 'b') AS id \gset
-SELECT recipient, status, reason FROM kliv_mail.deliveries WHERE message_id = :id ORDER BY recipient;
+SELECT recipient, status, replace(reason, session_user, 'me') AS reason FROM kliv_mail.deliveries WHERE message_id = :id ORDER BY recipient;
 SELECT status FROM kliv_mail.messages WHERE id = :id;
 SELECT kliv_mail.unsuppress('Blocked@x.example'), kliv_mail.unsuppress('Blocked@x.example');
 

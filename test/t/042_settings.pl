@@ -138,8 +138,8 @@ like(decoded($foreign), qr/of-this-place/, '(it would have been found)');
 is(query("SELECT kliv_mail.pause('custom', 'new logo')"), 0, 'pause(account) says how many it holds');
 my $queued = queued('sender');
 held($queued, 'paused', 'a paused account holds its mail');
-is(query("SELECT reason, hint FROM kliv_mail.deliveries WHERE message_id = $queued"),
-    q{the account "custom" is paused: new logo|SELECT kliv_mail.resume('custom'); releases it.}, '... and says why, and what to do');
+is(query("SELECT replace(reason, current_user, 'me'), hint FROM kliv_mail.deliveries WHERE message_id = $queued"),
+    q{the account "custom" is paused by me: new logo|SELECT kliv_mail.resume('custom'); releases it.}, '... and says why, and what to do');
 query(q{SELECT kliv_mail.update_sender(from_address => 'office@shop.example', from_name => 'Büro', reply_to => 'Desk <desk@shop.example>')});
 is(query("SELECT kliv_mail.resume('custom')"), 1, 'resume(account) says how many it releases');
 $entry = sent($queued, $own, 'sender', '... which then leave');

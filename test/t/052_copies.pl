@@ -133,7 +133,7 @@ is($target->sql('SELECT bool_and(ok) FROM kliv_mail.test_smtp()', @in), 't', 'wi
 is($target->sql(q{SELECT kliv_mail.unsubscribe_url('c@customer.example')}, @in), $link, '... and links are what they were');
 $target->wait_until(q{SELECT count(*) = 0 FROM kliv_mail.deliveries WHERE finished_at IS NULL}, @in);
 is($smtp->count, $before + 4, 'the released mail goes');
-is($target->sql(q{SELECT status, status_detail FROM kliv_mail.smtp_settings WHERE account = 'relay'}, @in), 'paused|the account is paused: not yet', 'a pause is still one');
+is($target->sql(q{SELECT status, replace(status_detail, current_user, 'me') FROM kliv_mail.smtp_settings WHERE account = 'relay'}, @in), 'paused|the account is paused by me: not yet', 'a pause is still one');
 is($source->sql('SELECT count(*) FROM kliv_mail.deliveries WHERE finished_at IS NULL', @in), 3, 'the original still has its own');
 
 # ---- a template copy in the same cluster, where the key is at hand ----
