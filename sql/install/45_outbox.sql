@@ -282,7 +282,7 @@ BEGIN
         told AS (
             INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
             SELECT nextval('kliv_mail._event_id'), v_at, 'failover', p_account, c.message_id, c.id,
-                   format('sent by the account "%s" instead of "%s", which is in trouble', p_account, c.instead_of)
+                   format('goes by the account "%s" instead of "%s", which is in trouble', p_account, c.instead_of)
             FROM claimed AS c WHERE c.instead_of IS NOT NULL),
         counted AS (
             INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, used, used_marketing)
