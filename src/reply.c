@@ -764,6 +764,7 @@ apply_rule(const Rule *rule, const KlmProvider *provider, KlmDecision *decision)
 	decision->pause_s = rule->pause_s == UTC_DAY ? seconds_to_utc_day() : rule->pause_s;
 	decision->reason = rule->reason;
 	decision->hint = rule->hint;
+	decision->login = rule->hint_of == HINT_LOGIN;
 	if (provider && rule->hint_of == HINT_LOGIN && provider->password_hint)
 		decision->hint = provider->password_hint;
 	if (provider && rule->hint_of == HINT_SENDER && provider->sender_hint)

@@ -1434,6 +1434,20 @@ add_local_outcome(int64 id, int64 message_id, const char *verdict, const char *r
 	outcome->reason = MemoryContextStrdup(outcome_context, reason);
 }
 
+/*
+ * What to do about a reply to an account: where its password is the matter,
+ * also the statement, which next_step() hands on.  In the current context, or static.
+ */
+static const char *
+hint_of(const KlmDecision *decision, const char *account)
+{
+	if (!decision->login || strcmp(account, KLM_PLATFORM) == 0)
+		return decision->hint;
+	return psprintf("%s SELECT * FROM kliv_mail.configure_smtp(password => 'the new one', account "
+					"=> '%s'); saves it.",
+					decision->hint, account);
+}
+
 static void
 add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply,
 			const KlmDecision *decision)
@@ -1450,7 +1464,7 @@ add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply,
 	outcome->enhanced = reply->enhanced[0] ? pstrdup(reply->enhanced) : NULL;
 	outcome->reply = pstrdup(reply->text ? reply->text : "");
 	outcome->reason = decision->reason;
-	outcome->hint = decision->hint;
+	outcome->hint = hint_of(decision, link->settings->account->name);
 	outcome->unknown =
 		decision->unknown && (reply->stage == KLM_STAGE_MAIL || reply->stage == KLM_STAGE_RCPT);
 	outcome->fingerprint = pstrdup(link->settings->account->fingerprint);
@@ -1788,7 +1802,7 @@ link_failed(Link *link)
 		note_hold(pool, link->settings, decision.verdict == KLM_PROVIDER_LIMIT ? "quota" : "account", decision.pause_s,
 				  psprintf("%s%s%s", replied || report.detail == NULL ? decision.reason : report.detail,
 						   report.reply.text && report.reply.text[0] ? ": " : "", report.reply.text ? report.reply.text : ""),
-				  (replied && decision.hint) || report.hint == NULL ? decision.hint : report.hint,
+				  (replied && decision.hint) || report.hint == NULL ? hint_of(&decision, link->settings->account->name) : report.hint,
 				  decision.verdict != KLM_PROVIDER_LIMIT);
 		return_queue(pool);
 	}

@@ -14,8 +14,9 @@ BEGIN ATOMIC
 END;
 
 -- What lets more of an account's mail leave: a statement to run, where there is one.
--- day: it is the day's limit that stands in the way.
-CREATE FUNCTION kliv_mail._higher_limits(p_account text, day boolean) RETURNS text
+-- day: it is the day's limit that stands in the way.  used: of that window; it can
+-- be more than the limit, where that was lowered.
+CREATE FUNCTION kliv_mail._higher_limits(p_account text, day boolean, used integer) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a kliv_mail._account;
@@ -31,12 +32,12 @@ BEGIN
     IF a.hourly_limit = 0 THEN
         v_hourly := 50;
     ELSIF a.daily_limit > 0 AND NOT day THEN
-        v_hourly := least(2::bigint * a.hourly_limit, a.daily_limit);
+        v_hourly := least(2::bigint * greatest(a.hourly_limit, used), a.daily_limit);
     END IF;
     IF a.daily_limit = 0 THEN
         v_daily := least(500, v_most);
     ELSIF a.hourly_limit > 0 AND day THEN
-        v_daily := least(2::bigint * a.daily_limit, v_most);
+        v_daily := least(2::bigint * greatest(a.daily_limit, used), v_most);
     END IF;
     IF v_daily <= a.daily_limit THEN
         RETURN format('The database has the %s a day that kliv_mail.max_daily_limit allows; the administrator of the server can raise that.', v_cap);
@@ -138,16 +139,19 @@ BEGIN
         held_by := 'quota';
         IF hour_limit = 0 OR day_limit = 0 THEN
             reason := format('the limit of the account "%s" is 0', p_account);
-            hint := CASE WHEN a.own THEN kliv_mail._higher_limits(p_account, false)
+            hint := CASE WHEN a.own THEN kliv_mail._higher_limits(p_account, false, hour_used)
                          ELSE 'The administrator of the server sets kliv_mail.platform_hourly_limit and kliv_mail.platform_daily_limit; '
-                              || kliv_mail._higher_limits(p_account, false) END;
+                              || kliv_mail._higher_limits(p_account, false, hour_used) END;
         ELSIF day_used >= day_limit THEN
-            reason := format('the account "%s" has used its %s recipients of this day', p_account, day_limit);
+            reason := format('the account "%s" has used its %s recipients of this day', p_account, day_limit)
+                || CASE WHEN day_used > day_limit THEN format(', and %s more', day_used - day_limit) ELSE '' END;
         ELSE
-            reason := format('the account "%s" has used its %s recipients of this hour', p_account, hour_limit);
+            reason := format('the account "%s" has used its %s recipients of this hour', p_account, hour_limit)
+                || CASE WHEN hour_used > hour_limit THEN format(', and %s more', hour_used - hour_limit) ELSE '' END;
         END IF;
         hint := coalesce(hint, 'It goes out by itself when the next window opens. '
-                               || kliv_mail._higher_limits(p_account, day_used >= day_limit));
+                               || kliv_mail._higher_limits(p_account, day_used >= day_limit,
+                                                           CASE WHEN day_used >= day_limit THEN day_used ELSE hour_used END));
     END IF;
 END;
 $$;

@@ -52,16 +52,12 @@ BEGIN ATOMIC
     SELECT (regexp_match(hint, '((?:SELECT|ALTER|UPDATE)\M[^;]*;)'))[1];
 END;
 
--- What is to be done outside of SQL is said with the problem; what comes of it
--- for an account of ours in trouble, such as a new password, goes to configure_smtp().
-CREATE FUNCTION kliv_mail._with_cure(problem text, hint text, held_by text, account text) RETURNS text
+-- What is to be done outside of SQL is said with the problem: the sentences before the statement, if there is one.
+CREATE FUNCTION kliv_mail._with_cure(problem text, hint text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT problem || CASE WHEN hint IS NULL OR kliv_mail._statement_of(hint) IS NOT NULL THEN '' ELSE '. ' || hint END
-        || CASE WHEN held_by = 'account' AND account <> 'platform' AND kliv_mail._statement_of(hint) IS NULL
-                THEN format('%s To save what has changed: SELECT * FROM kliv_mail.configure_smtp(password => ''the new one'', account => %L);',
-                            CASE WHEN hint IS NULL THEN '.' ELSE '' END, account)
-                ELSE '' END;
+    SELECT problem || coalesce('. ' || CASE WHEN kliv_mail._statement_of(hint) IS NULL THEN hint
+                                            ELSE substring(split_part(hint, kliv_mail._statement_of(hint), 1) FROM '^.*\.(?=\s)') END, '');
 END;
 
 -- The statement that shows more of an account's trouble, and ends it once it is over.
@@ -95,7 +91,7 @@ BEGIN
             GROUP BY v.status, v.held_by, v.account, v.reason, v.hint ORDER BY count(*) DESC
         LOOP
             problem := kliv_mail._with_cure(format('%s%s is %s: %s', d.recipient,
-                CASE WHEN d.n > 1 THEN format(' (and %s others)', d.n - 1) ELSE '' END, d.status, d.reason), d.hint, d.held_by, d.account);
+                CASE WHEN d.n > 1 THEN format(' (and %s others)', d.n - 1) ELSE '' END, d.status, d.reason), d.hint);
             statement := coalesce(kliv_mail._statement_of(d.hint), kliv_mail._look_at(d.held_by, d.account),
                 format('SELECT recipient, status, reason, hint, last_reply FROM kliv_mail.deliveries WHERE message_id = %s;', message_id));
             RETURN NEXT;
@@ -122,11 +118,11 @@ BEGIN
         problem := a.status_detail;
         statement := 'SELECT key_state, hint FROM kliv_mail.status;';
     ELSIF u.held_by IN ('restore', 'paused') OR (u.held_by IS NOT NULL AND custom) THEN
-        problem := kliv_mail._with_cure(u.reason, u.hint, u.held_by, a.account);
+        problem := kliv_mail._with_cure(u.reason, u.hint);
         statement := coalesce(kliv_mail._statement_of(u.hint), kliv_mail._look_at(u.held_by, a.account),
                               format('SELECT * FROM kliv_mail.usage WHERE account = %L;', a.account));
     ELSIF NOT custom AND u.held_by = 'account' THEN
-        problem := rtrim(CASE WHEN u.hint ~ 'configure_smtp' THEN u.reason ELSE kliv_mail._with_cure(u.reason, u.hint, u.held_by, a.account) END, '.')
+        problem := rtrim(CASE WHEN u.hint ~ 'configure_smtp' THEN u.reason ELSE kliv_mail._with_cure(u.reason, u.hint) END, '.')
             || '. Save an account of your own like this (SELECT name, required, example FROM kliv_mail.providers; has the other providers)';
         statement := (SELECT v.example FROM kliv_mail.providers AS v ORDER BY v.name LIMIT 1);
     ELSIF NOT custom THEN
@@ -141,7 +137,7 @@ BEGIN
         SELECT h.* INTO u FROM kliv_mail._account_holds() AS h JOIN kliv_mail._accounts() AS x ON x.name = h.account
         WHERE x.own AND x.in_use AND h.held_by IS NOT NULL
         ORDER BY h.held_by = 'quota', x.route_order, x.name LIMIT 1;
-        problem := format('the account %I: ', u.account) || kliv_mail._with_cure(u.reason, u.hint, u.held_by, u.account);
+        problem := format('the account %I: ', u.account) || kliv_mail._with_cure(u.reason, u.hint);
         statement := coalesce(kliv_mail._statement_of(u.hint), kliv_mail._look_at(u.held_by, u.account),
                               format('SELECT * FROM kliv_mail.usage WHERE account = %L;', u.account));
     ELSIF p.slots_exhausted THEN

@@ -17,7 +17,7 @@ SELECT pg_extension_config_dump('kliv_mail._delivery_id', '');
 SELECT pg_extension_config_dump('kliv_mail._event_id', '');
 SELECT pg_extension_config_dump('kliv_mail._epoch', '');
 
-COMMENT ON EXTENSION kliv_mail IS 'the mail system of an application: start with SELECT kliv_mail.send(''you@example.com'', ''Hello'', ''It works'')';
+COMMENT ON EXTENSION kliv_mail IS 'the mail system of an application: start with SELECT * FROM kliv_mail.next_step()';
 
 -- Without the preload mail queues and nothing sends it: say the line to add.
 DO $$

@@ -21,7 +21,7 @@ $$;
 -- Run something where the server's files are.
 CREATE FUNCTION shell(command text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    EXECUTE format('COPY (SELECT) TO PROGRAM %L', command);
+    EXECUTE format('COPY (SELECT) TO PROGRAM %L', 'cat > /dev/null; ' || command);     -- reads what COPY writes, else EPIPE
 END;
 $$;
 CREATE FUNCTION shown() RETURNS SETOF text LANGUAGE sql AS $$

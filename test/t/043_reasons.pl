@@ -116,6 +116,7 @@ for my $row (
     is($node->sql(q{SELECT kliv_mail.wait((SELECT max(message_id) FROM kliv_mail.deliveries WHERE recipient = 'second@example.com'), '2 min')}), 'sent', '... and one more leaves');
     for my $case (
         [ '2, 2', 'daily_limit => 4' ],
+        [ '1, 7', 'hourly_limit => 4' ],    # two are used
         [ '2, 0', 'daily_limit => 500' ],
         [ '0, 0', 'hourly_limit => 50, daily_limit => 500' ],
         [ '0, 7', 'hourly_limit => 50' ])
@@ -132,7 +133,7 @@ for my $row (
 
 # What is missing, without a message: the default account is well, others are not.
 $node->sql('SELECT kliv_mail.test_smtp()');
-like($node->sql('SELECT problem, statement FROM kliv_mail.next_step()'), qr/^the account login: the server refused user name or password.*configure_smtp\(password => 'the new one', account => 'login'\);\|SELECT \* FROM kliv_mail\.test_smtp\(account => 'login'\);$/,
+like($node->sql('SELECT problem, statement FROM kliv_mail.next_step()'), qr/^the account login: the server refused user name or password.*\|SELECT \* FROM kliv_mail\.configure_smtp\(password => 'the new one', account => 'login'\);$/,
     'next_step() finds the further accounts that are in trouble');
 
 # The key is gone: what the sender has open does not last.
