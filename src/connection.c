@@ -44,6 +44,7 @@
 #include "storage/fd.h"
 #include "utils/memutils.h"
 
+#include "compat.h"
 #include "connection.h"
 #include "guc.h"
 
@@ -648,6 +649,7 @@ klm_connector_create(void)
 		curl_multi_setopt(connector->multi, CURLMOPT_SOCKETDATA, connector) != CURLM_OK ||
 		curl_multi_setopt(connector->multi, CURLMOPT_TIMERFUNCTION, set_timer) != CURLM_OK ||
 		curl_multi_setopt(connector->multi, CURLMOPT_TIMERDATA, connector) != CURLM_OK ||
+		klm_multi_quick_exit(connector->multi) != CURLM_OK ||
 		/* Fewer than are open would make libcurl close some to make room. */
 		curl_multi_setopt(connector->multi, CURLMOPT_MAXCONNECTS, 65536L) != CURLM_OK)
 		ereport(ERROR,
@@ -1327,17 +1329,6 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 
 	if (connection->result == CURLE_PEER_FAILED_VERIFICATION)
 	{
-		if (connection->tls_done)
-		{
-			report->detail = psprintf("the server's certificate is not for \"%s\" but for %s",
-									  target->host, report->cert_names ?
-									  plain_names(report->cert_names) :
-									  report->cert_subject ? report->cert_subject :
-									  "another host");
-			report->hint = pstrdup("Use as host a name that the certificate is for; it is never "
-								   "accepted for another one.");
-			return;
-		}
 		switch (connection->verify_result)
 		{
 				/* X509_V_ERR_* */
@@ -1363,6 +1354,18 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 										 "not known here");
 				break;
 			default:
+				if (connection->tls_done &&
+					(connection->verify_result == 0 || library_says(connection, "subject name")))
+				{
+					report->detail = psprintf("the server's certificate is not for \"%s\" but for %s",
+											  target->host, report->cert_names ?
+											  plain_names(report->cert_names) :
+											  report->cert_subject ? report->cert_subject :
+											  "another host");
+					report->hint = pstrdup("Use as host a name that the certificate is for; it is "
+										   "never accepted for another one.");
+					return;
+				}
 				report->detail = psprintf("the server's certificate was not accepted: %s",
 										  printable(connection->error, strlen(connection->error)));
 				break;

