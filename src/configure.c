@@ -341,6 +341,13 @@ configure(FunctionCallInfo fcinfo)
 	if (resolved.username_secret && request.username)
 		explicit_bzero(unconstify(char *, request.username), strlen(request.username));
 
+	if (resolved.replaced_host != NULL && !dry_run)
+		ereport(NOTICE,
+				(errmsg("the account \"%s\" used %s until now", klm_from_utf8(request.account),
+						klm_from_utf8(resolved.replaced_host)),
+				 errhint("To have both, save one of them under another name: "
+						 "kliv_mail.configure_smtp(account => 'its_name', ...)."),
+				 errhidestmt(true), errhidecontext(true)));
 	if (hourly == 0 || daily == 0)
 		ereport(NOTICE,
 				(errmsg("a limit of 0 pauses the account \"%s\"", klm_from_utf8(request.account)),
@@ -655,6 +662,8 @@ resolve_host(const KlmRequest *request, KlmSaved *saved, KlmResolved *resolved)
 	if (!same_provider || !same(host, saved->host))
 	{
 		resolved->changed = true;
+		if (resolved->in_use && saved->host && !same(host, saved->host))
+			resolved->replaced_host = saved->host;
 		saved->host = NULL;
 		saved->auth = NULL;
 		saved->username = NULL;

@@ -40,6 +40,7 @@ typedef struct KlmResolved
 	bool		in_use;
 	bool		changed;		/* provider, host, port, encryption or user name differ
 								 * from what is saved; true for a new account */
+	char	   *replaced_host;	/* that an account in use leaves; or NULL */
 	TimestampTz updated_at;		/* of the saved row */
 	char	   *provider;		/* or NULL */
 	char	   *region;			/* or NULL */

@@ -344,18 +344,24 @@ klm_outbox_expire(void)
 }
 
 List *
-klm_outbox_paused(void)
+klm_outbox_accounts(void)
 {
-	static Statement statement = {"SELECT p.account FROM kliv_mail._pause AS p"};
+	static Statement statement = {"SELECT * FROM kliv_mail._account_states()"};
 	List	   *accounts = NIL;
 
 	run(&statement, NULL, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		char	   *account = column_text(i, 1);
+		char	   *name = column_text(i, 1);
+		char	   *settings = column_text(i, 2);
+		bool		stopped = column_int64(i, 3) != 0;
 		MemoryContext old = MemoryContextSwitchTo(result_context);
+		KlmAccountState *state = palloc(sizeof(KlmAccountState));
 
-		accounts = lappend(accounts, account);
+		state->name = name;
+		state->settings = settings;
+		state->stopped = stopped;
+		accounts = lappend(accounts, state);
 		MemoryContextSwitchTo(old);
 	}
 	return accounts;

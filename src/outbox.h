@@ -34,10 +34,16 @@ typedef struct KlmClaim
 	/* Filled by the sender: */
 	char	   *unsubscribe_link;
 	const char *problem;		/* why the link cannot be made, or NULL */
-	const char *hint;
 	bool		key_trouble;
 	int			size;
 } KlmClaim;
+
+typedef struct KlmAccountState
+{
+	char	   *name;
+	char	   *settings;		/* as KlmClaim's */
+	bool		stopped;		/* paused, a limit of 0, out of use: what has not left goes back */
+} KlmAccountState;
 
 typedef struct KlmStoredMessage
 {
@@ -105,8 +111,8 @@ extern int64 klm_outbox_recover(void);
 extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 							  int64 *held, int count, int64 **ids, int *id_count);
 
-/* What pause() stops: list of account names, '' for all; NIL mostly. */
-extern List *klm_outbox_paused(void);
+/* List of KlmAccountState. */
+extern List *klm_outbox_accounts(void);
 
 /* List of KlmStoredMessage. */
 extern List *klm_outbox_messages(const int64 *ids, int count);

@@ -69,6 +69,9 @@
  * second copy. */
 #define LEAVE_DOT_MS		30000
 
+/* _record() has what waits for the key come back in a minute. */
+#define KEY_LOOK_MS			55000
+
 /* A transaction that failed is tried again after 1 s, doubling to this. */
 #define MAX_RETRY_MS		30000
 
@@ -194,7 +197,8 @@ static void leave(TimestampTz next_due, uint64 wakes) pg_attribute_noreturn();
 static bool run_transaction(bool may_claim);
 static void forget_recorded(bool claimed);
 static void claim(void);
-static void make_links(List *claims, List *messages);
+static const char *cure_of(const KlmDecision *decision, const KlmAccount *account);
+static bool make_links(List *claims, List *messages, MemoryContext context);
 static void prepare(Batch *batch, KlmClaim *claim, KlmStoredMessage *message, Pool *pool);
 static char *compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 							  const KlmClaim *claimed, const char **from, const char **problem);
@@ -949,7 +953,8 @@ claim(void)
 	Batch	   *batch;
 	List	   *claims;
 	List	   *messages = NIL;
-	List	   *paused;
+	List	   *accounts = NIL;
+	bool		key_trouble = false;
 	ListCell   *lc;
 	dlist_iter	iter;
 	int			pool_count = 0;
@@ -1016,7 +1021,7 @@ claim(void)
 				ids[count++] = claimed->message_id;
 		}
 		messages = klm_outbox_messages(ids, count);
-		make_links(claims, messages);
+		key_trouble = !make_links(claims, messages, context);
 	}
 	else
 	{
@@ -1030,23 +1035,42 @@ claim(void)
 		next_claim = Max(next_claim, soonest);
 	}
 
-	/* Behind the claim, so that it sees what was stopped meanwhile. */
-	paused = klm_outbox_paused();
+	/*
+	 * What was changed or stopped wakes us.  Behind the claim, so that this sees
+	 * all that the claim saw.
+	 */
+	if (claim_wanted)
+	{
+		accounts = klm_outbox_accounts();
+		dlist_foreach(iter, &pools)
+		{
+			Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+			pool->paused = true;
+			foreach(lc, accounts)
+			{
+				KlmAccountState *state = lfirst(lc);
+
+				if (strcmp(state->name, pool->name) != 0 || state->stopped)
+					continue;
+				pool->paused = false;
+				if (pool->version != NULL && strcmp(pool->version, state->settings) != 0)
+					load_settings(pool, state->settings);
+			}
+		}
+	}
 	klm_outbox_commit();
 	claim_context = NULL;
 	forget_recorded(true);
 	claim_wanted = recovery_wanted = false;
+	/* What was composed for an account that has changed goes back and is composed anew. */
 	dlist_foreach(iter, &pools)
 	{
 		Pool	   *pool = dlist_container(Pool, node, iter.cur);
 
-		pool->paused = false;
-		foreach(lc, paused)
-		{
-			const char *account = lfirst(lc);
-
-			pool->paused |= account[0] == '\0' || strcmp(account, pool->name) == 0;
-		}
+		if (pool->stale)
+			return_queue(pool);
+		pool->stale = false;
 	}
 	if (recovered > 0)
 	{
@@ -1069,6 +1093,9 @@ claim(void)
 	claim_again = false;
 	dlist_foreach(iter, &pools)
 		claim_again |= dlist_container(Pool, node, iter.cur)->more;
+	/* Else all that needs the key would be claimed in vain before anything else is sent. */
+	if (key_trouble)
+		claim_again = false;
 	if (claims == NIL)
 	{
 		isolating = false;
@@ -1079,16 +1106,6 @@ claim(void)
 		isolating = false;
 	/* What falls due meanwhile at an account without room here, or without a pool yet. */
 	next_claim = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
-	/* What was composed for an account that has changed goes back and is composed anew. */
-	dlist_foreach(iter, &pools)
-	{
-		Pool	   *pool = dlist_container(Pool, node, iter.cur);
-
-		if (pool->stale)
-			return_queue(pool);
-		pool->stale = false;
-	}
-
 	foreach(lc, claims)
 	{
 		KlmClaim   *claimed = lfirst(lc);
@@ -1124,13 +1141,19 @@ claim(void)
 }
 
 /*
- * Marketing mail: each recipient's unsubscribe link, made here since the key
- * ring is read in a transaction.  Where it cannot be made, the account waits.
+ * Marketing mail: each recipient's unsubscribe link, in the given context; made
+ * here since the key ring is read in a transaction.  False: the key is missing,
+ * which one look tells for all; these deliveries wait.
  */
-static void
-make_links(List *claims, List *messages)
+static bool
+make_links(List *claims, List *messages, MemoryContext context)
 {
+	static TimestampTz look_at = 0;
+	static char reason[256];
+	MemoryContext old = MemoryContextSwitchTo(context);
+	bool		found = false;
 	char	   *url = NULL;
+	char	   *trouble = GetCurrentTimestamp() < look_at ? reason : NULL;
 	ListCell   *lc;
 	ListCell   *mc;
 
@@ -1149,15 +1172,23 @@ make_links(List *claims, List *messages)
 				url = klm_outbox_unsubscribe_url();
 			if (url == NULL)
 				claimed->problem = "set_brand() has no unsubscribe_url any more, which marketing mail needs";
-			else if (!klm_unsubscribe_link(url, claimed->recipient, "marketing", false,
+			else if (trouble == NULL &&
+					 !klm_unsubscribe_link(url, claimed->recipient, "marketing", false,
 										   &claimed->unsubscribe_link, &error))
 			{
-				claimed->problem = error.message;
-				claimed->hint = error.hint;
-				claimed->key_trouble = true;
+				trouble = reason;
+				strlcpy(reason, error.message, sizeof(reason));
+				look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), KEY_LOOK_MS);
+			}
+			if (trouble != NULL)
+			{
+				claimed->problem = trouble;
+				claimed->key_trouble = found = true;
 			}
 		}
 	}
+	MemoryContextSwitchTo(old);
+	return !found;
 }
 
 /* Make a delivery of a claimed row, or its outcome if it cannot be one. */
@@ -1439,13 +1470,14 @@ add_local_outcome(int64 id, int64 message_id, const char *verdict, const char *r
  * also the statement, which next_step() hands on.  In the current context, or static.
  */
 static const char *
-hint_of(const KlmDecision *decision, const char *account)
+cure_of(const KlmDecision *decision, const KlmAccount *account)
 {
-	if (!decision->login || strcmp(account, KLM_PLATFORM) == 0)
+	if (!decision->login || account->target.username == NULL ||
+		strcmp(account->name, KLM_PLATFORM) == 0)
 		return decision->hint;
 	return psprintf("%s SELECT * FROM kliv_mail.configure_smtp(password => 'the new one', account "
 					"=> '%s'); saves it.",
-					decision->hint, account);
+					decision->hint, account->name);
 }
 
 static void
@@ -1464,7 +1496,7 @@ add_outcome(Delivery *delivery, const Link *link, const KlmReply *reply,
 	outcome->enhanced = reply->enhanced[0] ? pstrdup(reply->enhanced) : NULL;
 	outcome->reply = pstrdup(reply->text ? reply->text : "");
 	outcome->reason = decision->reason;
-	outcome->hint = hint_of(decision, link->settings->account->name);
+	outcome->hint = cure_of(decision, link->settings->account);
 	outcome->unknown =
 		decision->unknown && (reply->stage == KLM_STAGE_MAIL || reply->stage == KLM_STAGE_RCPT);
 	outcome->fingerprint = pstrdup(link->settings->account->fingerprint);
@@ -1802,7 +1834,8 @@ link_failed(Link *link)
 		note_hold(pool, link->settings, decision.verdict == KLM_PROVIDER_LIMIT ? "quota" : "account", decision.pause_s,
 				  psprintf("%s%s%s", replied || report.detail == NULL ? decision.reason : report.detail,
 						   report.reply.text && report.reply.text[0] ? ": " : "", report.reply.text ? report.reply.text : ""),
-				  (replied && decision.hint) || report.hint == NULL ? hint_of(&decision, link->settings->account->name) : report.hint,
+				  (replied && decision.hint) || report.hint == NULL ?
+				  cure_of(&decision, link->settings->account) : report.hint,
 				  decision.verdict != KLM_PROVIDER_LIMIT);
 		return_queue(pool);
 	}
@@ -1994,19 +2027,15 @@ check_deadlines(TimestampTz now)
 		{
 			Link	   *link = dlist_container(Link, node, link_iter.cur);
 			KlmStage	stage;
+			char		reason[64] = "the server takes no more data";
 
 			if (link->state != LINK_OPEN || now < link->deadline)
 				continue;
-			if (klm_smtp_open_count(link->smtp) == 0)
-				close_link(link, NULL);
-			else
-				close_link(link, klm_smtp_awaits(link->smtp, &stage)
-									 ? psprintf("no reply within %d s",
-												(stage == KLM_STAGE_DOT
-													 ? Max(klm_reply_timeout, DOT_TIMEOUT_MS)
-													 : klm_reply_timeout) /
-													1000)
-									 : "the server takes no more data");
+			if (klm_smtp_open_count(link->smtp) > 0 && klm_smtp_awaits(link->smtp, &stage))
+				snprintf(reason, sizeof(reason), "no reply within %d s",
+						 (stage == KLM_STAGE_DOT ? Max(klm_reply_timeout, DOT_TIMEOUT_MS) :
+						  klm_reply_timeout) / 1000);
+			close_link(link, klm_smtp_open_count(link->smtp) > 0 ? reason : NULL);
 		}
 	}
 }

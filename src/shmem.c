@@ -110,7 +110,8 @@ typedef struct Place
 	Oid			database;
 	PGPROC	   *proc;			/* from attached on */
 	int			pid;
-	bool		must_leave;
+	bool		must_leave;		/* a statement waits for it */
+	bool		restart;		/* with other settings, when what is under way is done */
 	bool		extra;			/* its database had a sender already */
 	TimestampTz started;
 } Place;
@@ -175,7 +176,7 @@ static void watch_transaction(void);
 static void at_transaction_end(XactEvent event, void *arg);
 static void add_pending(CommitAction action, Oid database);
 static void carry_out(const Pending *wish);
-static void ask_to_leave(Oid oid);
+static void ask_to_leave(Oid oid, bool restart);
 static void lift_bar(Oid oid);
 static void lift_all_bars(void);
 static void lift_bars_at_exit(int code, Datum arg);
@@ -528,7 +529,7 @@ carry_out(const Pending *wish)
 			if (database != NULL)
 			{
 				wake(database, GetCurrentTimestamp());
-				ask_to_leave(wish->database);
+				ask_to_leave(wish->database, true);
 			}
 			break;
 		case COMMIT_LOOK:
@@ -554,7 +555,7 @@ carry_out(const Pending *wish)
 
 /* With the lock held: SetLatch() is cheap enough to call here. */
 static void
-ask_to_leave(Oid oid)
+ask_to_leave(Oid oid, bool restart)
 {
 	for (int i = 0; i < klm_max_senders; i++)
 	{
@@ -564,7 +565,10 @@ ask_to_leave(Oid oid)
 			continue;
 		if (place->state == PLACE_ATTACHED)
 		{
-			place->must_leave = true;
+			if (restart)
+				place->restart = true;
+			else
+				place->must_leave = true;
 			nudge(place->proc);
 		}
 	}
@@ -615,7 +619,7 @@ klm_bar_database(Oid oid)
 			free_place(place);
 		}
 	}
-	ask_to_leave(oid);
+	ask_to_leave(oid, false);
 	LWLockRelease(shared->lock);
 
 	ConditionVariablePrepareToSleep(&shared->place_freed);
@@ -809,6 +813,7 @@ klm_sender_attach(Datum worker_argument, Oid *oid)
 		place->proc = MyProc;
 		place->pid = MyProcPid;
 		place->must_leave = false;
+		place->restart = false;
 		place->started = GetCurrentTimestamp();
 		*oid = place->database;
 		my_place = place;
@@ -863,6 +868,7 @@ free_place(Place *place)
 	place->proc = NULL;
 	place->pid = 0;
 	place->must_leave = false;
+	place->restart = false;
 	place->extra = false;
 }
 
@@ -898,6 +904,11 @@ klm_sender_place_wanted(long *check_ms)
 	TimestampTz now;
 	TimestampTz end;
 
+	if (my_place != NULL && ((volatile Place *) my_place)->restart)
+	{
+		*check_ms = 0;
+		return true;
+	}
 	if (my_place == NULL || pg_atomic_read_u32(&shared->wanted) == 0)
 	{
 		*check_ms = -1;

@@ -88,7 +88,7 @@ extern PGDLLEXPORT void klm_process_status(KlmProcessStatus *status);
  */
 extern PGDLLEXPORT bool klm_sender_attach(Datum worker_argument, Oid *database);
 
-/* Asked to leave (bar, restart)?  The request also sets our latch. */
+/* Does a statement wait for us to leave (bar)?  The request also sets our latch. */
 extern PGDLLEXPORT bool klm_sender_must_leave(void);
 
 /* Something moved: a reply was read, a result recorded. */
@@ -97,7 +97,8 @@ extern PGDLLEXPORT void klm_sender_progress(void);
 /*
  * Do other databases want our place, and has it been ours long enough (5 s
  * without progress, 30 s in all)?  Otherwise *check_ms says when to ask again
- * (-1: nobody waits; the latch is set when somebody begins to).
+ * (-1: nobody waits; the latch is set when somebody begins to).  Also after
+ * klm_restart_at_commit(), which is in no hurry either.
  */
 extern PGDLLEXPORT bool klm_sender_place_wanted(long *check_ms);
 

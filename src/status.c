@@ -86,10 +86,6 @@ kliv_mail__wake(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/*
- * A session lock, kept over transactions and gone with the process however
- * that ends: so a claim is orphaned exactly when its epoch's lock is free.
- */
 /* _label_keys(ids), separated by commas */
 Datum
 kliv_mail__label_keys(PG_FUNCTION_ARGS)
@@ -98,6 +94,10 @@ kliv_mail__label_keys(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/*
+ * A session lock, kept over transactions and gone with the process however
+ * that ends: so a claim is orphaned exactly when its epoch's lock is free.
+ */
 Datum
 kliv_mail__epoch_lock(PG_FUNCTION_ARGS)
 {

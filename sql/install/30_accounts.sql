@@ -435,11 +435,6 @@ BEGIN
         INSERT INTO kliv_mail._account SELECT after.*;
         PERFORM kliv_mail._log_event('account_configured', p_account, NULL,
                                      kliv_mail._account_changes(before, after), p_caller);
-        IF before.in_use AND before.host <> after.host THEN
-            RAISE NOTICE USING
-                MESSAGE = format('the account "%s" used %s until now', p_account, before.host),
-                HINT = 'To have both, name one of them: kliv_mail.configure_smtp(account => ''second'', ...).';
-        END IF;
         SELECT s.* INTO result FROM kliv_mail.smtp_settings AS s WHERE s.account = p_account;
         IF p_dry_run THEN
             -- Take it all back; the variables stay.
@@ -658,7 +653,9 @@ BEGIN
     INSERT INTO kliv_mail._pause AS p (account, reason, paused_at, paused_by)
     VALUES (v_account, nullif(p_reason, ''), kliv_mail._now(), p_caller)
     ON CONFLICT (account) DO UPDATE
-    SET reason = coalesce(excluded.reason, p.reason), paused_at = excluded.paused_at, paused_by = excluded.paused_by;
+    SET reason = coalesce(excluded.reason, p.reason), paused_at = excluded.paused_at,
+        -- whose reason it is
+        paused_by = CASE WHEN excluded.reason IS NULL AND p.reason IS NOT NULL THEN p.paused_by ELSE excluded.paused_by END;
     PERFORM kliv_mail._log_event('paused', nullif(v_account, ''), nullif(p_reason, ''), NULL, p_caller);
     PERFORM kliv_mail._wake();
     RETURN kliv_mail._waiting_for(v_account);

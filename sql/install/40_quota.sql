@@ -6,17 +6,17 @@
 -- stored windows whose range contains now, so that neither a clock set back
 -- nor another time zone opens a second window.
 
--- The share of a window that marketing may fill.
+-- The share of a window that marketing may fill: at least one, where it may have any.
 CREATE FUNCTION kliv_mail._marketing_share(window_limit integer) RETURNS integer
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT (window_limit::bigint * (100 - current_setting('kliv_mail.reserved_share')::integer) / 100)::integer;
+    SELECT greatest((window_limit::bigint * share / 100)::integer, least(window_limit, share, 1))
+    FROM (SELECT 100 - current_setting('kliv_mail.reserved_share')::integer AS share) AS s;
 END;
 
 -- What lets more of an account's mail leave: a statement to run, where there is one.
--- day: it is the day's limit that stands in the way.  used: of that window; it can
--- be more than the limit, where that was lowered.
-CREATE FUNCTION kliv_mail._higher_limits(p_account text, day boolean, used integer) RETURNS text
+-- What is used can be more than a limit that was lowered.
+CREATE FUNCTION kliv_mail._higher_limits(p_account text, hour_used integer, day_used integer) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a kliv_mail._account;
@@ -27,20 +27,20 @@ DECLARE
 BEGIN
     SELECT x.* INTO a FROM kliv_mail._account AS x WHERE x.name = p_account;
     IF NOT FOUND THEN
-        RETURN 'A provider of your own (kliv_mail.configure_smtp()) has higher limits: SELECT * FROM kliv_mail.next_step(); says how.';
-    END IF;
-    IF a.hourly_limit = 0 THEN
-        v_hourly := 50;
-    ELSIF a.daily_limit > 0 AND NOT day THEN
-        v_hourly := least(2::bigint * greatest(a.hourly_limit, used), a.daily_limit);
+        RETURN 'A provider of your own (kliv_mail.configure_smtp()) has higher limits.';
     END IF;
     IF a.daily_limit = 0 THEN
         v_daily := least(500, v_most);
-    ELSIF a.hourly_limit > 0 AND day THEN
-        v_daily := least(2::bigint * greatest(a.daily_limit, used), v_most);
+    ELSIF day_used >= a.daily_limit THEN
+        v_daily := least(2::bigint * day_used, v_most);
     END IF;
-    IF v_daily <= a.daily_limit THEN
+    IF v_daily <= greatest(a.daily_limit, day_used) THEN
         RETURN format('The database has the %s a day that kliv_mail.max_daily_limit allows; the administrator of the server can raise that.', v_cap);
+    END IF;
+    IF a.hourly_limit = 0 THEN
+        v_hourly := 50;
+    ELSIF hour_used >= a.hourly_limit THEN
+        v_hourly := least(2::bigint * hour_used, coalesce(v_daily, a.daily_limit));
     END IF;
     RETURN format('SELECT * FROM kliv_mail.set_limits(%s, account => %L); raises the limit, if the provider allows as much.',
         concat_ws(', ', 'hourly_limit => ' || v_hourly, 'daily_limit => ' || v_daily), p_account);
@@ -66,11 +66,9 @@ DECLARE
     q record;
     p record;
     zone text;
-    share integer;
 BEGIN
     SELECT * INTO a FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
     zone := current_setting('kliv_mail.quota_timezone');
-    share := 100 - current_setting('kliv_mail.reserved_share')::integer;
     hour_start := date_trunc('hour', at, zone);
     hour_end := hour_start + interval '1 hour';
     -- A day has 23 or 25 hours where the zone changes its clocks.
@@ -86,8 +84,8 @@ BEGIN
     FROM kliv_mail._usage AS u
     WHERE u.account = p_account AND u.window_start <= at AND u.window_end > at;
     remaining := greatest(0, least(hour_limit - hour_used, day_limit - day_used));
-    remaining_marketing := greatest(0, least(hour_limit::bigint * share / 100 - hour_used,
-                                             day_limit::bigint * share / 100 - day_used));
+    remaining_marketing := greatest(0, least(kliv_mail._marketing_share(hour_limit) - hour_used,
+                                             kliv_mail._marketing_share(day_limit) - day_used));
 
     -- The order is that of what an administrator has to do first.
     IF EXISTS (SELECT FROM kliv_mail._state AS s WHERE s.origin <> kliv_mail._origin()) THEN
@@ -139,9 +137,9 @@ BEGIN
         held_by := 'quota';
         IF hour_limit = 0 OR day_limit = 0 THEN
             reason := format('the limit of the account "%s" is 0', p_account);
-            hint := CASE WHEN a.own THEN kliv_mail._higher_limits(p_account, false, hour_used)
+            hint := CASE WHEN a.own THEN kliv_mail._higher_limits(p_account, hour_used, day_used)
                          ELSE 'The administrator of the server sets kliv_mail.platform_hourly_limit and kliv_mail.platform_daily_limit; '
-                              || kliv_mail._higher_limits(p_account, false, hour_used) END;
+                              || kliv_mail._higher_limits(p_account, hour_used, day_used) END;
         ELSIF day_used >= day_limit THEN
             reason := format('the account "%s" has used its %s recipients of this day', p_account, day_limit)
                 || CASE WHEN day_used > day_limit THEN format(', and %s more', day_used - day_limit) ELSE '' END;
@@ -150,8 +148,7 @@ BEGIN
                 || CASE WHEN hour_used > hour_limit THEN format(', and %s more', hour_used - hour_limit) ELSE '' END;
         END IF;
         hint := coalesce(hint, 'It goes out by itself when the next window opens. '
-                               || kliv_mail._higher_limits(p_account, day_used >= day_limit,
-                                                           CASE WHEN day_used >= day_limit THEN day_used ELSE hour_used END));
+                               || kliv_mail._higher_limits(p_account, hour_used, day_used));
     END IF;
 END;
 $$;

@@ -2,7 +2,8 @@
 -- so that tests exercise it without a network and upgrades carry it; the
 -- sender calls these functions with batches.
 --
--- Lock order: _quota (by account name), then _outbox, then _usage.
+-- Lock order: _quota (by account name), then _outbox, then _usage; but the rows that
+-- a sender has claimed are its own, and taken first.
 
 -- Why an address gets no mail of this priority; NULL: it does.
 CREATE FUNCTION kliv_mail._suppressed(p_recipient text, p_priority smallint, at timestamptz) RETURNS text
@@ -246,8 +247,14 @@ BEGIN
     END IF;
     -- After trouble, one delivery tries whether it has ended.
     v_room := least(p_room, v.probe_room, v.remaining);
+    -- Until what a claim would take has none any more that had its share.
     IF v_cap > 0 THEN
-        PERFORM kliv_mail._cap_recipients(v_routes, v_room, v_cap, v_at, v.hour_start, v.hour_end);
+        FOR i IN 1 .. 21 LOOP
+            EXIT WHEN kliv_mail._cap_recipients(v_routes, 1000, v_cap, v_at, v.hour_start, v.hour_end) = 0;
+            IF i = 21 THEN
+                RETURN;         -- the next claim goes on with it
+            END IF;
+        END LOOP;
     END IF;
     -- System before transactional before marketing, older first; marketing only as
     -- far as it leaves its share of the windows free.  The rows are chosen first and
@@ -261,6 +268,8 @@ BEGIN
                           SELECT o.id, o.message_id, o.due FROM kliv_mail._outbox AS o
                           WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
                             AND o.epoch IS NULL AND o.due <= v_at
+                            -- _expire() ends them, a thousand at a time
+                            AND (o.expires_at IS NULL OR o.expires_at > v_at)
                             -- another account's mail only if its From may leave here
                             AND (r.route = ANY (v_own) OR coalesce((SELECT m.from_address IS NULL OR kliv_mail._may_send(p_account, m.from_address)
                                                                     FROM kliv_mail._message AS m WHERE m.id = o.message_id), true))
@@ -292,6 +301,7 @@ BEGIN
             GROUP BY 1, 2, 3, 4
             UNION ALL
             SELECT '@' || c.recipient, 'hour', v.hour_start, v.hour_end, count(*), 0 FROM claimed AS c WHERE v_cap > 0 GROUP BY 1
+            ORDER BY 1, 2, 3
             ON CONFLICT (account, window_name, window_start) DO UPDATE
             SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
         SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts, v_sizes[c.n],
@@ -302,10 +312,12 @@ END;
 $$;
 
 -- recipient_hourly_limit: who had their share of this hour waits for the next
--- one.  Looks at those that a claim would take now.
+-- one.  Looks at the first p_room of each route and priority; how many it sent there.
 CREATE FUNCTION kliv_mail._cap_recipients(p_routes text[], p_room integer, p_cap integer, at timestamptz,
-                                          p_hour_start timestamptz, p_hour_end timestamptz) RETURNS void
+                                          p_hour_start timestamptz, p_hour_end timestamptz) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_count integer;
 BEGIN
     UPDATE kliv_mail._outbox AS o SET due = p_hour_end, held_by = 'quota',
         last_reason = format('this address has had its %s mails of this hour (kliv_mail.recipient_hourly_limit)', p_cap)
@@ -320,6 +332,8 @@ BEGIN
         LEFT JOIN kliv_mail._usage AS u ON u.account = '@' || x.recipient AND u.window_name = 'hour'
             AND u.window_start = p_hour_start
         WHERE x.n + coalesce(u.used, 0) > p_cap));
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
 END;
 $$;
 
@@ -361,6 +375,16 @@ BEGIN
 END;
 $$;
 
+-- What the sender asks when it is woken, since it may have claimed before a change.
+CREATE FUNCTION kliv_mail._account_states(OUT name text, OUT settings text, OUT stopped integer) RETURNS SETOF record
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT x.name, md5(x::text),
+           (NOT x.in_use OR x.problem IS NOT NULL OR x.hourly_limit = 0 OR x.daily_limit = 0
+            OR EXISTS (SELECT FROM kliv_mail._pause AS p WHERE p.account IN ('', x.name)))::integer
+    FROM kliv_mail._accounts() AS x;
+END;
+
 -- What the sender needs of the messages it does not hold yet.
 CREATE FUNCTION kliv_mail._messages(p_ids bigint[])
 RETURNS TABLE (id bigint, header_id text, from_address text, from_name text, reply_to text, smtputf8 boolean, unsubscribe boolean, entity bytea)
@@ -379,14 +403,17 @@ BEGIN ATOMIC
 END;
 
 -- Give back to the windows they were taken from what the server surely did not accept.
-CREATE FUNCTION kliv_mail._refund(p_accounts text[], p_hours timestamptz[], p_days timestamptz[], p_priorities smallint[])
+-- So the share of a recipient's hour.
+CREATE FUNCTION kliv_mail._refund(p_accounts text[], p_recipients text[], p_hours timestamptz[], p_days timestamptz[], p_priorities smallint[])
 RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     WITH given AS (
         SELECT x.account, w.window_name, w.window_start, count(*) AS n, count(*) FILTER (WHERE x.priority = 2) AS marketing
-        FROM unnest(p_accounts, p_hours, p_days, p_priorities) AS x (account, hour_start, day_start, priority),
-             LATERAL (VALUES ('hour', x.hour_start), ('day', x.day_start)) AS w (window_name, window_start)
+        FROM unnest(p_accounts, p_recipients, p_hours, p_days, p_priorities) AS y (account, recipient, hour_start, day_start, priority),
+             LATERAL (VALUES (y.account, 'hour', y.hour_start), (y.account, 'day', y.day_start), ('@' || y.recipient, 'hour', y.hour_start))
+                 AS w (account, window_name, window_start),
+             LATERAL (SELECT w.account, y.priority) AS x
         GROUP BY 1, 2, 3)
     UPDATE kliv_mail._usage AS u
     SET used = greatest(0, u.used - g.n), used_marketing = greatest(0, u.used_marketing - g.marketing)
@@ -407,6 +434,7 @@ DECLARE
     v_failures integer;
     v_until timestamptz;
 BEGIN
+    p_hint := replace(p_hint, 'kliv_mail.test_smtp()', format('kliv_mail.test_smtp(account => %L)', p_account));
     SELECT x.fingerprint INTO v_print FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
     -- Met with settings that are no longer the account's: no concern of the new ones.
     IF p_fingerprint <> v_print THEN
@@ -532,7 +560,7 @@ BEGIN
         END LOOP;
 
         -- The quota, for all but what a server may have.
-        PERFORM kliv_mail._refund(array_agg(o.account), array_agg(o.hour_start), array_agg(o.day_start), array_agg(o.priority))
+        PERFORM kliv_mail._refund(array_agg(o.account), array_agg(o.recipient), array_agg(o.hour_start), array_agg(o.day_start), array_agg(o.priority))
         FROM kliv_mail._outbox AS o JOIN unnest(p_ids, v_verdicts) AS x (id, verdict) ON x.id = o.id
         WHERE o.epoch = p_epoch AND x.verdict NOT IN ('accepted', 'in_doubt')
         HAVING count(*) > 0;
@@ -630,8 +658,8 @@ BEGIN
 END;
 $$;
 
--- The claims of an epoch whose sender is gone: a server may have any of them.
--- p_dead: the epochs to look at, found by their locks.
+-- The claims of epochs whose sender is gone, as their locks tell: a server may
+-- have any of them.
 CREATE FUNCTION kliv_mail._recover() RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE

@@ -197,7 +197,7 @@ BEGIN
             HINT = format('SELECT recipient FROM kliv_mail.deliveries WHERE message_id = %s; lists them.', p_id);
     ELSIF d.identity IS NULL THEN
         RAISE object_not_in_prerequisite_state USING MESSAGE = format('message %s has not been sent yet', p_id),
-            HINT = format('SELECT * FROM kliv_mail.next_step(%s); says why.', p_id);
+            HINT = format('SELECT status, reason, hint FROM kliv_mail.deliveries WHERE message_id = %s; says why.', p_id);
     END IF;
     RETURN convert_to(d.identity, 'UTF8') || (SELECT m.entity FROM kliv_mail._message AS m WHERE m.id = p_id);
 END;

@@ -45,7 +45,7 @@ COMMENT ON FUNCTION kliv_mail.describe() IS
 $$Everything that you may call and read here, as jsonb: each function's purpose, arguments, types, defaults, allowed values and examples, each view's columns.
 Example: SELECT jsonb_pretty(kliv_mail.describe());$$;
 
--- The statement in a hint, if it begins with one.
+-- The first statement in a hint, if there is one.
 CREATE FUNCTION kliv_mail._statement_of(hint text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
@@ -111,6 +111,21 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
+    -- What keeps all mail from leaving, whatever the account.
+    IF pg_is_in_recovery() THEN
+        problem := 'this server is a standby, and sends nothing until it is promoted; queue mail on the primary';
+        statement := 'SELECT * FROM kliv_mail.status;';
+    ELSIF p.launcher_pid IS NULL THEN
+        problem := 'nothing sends mail: the launcher is not running; the server''s log says why (it needs a worker slot: max_worker_processes)';
+        statement := 'SELECT * FROM kliv_mail.status;';
+    ELSIF p.slots_exhausted THEN
+        problem := 'no worker slot is free for a sender; restart the server after this statement';
+        statement := 'ALTER SYSTEM SET max_worker_processes = 16;';
+    END IF;
+    IF problem IS NOT NULL THEN
+        RETURN NEXT;
+        RETURN;
+    END IF;
     custom := kliv_mail._default_account() = 'custom';
     SELECT * INTO a FROM kliv_mail.smtp_settings AS s WHERE s.account = kliv_mail._default_account();
     SELECT h.* INTO u FROM kliv_mail._account_holds() AS h WHERE h.account = a.account;
@@ -140,9 +155,6 @@ BEGIN
         problem := format('the account %I: ', u.account) || kliv_mail._with_cure(u.reason, u.hint);
         statement := coalesce(kliv_mail._statement_of(u.hint), kliv_mail._look_at(u.held_by, u.account),
                               format('SELECT * FROM kliv_mail.usage WHERE account = %L;', u.account));
-    ELSIF p.slots_exhausted THEN
-        problem := 'no worker slot is free for a sender; restart the server after this statement';
-        statement := 'ALTER SYSTEM SET max_worker_processes = 16;';
     ELSIF p.last_error <> '' THEN
         problem := 'the sender met an error: ' || p.last_error;
         statement := 'SELECT * FROM kliv_mail.status;';

@@ -178,6 +178,9 @@ SELECT status, status_detail FROM kliv_mail.smtp_settings WHERE account = 'custo
 -- Where it takes the place of another server, it says so.
 SET client_min_messages = notice;
 SELECT account, host FROM kliv_mail.configure_smtp(host => 'mail.example.net', username => 'app', password => 'another secret word', test => false, dry_run => true);
+BEGIN;
+SELECT account, host FROM kliv_mail.configure_smtp(host => 'mail.example.net', username => 'app', password => 'another secret word', test => false);
+ROLLBACK;
 SET client_min_messages = warning;
 
 -- Rotation: a new key in front, the others and the root stay, every password opens.

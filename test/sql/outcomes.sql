@@ -134,6 +134,13 @@ SELECT recipient, status FROM play('{good@x.example}', 'accepted', 'message', 'd
 SELECT failures, strikes FROM kliv_mail._quota WHERE account = 'out';
 SELECT reset();
 
+-- what has expired is not claimed, whether or not it was ended yet
+SELECT count(kliv_mail.send('e@x.example', 'Code', 'x', account => 'out', expires_at => kliv_mail._now() + interval '1 hour')) FROM generate_series(1, 3);
+SELECT set_config('kliv_mail.test_clock_offset', (current_setting('kliv_mail.test_clock_offset')::interval + interval '2 hours')::text, false) <> '' AS later;
+SELECT count(*) FROM kliv_mail._claim_account(77, 'out', 100, 1000000, true);
+SELECT kliv_mail._expire(kliv_mail._now());
+SELECT reset();
+
 -- five of a hundred blocked: the account stops
 SELECT count(*) FROM play(ARRAY(SELECT format('n%s@x.example', n) FROM generate_series(1, 80) AS n), 'accepted', 'message', 'dot', 250);
 SELECT status, count(*) FROM play('{o1@x.example,o2@x.example,o3@x.example,o4@x.example}', 'policy_block', 'message', 'dot', 550, '5.7.1', 0, 'policy') GROUP BY 1;
@@ -162,6 +169,8 @@ SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 SELECT window_name, used, remaining, remaining_marketing FROM kliv_mail.usage WHERE account = 'out' ORDER BY 1;
 SELECT count(kliv_mail.send(format('r%s@x.example', n), 'Reset', 'x', account => 'out', message_type => 'system')) FROM generate_series(1, 3) AS n;
 SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
+-- ... and has one where that is more than nothing
+SELECT l, kliv_mail._marketing_share(l) FROM unnest(ARRAY[0, 1, 2, 10, 50]) AS l;
 SELECT reset();
 
 DELETE FROM kliv_mail._message WHERE account = 'out';

@@ -115,9 +115,9 @@ for my $row (
     is($node->sql($statement =~ s/\*/hourly_limit, daily_limit/r), '2|500', "quota: the statement of next_step() runs: $statement");
     is($node->sql(q{SELECT kliv_mail.wait((SELECT max(message_id) FROM kliv_mail.deliveries WHERE recipient = 'second@example.com'), '2 min')}), 'sent', '... and one more leaves');
     for my $case (
-        [ '2, 2', 'daily_limit => 4' ],
+        [ '2, 2', 'hourly_limit => 4, daily_limit => 4' ],
         [ '1, 7', 'hourly_limit => 4' ],    # two are used
-        [ '2, 0', 'daily_limit => 500' ],
+        [ '2, 0', 'hourly_limit => 4, daily_limit => 500' ],
         [ '0, 0', 'hourly_limit => 50, daily_limit => 500' ],
         [ '0, 7', 'hourly_limit => 50' ])
     {

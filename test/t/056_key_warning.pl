@@ -98,6 +98,7 @@ pass('a standby warns at start of the key that was not brought along');
 is($standby->sql(q{SELECT string_agg(DISTINCT backend_type, ',') FROM pg_stat_activity WHERE backend_type LIKE 'kliv_mail%'}), 'kliv_mail key check',
     '... by the only process of ours there');
 is($standby->try(q{SELECT kliv_mail.send('a@x.example', 's', 'b')}, dbname => 'shop')->{state}, '25006', 'B052: nothing is sent there');
+like($standby->sql(q{SELECT problem FROM kliv_mail.next_step()}, dbname => 'shop'), qr/^this server is a standby/, '... and next_step() says why');
 File::Copy::copy($file, $there);
 chmod 0600, $there;
 $from = size($standby);
