@@ -62,7 +62,7 @@
 #define pg_attribute_noreturn() __attribute__((noreturn))
 #endif
 
-/* libcurl 8.20 looks up names in threads of the multi handle, which asks whether to wait for them. */
+/* libcurl 8.20 looks up names in threads of the multi handle, which says whether it waits. */
 #if defined(LIBCURL_VERSION_NUM) && LIBCURL_VERSION_NUM >= 0x081400
 #define klm_multi_quick_exit(multi) curl_multi_setopt(multi, CURLMOPT_QUICK_EXIT, 1L)
 #else
