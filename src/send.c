@@ -820,8 +820,9 @@ check_sender_allowed(const SendRequest *request, SendCheck *check)
 		return;
 	refuse("from_address", ERRCODE_INVALID_PARAMETER_VALUE,
 		   psprintf("the account \"%s\" may not send as %s", check->account, klm_from_utf8((char *) request->from_address)),
-		   psprintf("It sends as %s. SELECT kliv_mail.update_sender(allowed_senders => ARRAY['%s']); allows more addresses, '@domain' a whole domain.",
-					check->from_address ? check->from_address : "no address yet", klm_from_utf8((char *) request->from_address)));
+		   psprintf("It sends as %s. An administrator allows more by kliv_mail.update_sender(allowed_senders => "
+					"ARRAY[...]), which takes the whole list: addresses, and domains such as '@example.com'.",
+					check->from_address ? check->from_address : "no address yet"));
 }
 
 /* At most one NOTICE for an account in a transaction, and one a session about the preload. */

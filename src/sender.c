@@ -65,8 +65,8 @@
 #define LEAVE_GRACE_MS		1000
 #define SHUTDOWN_GRACE_MS	500
 
-/* Who only makes room for another database waits so long for a dot's reply, whose loss makes a
- * second copy. */
+/* Who only makes room for another database, or has other settings to read, waits so long for a
+ * dot's reply, whose loss makes a second copy. */
 #define LEAVE_DOT_MS		30000
 
 /* _record() has what waits for the key come back in a minute. */
@@ -198,6 +198,7 @@ static bool run_transaction(bool may_claim);
 static void forget_recorded(bool claimed);
 static void claim(void);
 static const char *cure_of(const KlmDecision *decision, const KlmAccount *account);
+static int	dot_grace_ms(void);
 static bool make_links(List *claims, List *messages, MemoryContext context);
 static void prepare(Batch *batch, KlmClaim *claim, KlmStoredMessage *message, Pool *pool);
 static char *compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
@@ -440,8 +441,7 @@ loop(void)
 		if (leave_at != 0 && now >= leave_at)
 		{
 			/* Whose reply has not come by now is given up; what had its dot is in doubt. */
-			bool		patient = !ShutdownRequestPending && !klm_sender_must_leave() &&
-				now < TimestampTzPlusMilliseconds(leave_at, LEAVE_DOT_MS);
+			bool		patient = now < TimestampTzPlusMilliseconds(leave_at, dot_grace_ms());
 
 			dlist_foreach(iter, &pools)
 			{
@@ -541,7 +541,7 @@ loop(void)
 		if (leave_at > now)
 			until = Min(until, leave_at);
 		else if (leave_at != 0 && busy())
-			until = Min(until, TimestampTzPlusMilliseconds(leave_at, LEAVE_DOT_MS));
+			until = Min(until, TimestampTzPlusMilliseconds(leave_at, dot_grace_ms()));
 		if (!busy() && outcome_count == 0)
 		{
 			until = Min(until, TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout));
@@ -1573,6 +1573,13 @@ stop_paused(Pool *pool)
 		if (link->state == LINK_OPEN && klm_smtp_open_count(link->smtp) > 0 && !waits_for_dot(link))
 			close_link(link, "mail was paused");
 	}
+}
+
+/* How much longer than for the rest a leaving sender waits for the reply to a dot. */
+static int
+dot_grace_ms(void)
+{
+	return ShutdownRequestPending || klm_sender_must_leave() ? 0 : LEAVE_DOT_MS;
 }
 
 static bool

@@ -88,6 +88,7 @@ DEFAULTS = {
     "auth_offered": True,
     "auth_in_clear": False,         # offer AUTH without TLS: a trap
     "auth_mechanisms": "PLAIN LOGIN",
+    "close_after_ehlo": False,      # answer EHLO and be gone
     "pipelining": True,
     "smtputf8": False,
     "eightbitmime": True,
@@ -583,6 +584,8 @@ class Connection(asyncio.Protocol):
         lines.append("ENHANCEDSTATUSCODES")
         self.raw("".join("250%s%s\r\n" % ("-" if line is not lines[-1] else " ", line)
                          for line in lines).encode())
+        if config["close_after_ehlo"]:
+            self.close("close_after_ehlo")
 
     def command_helo(self, argument):
         self.hello = True

@@ -89,7 +89,8 @@ BEGIN
     SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'suppressed', g.created_at, g.expires_at,
         g.attempts, g.doubts, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply,
         kliv_mail._suppressed(g.recipient, g.priority, at),
-        format('SELECT kliv_mail.unsuppress(%L); lets mail to it leave again.', g.recipient), at
+        format('SELECT kliv_mail.unsuppress(%L%s); lets mail to it leave again.', g.recipient,
+               CASE WHEN kliv_mail._suppressed(g.recipient, 0::smallint, at) IS NULL THEN ', ''marketing''' END), at
     FROM gone AS g;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;

@@ -32,7 +32,7 @@ DECLARE
     g record;
 BEGIN
     IF to_regrole(quote_ident(p_role)) IS NULL THEN
-        RAISE undefined_object USING MESSAGE = format('role: %s', coalesce(format('"%s" does not exist', p_role), 'is NULL')), HINT = 'CREATE ROLE makes one.';
+        RAISE undefined_object USING MESSAGE = format('role: %s', CASE WHEN p_role IS NULL THEN 'is NULL' ELSE format('"%s" does not exist', p_role) END), HINT = 'CREATE ROLE makes one.';
     END IF;
     EXECUTE format('GRANT USAGE ON SCHEMA kliv_mail TO %I', p_role);
     FOR g IN
@@ -99,7 +99,7 @@ CREATE FUNCTION kliv_mail._revoke_access(p_caller name, p_role name) RETURNS voi
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF to_regrole(quote_ident(p_role)) IS NULL THEN
-        RAISE undefined_object USING MESSAGE = format('role: %s', coalesce(format('"%s" does not exist', p_role), 'is NULL'));
+        RAISE undefined_object USING MESSAGE = format('role: %s', CASE WHEN p_role IS NULL THEN 'is NULL' ELSE format('"%s" does not exist', p_role) END);
     END IF;
     EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA kliv_mail FROM %I', p_role);
     EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA kliv_mail FROM %I', p_role);

@@ -213,6 +213,11 @@ SELECT kliv_mail.send('Blocked@X.EXAMPLE, other@x.example', 's', 'b') AS id \gse
 SELECT recipient, status, replace(reason, session_user, 'me') AS reason FROM kliv_mail.deliveries WHERE message_id = :id ORDER BY recipient;
 SELECT status FROM kliv_mail.messages WHERE id = :id;
 SELECT kliv_mail.unsuppress('Blocked@x.example'), kliv_mail.unsuppress('Blocked@x.example');
+-- the hint ends the suppression that it speaks of
+SELECT kliv_mail.suppress('nonews@x.example', scope => 'marketing');
+SELECT kliv_mail.send('nonews@x.example', 's', 'b', message_type => 'marketing', headers => '{"List-Unsubscribe": "<https://example.com/u>"}') AS id \gset
+SELECT status, reason, hint FROM kliv_mail.deliveries WHERE message_id = :id;
+SELECT kliv_mail.unsuppress('nonews@x.example', 'marketing');
 
 \echo # attach(), attach_text(), mailbox(), is_address()
 CREATE FUNCTION attached(call text) RETURNS text LANGUAGE plpgsql AS $$
