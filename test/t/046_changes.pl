@@ -43,6 +43,20 @@ sub all_sent
 
 sub arrived { my ($server, $name) = @_; return scalar grep { $_->{rcpt}[0] =~ /^\Q$name\E\d/ } $smtp{$server}->accepted; }
 
+# ---- one suppression does not make each mail read all that wait ----
+
+{
+    my $session = $node->session;
+    $session->query(q{SELECT kliv_mail.pause(); SELECT kliv_mail.suppress('gone@x.example')});
+    # Plans are kept from when little waits.
+    $session->query(q{SELECT kliv_mail.send('first@x.example', 'x', 'x')}) for 1 .. 8;
+    my $read = $session->query(q{BEGIN; SELECT count(kliv_mail.send('many' || i || '@x.example', 'x', 'x')) FROM generate_series(1, 500) AS i;
+        SELECT coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables WHERE relid = 'kliv_mail._outbox'::regclass; ROLLBACK});
+    cmp_ok(($read =~ /(\d+)\D*\z/)[0], '<', 20_000, 'rows of the outbox that 500 mails read where an address is suppressed');
+    $session->query(q{SELECT kliv_mail.cancel(id) FROM kliv_mail.messages; SELECT kliv_mail.unsuppress('gone@x.example'); SELECT kliv_mail.resume()});
+    $session->quit;
+}
+
 configure('old');
 
 # ---- each recipient's own link ----
