@@ -90,7 +90,8 @@ SKIP:
         WHERE e <> ALL (string_to_array(current_setting('kliv_mail.prohibited_extensions'), ' '))");
     @extensions = grep { $ours{$_} } @extensions;
     my @other = grep { $ours{$_} ne 'application/octet-stream' && $ours{$_} ne $theirs{$_} } @extensions;
-    is(join(' ', grep { !$reason{$_} } @other), '', 'they agree with media-types but for those with a reason');
+    # (Older releases have our type for mkv.)
+    is(join(' ', grep { $_ ne 'mkv' } @other), join(' ', grep { $_ ne 'mkv' } sort keys %reason), 'they agree with media-types but for those with a reason');
     cmp_ok(scalar(grep { $ours{$_} ne 'application/octet-stream' } @extensions), '>', 90, 'and are many');
 }
 

@@ -244,7 +244,7 @@ $node->sql("SELECT count(kliv_mail.send(format('drop-rcpt+%s\@strike.example', n
 $node->wait_until("$row = 'dropped'");
 pass('three connections lost at RCPT: the account');
 
-# A server that agrees to everything and is gone before a mail has begun.
+# A server that answers EHLO and is gone: counted at the first byte of a mail, no endless loop.
 my $gone = KlivMail::SmtpServer->start;
 $gone->set(close_after_ehlo => 1);
 $node->sql(configure('gone', $gone->port('plain'), 'none'));
@@ -252,7 +252,6 @@ my $its = $node->sql("SELECT kliv_mail.send('gone\@x.example', 'x', 'x', account
 $node->wait_until("SELECT held_by IN ('account', 'retry') FROM kliv_mail.deliveries WHERE message_id = $its");
 cmp_ok($gone->state->{connections}, '<', 6, 'a server that closes each connection at once is not asked again and again');
 $gone->set(close_after_ehlo => 0);
-note($node->sql("SELECT held_by, attempts, reason FROM kliv_mail.deliveries WHERE message_id = $its"));
 $node->sql("SELECT kliv_mail.test_smtp(account => 'gone'), kliv_mail.retry($its)");
 is($node->sql("SELECT kliv_mail.wait($its, '60 s')"), 'sent', '... and has its mail when it is well');
 
