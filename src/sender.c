@@ -109,7 +109,7 @@ typedef struct Pool
 	TimestampTz next_begin;		/* where the provider takes only so many a second */
 	bool		more;			/* its last claim found something */
 	bool		stale;			/* the queue was composed for other settings */
-	bool		paused;			/* pause(): what has not left goes back */
+	bool		paused;			/* pause(), a limit of 0, out of use: what has not left goes back */
 	/* Trouble of the account itself, to be recorded. */
 	bool		hold;
 	const char *hold_by;
@@ -197,6 +197,7 @@ static void leave(TimestampTz next_due, uint64 wakes) pg_attribute_noreturn();
 static bool run_transaction(bool may_claim);
 static void forget_recorded(bool claimed);
 static void claim(void);
+static void look_at_accounts(void);
 static const char *cure_of(const KlmDecision *decision, const KlmAccount *account);
 static int	dot_grace_ms(void);
 static bool make_links(List *claims, List *messages, MemoryContext context);
@@ -953,7 +954,6 @@ claim(void)
 	Batch	   *batch;
 	List	   *claims;
 	List	   *messages = NIL;
-	List	   *accounts = NIL;
 	bool		key_trouble = false;
 	ListCell   *lc;
 	dlist_iter	iter;
@@ -1035,30 +1035,9 @@ claim(void)
 		next_claim = Max(next_claim, soonest);
 	}
 
-	/*
-	 * What was changed or stopped wakes us.  Behind the claim, so that this sees
-	 * all that the claim saw.
-	 */
+	/* Behind the claim, so that this sees all that the claim saw. */
 	if (claim_wanted)
-	{
-		accounts = klm_outbox_accounts();
-		dlist_foreach(iter, &pools)
-		{
-			Pool	   *pool = dlist_container(Pool, node, iter.cur);
-
-			pool->paused = true;
-			foreach(lc, accounts)
-			{
-				KlmAccountState *state = lfirst(lc);
-
-				if (strcmp(state->name, pool->name) != 0 || state->stopped)
-					continue;
-				pool->paused = false;
-				if (pool->version != NULL && strcmp(pool->version, state->settings) != 0)
-					load_settings(pool, state->settings);
-			}
-		}
-	}
+		look_at_accounts();
 	klm_outbox_commit();
 	claim_context = NULL;
 	forget_recorded(true);
@@ -1136,6 +1115,35 @@ claim(void)
 			note_hold(pool, pool->settings, pool->settings->account->key_missing ? "key" : "account", 0,
 					  pool->settings->account->problem, pool->settings->account->hint, true);
 			return_queue(pool);
+		}
+	}
+}
+
+/*
+ * What was changed or stopped, which wakes us, counts for what is claimed too:
+ * reload the settings that differ, note which accounts stand still.
+ */
+static void
+look_at_accounts(void)
+{
+	List	   *accounts = klm_outbox_accounts();
+	ListCell   *lc;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &pools)
+	{
+		Pool	   *pool = dlist_container(Pool, node, iter.cur);
+
+		pool->paused = true;
+		foreach(lc, accounts)
+		{
+			KlmAccountState *state = lfirst(lc);
+
+			if (strcmp(state->name, pool->name) != 0 || state->stopped)
+				continue;
+			pool->paused = false;
+			if (pool->version != NULL && strcmp(pool->version, state->settings) != 0)
+				load_settings(pool, state->settings);
 		}
 	}
 }

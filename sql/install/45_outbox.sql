@@ -223,6 +223,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off 
     SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
+    v_put_off integer;
     v_at timestamptz := kliv_mail._now();
     v_origin text := kliv_mail._origin();
     v_own text[] := kliv_mail._own_routes(p_account);
@@ -262,12 +263,13 @@ BEGIN
     v_room := least(p_room, v.probe_room, v.remaining);
     -- Until what a claim would take has none any more that had its share.
     IF v_cap > 0 THEN
-        FOR i IN 1 .. 21 LOOP
-            EXIT WHEN kliv_mail._cap_recipients(v_routes, 1000, v_cap, v_at, v.hour_start, v.hour_end) = 0;
-            IF i = 21 THEN
-                RETURN;         -- the next claim goes on with it
-            END IF;
+        FOR i IN 1 .. 20 LOOP
+            v_put_off := kliv_mail._cap_recipients(v_routes, 1000, v_cap, v_at, v.hour_start, v.hour_end);
+            EXIT WHEN v_put_off = 0;
         END LOOP;
+        IF v_put_off > 0 THEN
+            RETURN;             -- the next claim goes on with it
+        END IF;
     END IF;
     -- System before transactional before marketing, older first; marketing only as
     -- far as it leaves its share of the windows free.  The rows are chosen first and
@@ -422,11 +424,10 @@ RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     WITH given AS (
-        SELECT x.account, w.window_name, w.window_start, count(*) AS n, count(*) FILTER (WHERE x.priority = 2) AS marketing
-        FROM unnest(p_accounts, p_recipients, p_hours, p_days, p_priorities) AS y (account, recipient, hour_start, day_start, priority),
-             LATERAL (VALUES (y.account, 'hour', y.hour_start), (y.account, 'day', y.day_start), ('@' || y.recipient, 'hour', y.hour_start))
-                 AS w (account, window_name, window_start),
-             LATERAL (SELECT w.account, y.priority) AS x
+        SELECT w.account, w.window_name, w.window_start, count(*) AS n, count(*) FILTER (WHERE x.priority = 2) AS marketing
+        FROM unnest(p_accounts, p_recipients, p_hours, p_days, p_priorities) AS x (account, recipient, hour_start, day_start, priority),
+             LATERAL (VALUES (x.account, 'hour', x.hour_start), (x.account, 'day', x.day_start), ('@' || x.recipient, 'hour', x.hour_start))
+                 AS w (account, window_name, window_start)
         GROUP BY 1, 2, 3)
     UPDATE kliv_mail._usage AS u
     SET used = greatest(0, u.used - g.n), used_marketing = greatest(0, u.used_marketing - g.marketing)
@@ -447,7 +448,6 @@ DECLARE
     v_failures integer;
     v_until timestamptz;
 BEGIN
-    p_hint := replace(p_hint, 'kliv_mail.test_smtp()', format('kliv_mail.test_smtp(account => %L)', p_account));
     SELECT x.fingerprint INTO v_print FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
     -- Met with settings that are no longer the account's: no concern of the new ones.
     IF p_fingerprint <> v_print THEN
