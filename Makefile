@@ -3,14 +3,17 @@
 EXTENSION  = kliv_mail
 EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" kliv_mail.control)
 
-# Preloaded into every process of the cluster: launcher, hooks, send().
-MODULE_big = kliv_mail
-OBJS = src/kliv_mail.o src/guc.o src/address.o src/mime.o src/shmem.o src/launcher.o \
-	src/keycheck.o src/utility.o src/loghook.o src/status.o src/send.o src/mailbox.o
+# Loaded by the sender, and by a session at its first use: what needs libcurl,
+# libsodium or the replies' rules, in whole folders where it can be said so.
+NET_SRCS = src/kliv_mail_net.c \
+	$(wildcard src/smtp/*.c src/secret/*.c src/net/*.c) \
+	src/db/outbox.c src/db/account.c $(wildcard src/worker/sender*.c) \
+	src/functions/configure.c src/functions/replies.c src/functions/reports.c
+NET_OBJS = $(NET_SRCS:.c=.o)
 
-# Loaded by the sender, and by a session at its first use.
-NET_OBJS = src/kliv_mail_net.o src/smtp.o src/reply.o src/providers.o src/connection.o \
-	src/crypto.o src/unsubscribe.o src/settings.o src/outbox.o src/sender.o src/probe.o src/configure.o src/classify.o src/report.o
+# Preloaded into every process of the cluster: all the rest.
+MODULE_big = kliv_mail
+OBJS = $(patsubst %.c,%.o,$(filter-out $(NET_SRCS),$(wildcard src/*.c src/*/*.c)))
 
 DATA_built = sql/$(EXTENSION)--$(EXTVERSION).sql
 DATA       = $(wildcard sql/*--*--*.sql)
@@ -60,7 +63,7 @@ kliv_mail_net.so: $(NET_OBJS) kliv_mail.so
 	$(CC) $(CFLAGS) $(LDFLAGS) $(LDFLAGS_SL) -shared -o $@ $(NET_OBJS) -L. -l:kliv_mail.so \
 		-Wl,-rpath,'$$ORIGIN' $(NET_LIBS)
 
-$(OBJS) $(NET_OBJS): $(wildcard src/*.h) kliv_mail.control
+$(OBJS) $(NET_OBJS): $(wildcard src/*/*.h) kliv_mail.control
 
 install: install-net
 install-net: kliv_mail_net.so

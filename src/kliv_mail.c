@@ -18,10 +18,10 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
-#include "compat.h"
-#include "guc.h"
-#include "hooks.h"
-#include "shmem.h"
+#include "base/compat.h"
+#include "base/guc.h"
+#include "hooks/hooks.h"
+#include "cluster/slots.h"
 
 KLM_MODULE_MAGIC("kliv_mail");
 

@@ -15,8 +15,8 @@
 
 #include "fmgr.h"
 
-#include "compat.h"
-#include "kliv_mail.h"
+#include "base/compat.h"
+#include "base/kliv_mail.h"
 
 KLM_MODULE_MAGIC("kliv_mail_net");
 

@@ -13,8 +13,8 @@
 #include "mb/pg_wchar.h"
 
 #include "fuzz.h"
-#include "mime.h"
-#include "smtp.h"
+#include "message/compose.h"
+#include "smtp/session.h"
 
 /* Does the SMTP machine, which checks for itself, take the address? */
 static bool

@@ -14,7 +14,7 @@
 #include "postgres.h"
 
 #include "fuzz.h"
-#include "mime.h"
+#include "message/compose.h"
 
 static char *
 next_text(const uint8 **data, Size *size)

@@ -14,7 +14,7 @@
 #include "mb/pg_wchar.h"
 
 #include "fuzz.h"
-#include "reply.h"
+#include "smtp/verdict.h"
 
 int
 LLVMFuzzerTestOneInput(const uint8 *data, Size size)

@@ -14,7 +14,7 @@
 #include "postgres.h"
 
 #include "fuzz.h"
-#include "smtp.h"
+#include "smtp/session.h"
 
 #define DELIVERIES 32
 

@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * mime_test.c
- *		Unit tests of src/address.c and src/mime.c: hostile input at random,
+ *		Unit tests of src/message/address.c and src/message/compose.c: hostile input at random,
  *		also bytes that are no UTF-8, and what must hold whatever comes.
  *
  * Build (libpgcommon and libpgport are PostgreSQL's frontend libraries; add
  * -fsanitize=address,undefined for the sanitizers):
  *	cc -Isrc -I$(pg_config --includedir-server) -o mime_test test/unit/mime_test.c
- *		src/mime.c src/address.c -L$(pg_config --pkglibdir) -L$(pg_config --libdir)
+ *		src/message/compose.c src/message/address.c -L$(pg_config --pkglibdir) -L$(pg_config --libdir)
  *		-lpgcommon -lpgport -lidn2 -lcrypto
  * Run: mime_test [rounds [seed]].  Ends with "N passed, N failed".
  *
@@ -17,7 +17,7 @@
  */
 #include "postgres.h"
 
-#include "mime.h"
+#include "message/compose.h"
 
 /* ---- the part of PostgreSQL that the frontend libraries lack ---- */
 

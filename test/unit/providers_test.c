@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * providers_test.c
- *		Unit tests of src/providers.c: the mistakes that people make with each
+ *		Unit tests of src/smtp/providers.c: the mistakes that people make with each
  *		preset, and what the hint tells them.
  *
  * Build (libpgcommon and libpgport are PostgreSQL's frontend libraries):
  *	cc -Isrc -I$(pg_config --includedir-server) -o providers_test
- *		test/unit/providers_test.c src/providers.c
+ *		test/unit/providers_test.c src/smtp/providers.c
  *		-L$(pg_config --pkglibdir) -L$(pg_config --libdir) -lpgcommon -lpgport
  * Ends with "N passed, N failed".
  *
@@ -16,7 +16,7 @@
  */
 #include "postgres.h"
 
-#include "providers.h"
+#include "smtp/providers.h"
 
 void
 ExceptionalCondition(const char *condition,

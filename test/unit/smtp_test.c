@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * smtp_test.c
- *		Unit tests of src/smtp.c: each window of a session by script, then a
+ *		Unit tests of src/smtp/session.c: each window of a session by script, then a
  *		server model that misbehaves at random and keeps a ledger.
  *
  * Build (libpgcommon and libpgport are PostgreSQL's frontend libraries; add
  * -fsanitize=address,undefined for the sanitizers):
  *	cc -DUSE_ASSERT_CHECKING -Isrc -I$(pg_config --includedir-server) -o smtp_test
- *		test/unit/smtp_test.c src/smtp.c src/reply.c src/providers.c
+ *		test/unit/smtp_test.c src/smtp/session.c src/smtp/verdict.c src/smtp/providers.c
  *		-L$(pg_config --pkglibdir) -L$(pg_config --libdir) -lpgcommon -lpgport
  * Run: smtp_test [rounds [seed]].  Ends with "N passed, N failed".
  *
@@ -19,7 +19,7 @@
 
 #include "utils/memutils.h"
 
-#include "smtp.h"
+#include "smtp/session.h"
 
 /* ---- the part of PostgreSQL that the frontend libraries lack ---- */
 

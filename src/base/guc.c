@@ -1,0 +1,651 @@
+/*-------------------------------------------------------------------------
+ *
+ * guc.c
+ *		The settings kliv_mail.*, the clock they move, errors to ereport.
+ *
+ * Owns the variables of guc.h.  May call address.c (to check addresses) and
+ * nothing else of ours.  Check hooks never raise: they also run in the
+ * postmaster, where an error at reload would end the server.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <ctype.h>
+#include <limits.h>
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
+#include "common/int.h"
+#include "common/string.h"
+#include "funcapi.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgtime.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/guc.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "message/address.h"
+#include "base/compat.h"
+#include "base/guc.h"
+
+/* How far test_clock_offset may move the clock: a hundred years. */
+#define MAX_CLOCK_OFFSET (INT64CONST(36525) * USECS_PER_DAY)
+
+typedef enum Delivery
+{
+	DELIVERY_ON,
+	DELIVERY_HOLD
+} Delivery;
+
+char	   *klm_platform_url = NULL;
+char	   *klm_platform_username = NULL;
+char	   *klm_platform_password_file = NULL;
+char	   *klm_platform_from = NULL;
+int			klm_platform_hourly_limit = 2;
+int			klm_platform_daily_limit = 2;
+int			klm_max_daily_limit = 10000;
+int			klm_reserved_share = 10;
+char	   *klm_key_file = NULL;
+char	   *klm_key_command = NULL;
+char	   *klm_allowed_hosts = NULL;
+char	   *klm_ca_file = NULL;
+int			klm_connections_per_account = 8;
+int			klm_max_senders = 4;
+int			klm_senders_per_database = 1;
+int			klm_sender_memory = 65536;
+int			klm_connect_timeout = 30000;
+int			klm_reply_timeout = 300000;
+int			klm_retry_for = 3 * SECS_PER_DAY;
+int			klm_retention = 30 * SECS_PER_DAY;
+int			klm_max_message_size = 25600;
+char	   *klm_prohibited_extensions = NULL;
+int			klm_recipient_hourly_limit = 0;
+int			klm_on_in_doubt = KLM_IN_DOUBT_RETRY;
+int			klm_max_in_doubt_retries = 2;
+int			klm_sender_idle_timeout = 5000;
+bool		klm_notify = false;
+char	   *klm_quota_timezone = NULL;
+bool		klm_delivery_hold = false;
+char	   *klm_redirect_to = NULL;
+int64		klm_test_clock_offset = 0;
+
+/* What the variables above are derived from by assign hooks. */
+static int	delivery = DELIVERY_ON;
+static char *test_clock_offset = NULL;
+
+static const struct config_enum_entry on_in_doubt_options[] = {
+	{"retry", KLM_IN_DOUBT_RETRY, false},
+	{"hold", KLM_IN_DOUBT_HOLD, false},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry delivery_options[] = {
+	{"on", DELIVERY_ON, false},
+	{"hold", DELIVERY_HOLD, false},
+	{NULL, 0, false}
+};
+
+static bool check_platform_url(char **newval, void **extra, GucSource source);
+static bool check_one_address(char **newval, void **extra, GucSource source);
+static bool check_time_zone(char **newval, void **extra, GucSource source);
+static bool check_clock_offset(char **newval, void **extra, GucSource source);
+static void assign_clock_offset(const char *newval, void *extra);
+static void assign_delivery(int newval, void *extra);
+
+/*
+ * Define every setting.
+ *
+ * What ALTER DATABASE may set is SUSET, since a session reads it at its start;
+ * the rest is the server's.  GUC_SUPERUSER_ONLY hides what tells about the
+ * machine or its credentials.
+ */
+void
+klm_define_settings(void)
+{
+	DefineCustomStringVariable("kliv_mail.platform_url",
+		"The SMTP server of the account \"platform\".",
+		"smtps://host:port, smtp+starttls://host:port or smtp://host:port (in "
+		"clear, without a user name). Unset: the account is not configured, and "
+		"its mail waits.",
+		&klm_platform_url, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		check_platform_url, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.platform_username",
+		"The user name at the platform's SMTP server; empty: no authentication.",
+		NULL,
+		&klm_platform_username, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.platform_password_file",
+		"The file that holds the password at the platform's SMTP server.",
+		"Its first line is the password. A relative path starts in the data "
+		"directory.",
+		&klm_platform_password_file, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.platform_from",
+		"The address that the platform's mail comes from.",
+		"One address, with a display name or without. Needed with platform_url.",
+		&klm_platform_from, "",
+		PGC_SIGHUP, 0,
+		check_one_address, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.platform_hourly_limit",
+		"How many deliveries an hour a database may make by the platform's account.",
+		NULL,
+		&klm_platform_hourly_limit, 2, 0, 10000000,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.platform_daily_limit",
+		"How many deliveries a day a database may make by the platform's account.",
+		NULL,
+		&klm_platform_daily_limit, 2, 0, 10000000,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.max_daily_limit",
+		"The most that set_limits() allows a database a day over all its own accounts.",
+		NULL,
+		&klm_max_daily_limit, 10000, 1, 10000000,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.reserved_share",
+		"The share of each quota, in percent, that marketing mail may not use.",
+		NULL,
+		&klm_reserved_share, 10, 0, 100,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.key_file",
+		"The file that holds the keys with which passwords are encrypted.",
+		"Mode 0600, one key a line, newest first. A relative path starts in the "
+		"data directory; a place outside it keeps the keys out of base backups.",
+		&klm_key_file, "kliv_mail.key",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.key_command",
+		"A shell command that prints the keys, in place of key_file.",
+		"For a secret store.",
+		&klm_key_command, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.allowed_hosts",
+		"Exceptions to the refusal of loopback, link-local and private addresses.",
+		"Host names, addresses or networks (10.1.0.0/16), separated by commas or "
+		"spaces; for accounts that users configure.",
+		&klm_allowed_hosts, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.ca_file",
+		"The certificates (PEM) that SMTP servers are verified with.",
+		"Empty: the system's.",
+		&klm_ca_file, "",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.connections_per_account",
+		"The most connections to one account's server, of all senders of a database together.",
+		NULL,
+		&klm_connections_per_account, 8, 1, 256,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+
+	/*
+	 * Read once, when shared memory is made.  A library that a session loads
+	 * may not define a POSTMASTER setting; there it rules nothing, and stands
+	 * only so that a line in postgresql.conf can be read and is no error.
+	 */
+	DefineCustomIntVariable("kliv_mail.max_senders",
+		"The most senders that run at the same time, over all databases.",
+		"Each takes one of max_worker_processes while it runs.",
+		&klm_max_senders, 4, 1, 256,
+		process_shared_preload_libraries_in_progress ? PGC_POSTMASTER : PGC_SIGHUP,
+		0,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.senders_per_database",
+		"The most senders that one database has at the same time.",
+		"Another one is started when mail has waited for a connection for a second, no other database "
+		"waits for a sender, and connections_per_account leaves it a connection.",
+		&klm_senders_per_database, 1, 1, 32,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.sender_memory",
+		"The memory that a sender uses for messages on their way.",
+		"An account gets at most half of what the others leave, and at least one message.",
+		&klm_sender_memory, 65536, 1024, MAX_KILOBYTES,
+		PGC_SIGHUP, GUC_UNIT_KB,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.connect_timeout",
+		"The longest time until a connection is ready for mail.",
+		"From the name lookup to the end of authentication.",
+		&klm_connect_timeout, 30000, 100, 3600000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.reply_timeout",
+		"The longest time that a server may take to reply.",
+		"After the final dot it is never below 10 minutes.",
+		&klm_reply_timeout, 300000, 100, 3600000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.retry_for",
+		"How long after its first attempt a delivery is tried again.",
+		NULL,
+		&klm_retry_for, 3 * SECS_PER_DAY, 0, INT_MAX,
+		PGC_SIGHUP, GUC_UNIT_S,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.retention",
+		"How long finished mail, events and idempotency keys are kept.",
+		NULL,
+		&klm_retention, 30 * SECS_PER_DAY, 60, INT_MAX,
+		PGC_SIGHUP, GUC_UNIT_S,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.max_message_size",
+		"The largest message, as it goes on the wire.",
+		NULL,
+		&klm_max_message_size, 25600, 16, 262144,
+		PGC_SIGHUP, GUC_UNIT_KB,
+		NULL, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.prohibited_extensions",
+		"File name extensions that an attachment may not have.",
+		"Separated by spaces, without dots: mail providers refuse programs.",
+		&klm_prohibited_extensions,
+		"exe dll com bat cmd scr pif vbs vbe js jse wsf wsh msi msp hta cpl jar "
+		"ps1 lnk reg",
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.recipient_hourly_limit",
+		"How many mails an hour one address gets from a database; 0: no limit.",
+		NULL,
+		&klm_recipient_hourly_limit, 0, 0, 1000000,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+	DefineCustomEnumVariable("kliv_mail.on_in_doubt",
+		"What happens to a delivery of which nobody knows whether it arrived.",
+		"retry: it is sent again, with the same Message-ID; hold: it waits for "
+		"retry() or cancel().",
+		&klm_on_in_doubt, KLM_IN_DOUBT_RETRY, on_in_doubt_options,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.max_in_doubt_retries",
+		"How often a delivery in doubt is sent again before it is held.",
+		NULL,
+		&klm_max_in_doubt_retries, 2, 0, 10,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.sender_idle_timeout",
+		"How long a sender with nothing to do stays before it ends.",
+		NULL,
+		&klm_sender_idle_timeout, 5000, 0, 3600000,
+		PGC_SIGHUP, GUC_UNIT_MS,
+		NULL, NULL, NULL);
+	DefineCustomBoolVariable("kliv_mail.notify",
+		"NOTIFY kliv_mail with message id and status when outcomes are recorded.",
+		"Any role of the database may listen.",
+		&klm_notify, false,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+
+	DefineCustomStringVariable("kliv_mail.quota_timezone",
+		"The time zone whose hours and days quotas count in.",
+		"A change never opens a second window.",
+		&klm_quota_timezone, "UTC",
+		PGC_SUSET, 0,
+		check_time_zone, NULL, NULL);
+	DefineCustomEnumVariable("kliv_mail.delivery",
+		"hold: mail is queued and none leaves.",
+		"For copies of a server.",
+		&delivery, DELIVERY_ON, delivery_options,
+		PGC_SUSET, 0,
+		NULL, assign_delivery, NULL);
+	DefineCustomStringVariable("kliv_mail.redirect_to",
+		"The one address that all mail goes to, instead of its recipients.",
+		"For tests and copies; the original recipient is named in a header.",
+		&klm_redirect_to, "",
+		PGC_SUSET, 0,
+		check_one_address, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.test_clock_offset",
+		"Moves the clock that kliv_mail sees, for tests.",
+		"An interval of days and smaller units, at most 100 years either way.",
+		&test_clock_offset, "0",
+		PGC_SUSET, 0,
+		check_clock_offset, assign_clock_offset, NULL);
+
+	MarkGUCPrefixReserved("kliv_mail");
+}
+
+TimestampTz
+klm_now(void)
+{
+	return GetCurrentTimestamp() + klm_test_clock_offset;
+}
+
+void
+klm_raise(const char *argument, const KlmError *error, bool secret)
+{
+	const char *message = klm_from_utf8_lossy(error->message);
+
+	ereport(ERROR,
+			(errcode(error->sqlstate),
+			 argument != NULL ? errmsg("%s: %s", argument, message) : errmsg("%s", message),
+			 error->hint != NULL ? errhint("%s", klm_from_utf8_lossy(error->hint)) : 0,
+			 secret ? errhidestmt(true) : 0,
+			 secret ? errhidecontext(true) : 0));
+}
+
+void
+klm_rethrow(MemoryContext context)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	if (error->funcname != NULL && (strcmp(error->funcname, "exec_stmt_raise") == 0 ||
+									strcmp(error->funcname, "klm_raise") == 0 ||
+									strcmp(error->funcname, "klm_argument_to_utf8") == 0))
+	{
+		error->context = NULL;
+		error->internalquery = NULL;
+		error->internalpos = 0;
+	}
+	/* (which asks the callers' own context, as ReThrowError() does not) */
+	ThrowErrorData(error);
+	pg_unreachable();
+}
+
+/*
+ * The server's conversion functions do the work; in a SQL_ASCII database they
+ * verify that the text is UTF-8 and raise 22021 otherwise.
+ */
+char *
+klm_to_utf8(const char *text)
+{
+	return pg_server_to_any(text, strlen(text), PG_UTF8);
+}
+
+char *
+klm_from_utf8(const char *utf8)
+{
+	return pg_any_to_server(utf8, strlen(utf8), PG_UTF8);
+}
+
+char *
+klm_to_utf8_or_null(const char *text)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *volatile result = NULL;
+
+	PG_TRY();
+	{
+		result = klm_to_utf8(text);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
+		if (error->sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
+			error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER)
+			PG_RE_THROW();
+		/* Its message has bytes of the text, which may be a password. */
+		FlushErrorState();
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	return result;
+}
+
+char *
+klm_argument_to_utf8(const char *argument, const char *text)
+{
+	char	   *utf8 = klm_to_utf8_or_null(text);
+
+	if (utf8 == NULL && GetDatabaseEncoding() == PG_SQL_ASCII)
+		ereport(ERROR,
+				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
+				 errmsg("%s: not in UTF-8, as text in a SQL_ASCII database has to be", argument),
+				 errhint("From LATIN1, for example: convert_from(convert(convert_to(..., 'SQL_ASCII'), 'LATIN1', 'UTF8'), 'SQL_ASCII').")));
+	if (utf8 == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
+				 errmsg("%s: a character has no equivalent in UTF-8", argument)));
+	return utf8;
+}
+
+char *
+klm_argument(FunctionCallInfo fcinfo, int number)
+{
+	char	   *value;
+	HeapTuple	tuple;
+	Datum		names;
+	Datum		modes;
+	char	  **argument_names;
+	bool		isnull;
+	int			count;
+
+	if (PG_ARGISNULL(number))
+		return NULL;
+	value = text_to_cstring(PG_GETARG_TEXT_PP(number));
+	if (GetDatabaseEncoding() == PG_UTF8 || pg_is_ascii(value))
+		return value;
+
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(fcinfo->flinfo->fn_oid));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", fcinfo->flinfo->fn_oid);
+	names = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargnames, &isnull);
+	modes = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargmodes, &isnull);
+	count = get_func_input_arg_names(names, isnull ? PointerGetDatum(NULL) : modes,
+									 &argument_names);
+	ReleaseSysCache(tuple);
+	return klm_argument_to_utf8(number < count ? argument_names[number] : "argument", value);
+}
+
+/*
+ * For error texts: what the database's encoding lacks becomes "?", so that the
+ * error that is raised is the one that was meant.
+ */
+char *
+klm_from_utf8_lossy(const char *utf8)
+{
+	int			encoding = GetDatabaseEncoding();
+	Oid			converter;
+	const unsigned char *from = (const unsigned char *) utf8;
+	StringInfoData out;
+
+	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII || !IsTransactionState())
+		return unconstify(char *, utf8);
+
+	converter = FindDefaultConversionProc(PG_UTF8, encoding);
+	initStringInfo(&out);
+	while (*from != '\0')
+	{
+		unsigned char buffer[MAX_CONVERSION_GROWTH * MAX_MULTIBYTE_CHAR_LEN + 1];
+		int			length = Min(pg_utf_mblen(from), (int) strlen((const char *) from));
+
+		if (length == 1 && *from < 0x80)
+			appendStringInfoChar(&out, *from);
+		else if (!OidIsValid(converter) ||
+				 pg_do_encoding_conversion_buf(converter, PG_UTF8, encoding,
+											   unconstify(unsigned char *, from), length,
+											   buffer, sizeof(buffer), true) != length)
+			appendStringInfoChar(&out, '?');
+		else
+			appendStringInfoString(&out, (const char *) buffer);
+		from += length;
+	}
+	return out.data;
+}
+
+/* scheme://host:port, with an IPv6 address in brackets */
+static bool
+check_platform_url(char **newval, void **extra, GucSource source)
+{
+	static const char *const schemes[] = {"smtps://", "smtp+starttls://", "smtp://"};
+	const char *host = NULL;
+	const char *host_end;
+	const char *port;
+	char	   *port_end;
+	long		number;
+
+	if (*newval == NULL || **newval == '\0')
+		return true;
+
+	for (int i = 0; i < lengthof(schemes); i++)
+	{
+		if (pg_strncasecmp(*newval, schemes[i], strlen(schemes[i])) == 0)
+			host = *newval + strlen(schemes[i]);
+	}
+	if (host == NULL)
+	{
+		GUC_check_errdetail("A platform URL begins with \"smtps://\", \"smtp+starttls://\" or "
+							"\"smtp://\".");
+		return false;
+	}
+
+	if (*host == '[')
+	{
+		host_end = host + 1 + strspn(host + 1, "0123456789abcdefABCDEF:.");
+		port = host_end[0] == ']' && host_end[1] == ':' ? host_end + 2 : NULL;
+		if (host_end == host + 1)
+			port = NULL;
+	}
+	else
+	{
+		host_end = host + strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+								 "0123456789-._");
+		port = host_end > host && *host_end == ':' ? host_end + 1 : NULL;
+	}
+	if (port == NULL)
+	{
+		GUC_check_errdetail("A scheme is followed by a host name or address (IPv6 in brackets), a "
+							"colon and a port, and nothing else.");
+		GUC_check_errhint("For example \"smtps://mail.example.com:465\"; the user name belongs "
+						  "into kliv_mail.platform_username.");
+		return false;
+	}
+
+	number = isdigit((unsigned char) *port) ? strtol(port, &port_end, 10) : 0;
+	if (number < 1 || number > 65535 || *port_end != '\0')
+	{
+		GUC_check_errdetail("The port must be a number from 1 to 65535, and the last thing in the "
+							"URL.");
+		GUC_check_errhint("A user name belongs into kliv_mail.platform_username, a password into "
+						  "the file that kliv_mail.platform_password_file names.");
+		return false;
+	}
+	return true;
+}
+
+static bool
+check_one_address(char **newval, void **extra, GucSource source)
+{
+	KlmAddress	address;
+	KlmError	error;
+
+	if (*newval == NULL || **newval == '\0')
+		return true;
+
+	/* A configuration file has no encoding of its own. */
+	if (!pg_verify_mbstr(PG_UTF8, *newval, strlen(*newval), true))
+	{
+		GUC_check_errdetail("An address must be in UTF-8.");
+		return false;
+	}
+	if (!klm_parse_address(*newval, &address, &error))
+	{
+		GUC_check_errdetail("It is not an address: %s.", error.message);
+		if (error.hint != NULL)
+			GUC_check_errhint("%s", error.hint);
+		return false;
+	}
+	return true;
+}
+
+static bool
+check_time_zone(char **newval, void **extra, GucSource source)
+{
+	pg_tz	   *zone = *newval != NULL ? pg_tzset(*newval) : NULL;
+
+	if (zone == NULL)
+	{
+		GUC_check_errdetail("There is no time zone of this name.");
+		GUC_check_errhint("The view pg_timezone_names lists them.");
+		return false;
+	}
+	if (!pg_tz_acceptable(zone))
+	{
+		GUC_check_errdetail("A time zone that uses leap seconds cannot be used.");
+		return false;
+	}
+	return true;
+}
+
+/*
+ * An interval to microseconds, in *extra.  The parser's parts are called
+ * rather than interval_in(), which raises.
+ */
+static bool
+check_clock_offset(char **newval, void **extra, GucSource source)
+{
+	char		buffer[256];
+	char	   *fields[MAXDATEFIELDS];
+	int			types[MAXDATEFIELDS];
+	int			count;
+	int			kind = 0;
+	struct pg_itm_in parts;
+	int64		days;
+	int64		offset = 0;
+	int64	   *result;
+
+	if (*newval != NULL && **newval != '\0')
+	{
+		memset(&parts, 0, sizeof(parts));
+		if (((ParseDateTime(*newval, buffer, sizeof(buffer), fields, types, MAXDATEFIELDS,
+							&count) != 0 ||
+			  DecodeInterval(fields, types, count, INTERVAL_FULL_RANGE, &kind, &parts) != 0) &&
+			 DecodeISO8601Interval(*newval, &kind, &parts) != 0) ||
+			kind != DTK_DELTA)
+		{
+			GUC_check_errdetail("It is not an interval.");
+			GUC_check_errhint("For example \"1 day 2 hours\" or \"-30 minutes\".");
+			return false;
+		}
+		if (parts.tm_year != 0 || parts.tm_mon != 0)
+		{
+			GUC_check_errdetail("Months and years have no fixed length.");
+			GUC_check_errhint("Give days, hours, minutes or seconds.");
+			return false;
+		}
+		if (pg_mul_s64_overflow(parts.tm_mday, USECS_PER_DAY, &days) ||
+			pg_add_s64_overflow(days, parts.tm_usec, &offset) ||
+			offset > MAX_CLOCK_OFFSET || offset < -MAX_CLOCK_OFFSET)
+		{
+			GUC_check_errdetail("The clock can be moved by at most 36525 days.");
+			return false;
+		}
+	}
+
+	result = klm_guc_malloc(sizeof(int64));
+	if (result == NULL)
+		return false;
+	*result = offset;
+	*extra = result;
+	return true;
+}
+
+static void
+assign_clock_offset(const char *newval, void *extra)
+{
+	klm_test_clock_offset = *(int64 *) extra;
+}
+
+static void
+assign_delivery(int newval, void *extra)
+{
+	klm_delivery_hold = newval == DELIVERY_HOLD;
+}

@@ -1,0 +1,219 @@
+/*-------------------------------------------------------------------------
+ *
+ * account.c
+ *		An account as a process needs it: connection, password, sender.
+ *
+ * Layer: edge.  Reads the accounts through kliv_mail._load_account() (SPI) and
+ * opens their passwords with crypto.c.  What is wrong with an account is
+ * written into it, not raised: the mail waits, and the views say why.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+#include "base/compat.h"
+#include "base/guc.h"
+#include "db/account.h"
+
+/* RFC 4616 sets no limit; a token of OAuth2 has some 2 kB. */
+#define PASSWORD_FILE_MAX 8192
+
+static char password_file_hint[] = "The administrator of the server writes the password into the file that "
+	"kliv_mail.platform_password_file names, which only the server's user may read.";
+
+static char *text_column(HeapTuple row, TupleDesc desc, const char *name);
+static Datum column(HeapTuple row, TupleDesc desc, const char *name, bool *isnull);
+static void load_senders(KlmAccount *account, HeapTuple row, TupleDesc desc);
+static bool load_username(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *error);
+static bool load_password(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *error);
+
+KlmAccount *
+klm_load_account(const char *name)
+{
+	MemoryContext outer = CurrentMemoryContext;
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+	KlmAccount *account;
+	HeapTuple	row;
+	TupleDesc	desc;
+	char	   *encryption;
+	bool		isnull;
+	bool		own;
+	KlmError	error = {0};
+
+	values[0] = CStringGetTextDatum(name);
+	if (SPI_execute_with_args("SELECT * FROM kliv_mail._load_account($1)", 1, types, values, NULL,
+							  false, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the account");
+	if (SPI_processed == 0)
+		return NULL;
+	row = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+
+	/* SPI may have switched to a context of its own; the caller's counts. */
+	MemoryContextSwitchTo(outer);
+	account = palloc0(sizeof(KlmAccount));
+	account->name = pstrdup(name);
+	account->provider = text_column(row, desc, "provider");
+	account->fingerprint = text_column(row, desc, "fingerprint");
+	account->from_address = text_column(row, desc, "from_address");
+	account->from_name = text_column(row, desc, "from_name");
+	account->reply_to = text_column(row, desc, "reply_to");
+	load_senders(account, row, desc);
+	own = DatumGetBool(column(row, desc, "own", &isnull));
+
+	account->target.host = text_column(row, desc, "host");
+	account->target.port = DatumGetInt32(column(row, desc, "port", &isnull));
+	encryption = text_column(row, desc, "encryption");
+	account->target.encryption = encryption && strcmp(encryption, "tls") == 0 ? KLM_TLS :
+		encryption && strcmp(encryption, "none") == 0 ? KLM_CLEAR : KLM_STARTTLS;
+	account->target.oauth2 = DatumGetBool(column(row, desc, "oauth2", &isnull));
+	account->target.guarded = own;
+	account->target.ehlo_name = klm_ehlo_name(account->from_address);
+
+	account->problem = text_column(row, desc, "problem");
+	account->hint = text_column(row, desc, "hint");
+	if (account->problem == NULL &&
+		!(load_username(account, row, desc, &error) && load_password(account, row, desc, &error)))
+	{
+		account->problem = error.message;
+		account->hint = error.hint;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return account;
+}
+
+/* The user name, sealed where it is a secret. */
+static bool
+load_username(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *error)
+{
+	KlmBinding	binding = {account->name, account->target.host, account->target.port, NULL};
+	KlmSecret  *secret;
+	bool		isnull;
+	Datum		cipher = column(row, desc, "username_cipher", &isnull);
+
+	if (isnull)
+	{
+		account->target.username = text_column(row, desc, "username");
+		return true;
+	}
+	if (!klm_open(DatumGetByteaPP(cipher), text_column(row, desc, "key_id"), &binding, &secret,
+				  &account->key_missing, error))
+		return false;
+	account->target.username = secret->data;
+	return true;
+}
+
+static bool
+load_password(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *error)
+{
+	KlmBinding	binding = {account->name, account->target.host, account->target.port,
+	account->target.username};
+	char	   *file = text_column(row, desc, "password_file");
+	bool		isnull;
+	Datum		cipher = column(row, desc, "password_cipher", &isnull);
+
+	if (!isnull)
+	{
+		if (!klm_open(DatumGetByteaPP(cipher), text_column(row, desc, "key_id"), &binding,
+					  &account->secret, &account->key_missing, error))
+			return false;
+	}
+	else if (file != NULL && account->target.username != NULL)
+	{
+		KlmSecret  *whole;
+
+		if (!klm_secret_read_file(file, "the platform's password file", KLM_OWNER_SERVER_OR_ROOT,
+								  PASSWORD_FILE_MAX, &whole, NULL, error))
+		{
+			if (error->hint == NULL)
+				error->hint = password_file_hint;
+			return false;
+		}
+		account->secret = klm_secret_create(whole->data, strcspn(whole->data, "\r\n"));
+		klm_secret_wipe(whole);
+		if (account->secret->length == 0)
+		{
+			error->message = psprintf("the platform's password file \"%s\" has an empty first line",
+									  file);
+			error->hint = password_file_hint;
+			return false;
+		}
+	}
+	else if (account->target.username != NULL)
+	{
+		/* configure_smtp() saves no such account. */
+		error->message = psprintf("the account \"%s\" has a user name and no password",
+								  account->name);
+		error->hint = "Save the password: SELECT * FROM kliv_mail.configure_smtp(password => ...).";
+		return false;
+	}
+	if (account->secret)
+		account->target.password = account->secret->data;
+
+	/* Whatever the row says: no credentials without TLS. */
+	if (account->secret && account->target.encryption == KLM_CLEAR)
+	{
+		error->message = psprintf("the account \"%s\" has a password and no TLS", account->name);
+		error->hint = "SELECT * FROM kliv_mail.configure_smtp(encryption => 'starttls', "
+			"password => ...) mends it.";
+		return false;
+	}
+	return true;
+}
+
+static void
+load_senders(KlmAccount *account, HeapTuple row, TupleDesc desc)
+{
+	bool		isnull;
+	Datum		array = column(row, desc, "allowed_senders", &isnull);
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+
+	if (isnull)
+		return;
+	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &count);
+	account->allowed_senders = palloc(sizeof(char *) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+		if (!nulls[i])
+			account->allowed_senders[account->allowed_sender_count++] =
+				klm_to_utf8(TextDatumGetCString(elements[i]));
+}
+
+/* A fully qualified name that says nothing about this machine: the sender's domain. */
+const char *
+klm_ehlo_name(const char *from_address)
+{
+	const char *at = from_address ? strrchr(from_address, '@') : NULL;
+
+	return at && at[1] && at[1] != '[' ? at + 1 : "localhost";
+}
+
+/* UTF-8, or NULL. */
+static char *
+text_column(HeapTuple row, TupleDesc desc, const char *name)
+{
+	bool		isnull;
+	Datum		value = column(row, desc, name, &isnull);
+
+	return isnull ? NULL : klm_to_utf8(TextDatumGetCString(value));
+}
+
+static Datum
+column(HeapTuple row, TupleDesc desc, const char *name, bool *isnull)
+{
+	int			number = SPI_fnumber(desc, name);
+
+	if (number <= 0)
+		elog(ERROR, "_load_account() has no column \"%s\"", name);
+	return SPI_getbinval(row, desc, number, isnull);
+}

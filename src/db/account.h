@@ -1,0 +1,45 @@
+/*-------------------------------------------------------------------------
+ *
+ * account.h
+ *		An account as a process needs it.
+ *
+ * Layer: edge (SPI).  Sees connection.h and crypto.h.  In kliv_mail_net.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_SETTINGS_H
+#define KLM_SETTINGS_H
+
+#include "net/connection.h"
+#include "secret/seal.h"
+
+typedef struct KlmAccount
+{
+	char	   *name;
+	char	   *provider;		/* or NULL */
+	char	   *fingerprint;	/* changes whenever a new connection would differ */
+	KlmTarget	target;			/* password filled while problem is NULL */
+	KlmSecret  *secret;			/* target.password points into it; NULL: no AUTH */
+	char	   *from_address;
+	char	   *from_name;		/* or NULL */
+	char	   *reply_to;		/* or NULL */
+	char	  **allowed_senders;
+	int			allowed_sender_count;
+	bool		key_missing;	/* problem is the key: hold by 'key' */
+	char	   *problem;		/* why it cannot be used now, or NULL */
+	char	   *hint;
+} KlmAccount;
+
+/*
+ * Read one account ('platform' from the configuration) into the current
+ * context, opening its password; in a transaction with SPI connected.  NULL:
+ * no such account, or not in use.
+ */
+extern KlmAccount *klm_load_account(const char *name);
+
+/* What we call ourselves in EHLO: points into the address, or is static. */
+extern const char *klm_ehlo_name(const char *from_address);
+
+#endif							/* KLM_SETTINGS_H */

@@ -1,0 +1,138 @@
+/*-------------------------------------------------------------------------
+ *
+ * outbox.h
+ *		The outbox as the sender sees it: claim, record, what is due next.
+ *
+ * Layer: edge (SPI).  In kliv_mail_net.  Everything here runs between
+ * klm_outbox_begin() and klm_outbox_commit(): one transaction, as the
+ * extension's owner, in a security-restricted operation.  The logic is that of
+ * sql/install/45_outbox.sql; text comes back in UTF-8, palloc'd in the context
+ * that klm_outbox_begin() was given.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_OUTBOX_H
+#define KLM_OUTBOX_H
+
+#include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
+
+#include "base/kliv_mail.h"
+
+typedef struct KlmClaim
+{
+	int64		id;
+	int64		message_id;
+	char	   *recipient;
+	char	   *account;
+	char	   *settings;		/* changes with any setting of the account */
+	char	   *suppressed;		/* why the address gets no mail, or NULL */
+	char	   *sender;			/* failover: the From of the account that is in trouble */
+	char	   *sender_name;
+	/* Filled by the sender: */
+	char	   *unsubscribe_link;
+	const char *problem;		/* why the link cannot be made, or NULL */
+	bool		key_trouble;
+	int			size;
+} KlmClaim;
+
+typedef struct KlmAccountState
+{
+	char	   *name;
+	char	   *settings;		/* as KlmClaim's */
+	bool		stopped;		/* paused, a limit of 0, out of use: what has not left goes back */
+} KlmAccountState;
+
+typedef struct KlmStoredMessage
+{
+	int64		id;
+	char	   *header_id;		/* Message-ID without <> */
+	char	   *from_address;	/* as wished, or NULL; so the next two */
+	char	   *from_name;
+	char	   *reply_to;
+	bool		smtputf8;
+	bool		unsubscribe;	/* add the recipient's link */
+	char	   *entity;
+	Size		entity_length;
+	int			users;			/* the sender's deliveries that need the entity */
+} KlmStoredMessage;
+
+/* A delivery's outcome: a decision of reply.c, or verdict "returned", "postponed" or "suppressed". */
+typedef struct KlmOutcome
+{
+	int64		id;
+	int64		message_id;		/* for NOTIFY */
+	const char *verdict;
+	const char *scope;
+	const char *bounce_type;
+	int			pause_s;
+	const char *stage;
+	int			code;
+	const char *enhanced;
+	const char *reply;
+	const char *reason;
+	const char *hint;
+	const char *server_id;
+	const char *identity;
+	bool		unknown;		/* no rule knew the reply */
+	const char *fingerprint;	/* of the settings that it was met with; NULL: none were */
+} KlmOutcome;
+
+extern void klm_outbox_begin(MemoryContext results);
+
+/* Both leave the context current that was so at klm_outbox_begin(). */
+extern void klm_outbox_commit(void);
+
+/* After an error in between: abort, nothing stays open. */
+extern void klm_outbox_abort(void);
+
+/* Handler of SIGTERM: a commit waits for no standby any more. */
+extern void klm_outbox_shutdown(SIGNAL_ARGS);
+
+/*
+ * The extension's version here, NULL when it is not installed.  Looks up the
+ * owner for the calls after it.
+ */
+extern char *klm_outbox_version(void);
+
+/* A new epoch under its session lock. */
+extern int64 klm_outbox_open_epoch(void);
+
+/* What dead epochs had claimed becomes in doubt; how many deliveries. */
+extern int64 klm_outbox_recover(void);
+
+/*
+ * List of KlmClaim.  bytes < 0: a single row.  busy and held: the deliveries and
+ * octets of each of the accounts that are in hand.  The claimed ids are in *ids
+ * even where an error ends the call.
+ */
+extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
+							  int64 *held, int count, int64 **ids, int *id_count);
+
+/* List of KlmAccountState. */
+extern List *klm_outbox_accounts(void);
+
+/* List of KlmStoredMessage. */
+extern List *klm_outbox_messages(const int64 *ids, int count);
+
+extern void klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count);
+extern void klm_outbox_hold(const char *account, const char *by, int pause_s, const char *reason,
+							const char *hint, bool failure, const char *fingerprint);
+extern void klm_outbox_set_aside(int64 id, const char *reason);
+extern void klm_outbox_expire(void);
+
+/* set_brand(unsubscribe_url), or NULL. */
+extern char *klm_outbox_unsubscribe_url(void);
+
+/* NOTIFY kliv_mail; a full queue raises. */
+extern void klm_outbox_notify(const char *payload);
+
+/* In this database's time; DT_NOEND: not before a call. */
+extern TimestampTz klm_outbox_next_due(void);
+
+/* Delete history older than the retention, a batch; how many rows. */
+extern int64 klm_outbox_retain(void);
+
+#endif							/* KLM_OUTBOX_H */

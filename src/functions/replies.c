@@ -1,0 +1,183 @@
+/*-------------------------------------------------------------------------
+ *
+ * replies.c
+ *		SQL functions over reply.c and providers.c: classify_reply(),
+ *		_read_reply(), _providers().
+ *
+ * Layer: SQL entry points.  Sees reply.h, providers.h, guc.h.  Runs no SQL.
+ * In kliv_mail_net.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "common/string.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "base/compat.h"
+#include "base/guc.h"
+#include "smtp/providers.h"
+#include "smtp/verdict.h"
+
+PG_FUNCTION_INFO_V1(kliv_mail_classify_reply);
+PG_FUNCTION_INFO_V1(kliv_mail__read_reply);
+PG_FUNCTION_INFO_V1(kliv_mail__providers);
+
+static KlmStage stage_argument(FunctionCallInfo fcinfo, int number);
+static void put_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls);
+static Datum text_or_null(const char *utf8, bool *null);
+
+/* classify_reply(stage, reply, provider) */
+Datum
+kliv_mail_classify_reply(PG_FUNCTION_ARGS)
+{
+	KlmStage	stage = stage_argument(fcinfo, 0);
+	char	   *raw;
+	char	   *provider = NULL;
+	KlmReply	reply;
+	KlmDecision decision;
+	Datum		values[5];
+	bool		nulls[5] = {false};
+	Interval   *pause;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("reply: must not be null"),
+				 errhint("Give the server's reply; '' stands for a connection that was lost "
+				"without one.")));
+	raw = klm_argument(fcinfo, 1);
+	if (!PG_ARGISNULL(2))
+	{
+		provider = text_to_cstring(PG_GETARG_TEXT_PP(2));
+		if (klm_find_provider(provider) == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("provider: \"%s\" is not known", provider),
+					 errhint("Choose one of %s; or leave it out.", klm_provider_names())));
+	}
+
+	klm_read_reply(stage, raw, strlen(raw), &reply);
+	klm_classify_reply(&reply, provider, reply.code == 0, &decision);
+
+	values[0] = CStringGetTextDatum(klm_verdict_name(decision.verdict));
+	values[1] = CStringGetTextDatum(klm_scope_name(decision.scope));
+	values[2] = text_or_null(decision.bounce_type, &nulls[2]);
+	pause = palloc0(sizeof(Interval));
+	pause->time = (TimeOffset) decision.pause_s * USECS_PER_SEC;
+	values[3] = IntervalPGetDatum(pause);
+	nulls[3] = decision.pause_s == 0;
+	values[4] = CStringGetTextDatum(decision.reason);
+
+	InitMaterializedSRF(fcinfo, 0);
+	put_row(fcinfo, values, nulls);
+	return (Datum) 0;
+}
+
+/* _read_reply(stage, raw, provider): what the bytes become; one row. */
+Datum
+kliv_mail__read_reply(PG_FUNCTION_ARGS)
+{
+	KlmStage	stage = stage_argument(fcinfo, 0);
+	bytea	   *raw = PG_GETARG_BYTEA_PP(1);
+	KlmReply	reply;
+	Datum		values[4];
+	bool		nulls[4] = {false};
+	char	   *id;
+
+	klm_read_reply(stage, VARDATA_ANY(raw), VARSIZE_ANY_EXHDR(raw), &reply);
+	id = klm_server_message_id(&reply, NULL);
+	values[0] = Int32GetDatum(reply.code);
+	values[1] = text_or_null(reply.enhanced[0] ? reply.enhanced : NULL, &nulls[1]);
+	values[2] = CStringGetTextDatum(klm_from_utf8_lossy(reply.text));
+	values[3] = text_or_null(id, &nulls[3]);
+
+	InitMaterializedSRF(fcinfo, 0);
+	put_row(fcinfo, values, nulls);
+	return (Datum) 0;
+}
+
+/* _providers(): the table of providers.c */
+Datum
+kliv_mail__providers(PG_FUNCTION_ARGS)
+{
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < klm_provider_count; i++)
+	{
+		const KlmProvider *provider = &klm_providers[i];
+		Datum		values[11];
+		bool		nulls[11] = {false};
+		Datum		required[lengthof(provider->required)];
+		const char *notes;
+		int			count = 0;
+
+		while (count < lengthof(provider->required) && provider->required[count])
+		{
+			required[count] = CStringGetTextDatum(provider->required[count]);
+			count++;
+		}
+		values[0] = CStringGetTextDatum(provider->name);
+		values[1] = text_or_null(provider->title, &nulls[1]);
+		values[2] = text_or_null(provider->host, &nulls[2]);
+		values[3] = Int32GetDatum(provider->port);
+		values[4] = CStringGetTextDatum(provider->encryption);
+		values[5] = PointerGetDatum(construct_array(required, count, TEXTOID, -1, false,
+													TYPALIGN_INT));
+		values[6] = text_or_null(provider->example, &nulls[6]);
+		values[7] = text_or_null(provider->username_hint, &nulls[7]);
+		values[8] = text_or_null(provider->password_hint, &nulls[8]);
+		notes = provider->notes;
+		if (provider->host_hint)
+			notes = psprintf("%s %s", provider->host_hint, notes);
+		values[9] = text_or_null(notes, &nulls[9]);
+		values[10] = text_or_null(provider->docs_url, &nulls[10]);
+		put_row(fcinfo, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+static KlmStage
+stage_argument(FunctionCallInfo fcinfo, int number)
+{
+	char	   *name;
+	KlmStage	stage;
+
+	if (PG_ARGISNULL(number))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("stage: must not be null"),
+				 errhint("Choose one of connect, greeting, tls, ehlo, auth, mail, rcpt, data, "
+				"dot.")));
+	name = text_to_cstring(PG_GETARG_TEXT_PP(number));
+	if (!klm_stage_by_name(name, &stage))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("stage: \"%s\" is not known", name),
+				 errhint("Choose one of connect, greeting, tls, ehlo, auth, mail, rcpt, data, "
+				"dot.")));
+	return stage;
+}
+
+static void
+put_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+}
+
+static Datum
+text_or_null(const char *utf8, bool *null)
+{
+	*null = utf8 == NULL;
+	return utf8 ? CStringGetTextDatum(klm_from_utf8_lossy(utf8)) : (Datum) 0;
+}

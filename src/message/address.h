@@ -1,0 +1,69 @@
+/*-------------------------------------------------------------------------
+ *
+ * address.h
+ *		RFC 5321/5322 addresses: parse, check, write.
+ *
+ * Layer: pure (palloc only).  All text is UTF-8.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_ADDRESS_H
+#define KLM_ADDRESS_H
+
+#include "base/kliv_mail.h"
+
+typedef struct KlmAddress
+{
+	char	   *name;			/* display name, decoded, not quoted; NULL if none */
+	char	   *addr;			/* addr-spec as it goes on the wire: local part
+								 * quoted where needed, domain in lower-case A-labels */
+	bool		smtputf8;		/* the local part is not ASCII (RFC 6531) */
+} KlmAddress;
+
+/*
+ * Parse an RFC 5322 address list ("Ana <ana@example.com>, bob@example.org").
+ * Exact repeats (same addr) are merged, the first one's name stays.  The array
+ * is palloc'd.  An empty list, a group, a separator other than ',', a control
+ * or bidi character, a bad address: false with *error filled.
+ */
+extern PGDLLEXPORT bool klm_parse_address_list(const char *list, KlmAddress **addresses, int *count,
+								   KlmError *error);
+
+/* Exactly one address, with or without a display name. */
+extern PGDLLEXPORT bool klm_parse_address(const char *text, KlmAddress *address, KlmError *error);
+
+/*
+ * "Name <addr>" for use in a header *value that the caller still has to
+ * encode*, or in a list given to klm_parse_address_list(): the name quoted as
+ * needed, UTF-8 kept.  For RFC 2047 encoded header lines see mime.h.
+ */
+extern PGDLLEXPORT char *klm_format_address(const char *name, const char *addr);
+
+/*
+ * Is addr one of the patterns (addresses, or "@domain")?  Domains compare
+ * without case, local parts exactly.
+ */
+extern PGDLLEXPORT bool klm_address_allowed(const char *addr, const char **patterns, int count);
+
+/*
+ * C0, C1, bidi controls, line separators, zero-width: what may stand in no
+ * name.  The joiners U+200C and U+200D pass between two characters that are
+ * not ASCII, since Persian, Indic scripts and emoji are written with them.
+ */
+extern PGDLLEXPORT bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
+
+/*
+ * For the pure modules.  The code point at *text, which moves on (a byte that
+ * is no UTF-8 counts as U+FFFD); text made printable and cut to some 80
+ * characters for a message; an error filled in, false returned (error NULL:
+ * the caller wants no words).
+ */
+extern PGDLLEXPORT uint32 klm_utf8_next(const char **text, const char *end);
+extern PGDLLEXPORT bool klm_is_space(uint32 ch);
+extern PGDLLEXPORT char *klm_shown(const char *text, Size length);
+extern PGDLLEXPORT bool klm_fail(KlmError *error, int sqlstate, const char *hint,
+								 const char *format,...) pg_attribute_printf(4, 5);
+
+#endif							/* KLM_ADDRESS_H */

@@ -1,0 +1,1573 @@
+/*-------------------------------------------------------------------------
+ *
+ * connection.c
+ *		Open authenticated SMTP connections with libcurl; move bytes on them.
+ *
+ * Layer: edge (libcurl; the only includer of curl).  Owns every curl handle
+ * and descriptor through KlmConnector, whose memory context's reset callback
+ * frees them all.
+ *
+ * libcurl only connects (CURLOPT_CONNECT_ONLY): name lookup, our address
+ * guard, TCP, TLS or STARTTLS, EHLO and AUTH, asynchronously in one multi.  Its
+ * own SMTP transfer is not used, since it blocks the process on the reply to
+ * the final dot.  curl's descriptors and, once open, ours stand in one epoll
+ * descriptor, which the caller waits for beside its latch.
+ *
+ * libcurl's callbacks never raise nor allocate: they write to fixed buffers
+ * here, and klm_connection_report() makes texts of them later, outside.  Where
+ * a connection failed is known from the order of the server's replies, which
+ * CURLOPT_HEADERFUNCTION shows, since libcurl's codes do not tell it.
+ *
+ * A call that can start libcurl's resolver thread runs with all signals
+ * blocked: the thread inherits the mask, and PostgreSQL's handlers must never
+ * run in it.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <arpa/inet.h>
+#include <curl/curl.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/base64.h"
+#include "lib/ilist.h"
+#include "storage/fd.h"
+#include "utils/memutils.h"
+
+#include "base/compat.h"
+#include "net/connection.h"
+#include "base/guc.h"
+
+#if LIBCURL_VERSION_NUM < 0x075800
+#error "kliv_mail needs libcurl 7.88 or newer"
+#endif
+
+#define RAW_MAX 4096			/* of a reply during the connect */
+#define EVENTS 64
+
+/* Which reply the server owes next. */
+typedef enum Owed
+{
+	OWES_GREETING,
+	OWES_EHLO,
+	OWES_STARTTLS,
+	OWES_AUTH,
+	OWES_NOTHING
+} Owed;
+
+/* What klm_connector_next() has still to tell of a connection. */
+#define TELL_OPEN 1
+#define TELL_FAILED 2
+#define TELL_READABLE 4
+#define TELL_WRITABLE 8
+
+/* The reply that is being read, or was read last. */
+typedef struct RawReply
+{
+	bool		complete;
+	KlmStage	stage;
+	int			code;
+	Size		length;
+	char		raw[RAW_MAX];
+} RawReply;
+
+struct KlmConnection
+{
+	dlist_node	node;			/* in connector->connections */
+	dlist_node	ready_node;		/* in connector->ready while tell != 0 */
+	int			tell;
+	KlmConnector *connector;
+	KlmTarget	target;
+	void	   *owner;
+	CURL	   *easy;
+	int			fd;				/* once open, else -1 */
+	bool		settled;		/* open or failed; libcurl's callbacks are over */
+	bool		open;
+	bool		send_blocked;	/* libcurl may hold half of a TLS record */
+	bool		wants_write;
+
+	/* how far it got */
+	struct timespec start;
+	CURLcode	result;
+	KlmStage	stage;			/* where it failed */
+	Owed		owes;
+	bool		resolved;
+	bool		connected;
+	bool		starttls_accepted;
+	bool		tls_done;
+	bool		authenticated;
+	bool		guard_refused;
+	bool		address_tried;	/* one that the guard let pass */
+	bool		descriptors_exhausted;
+	int			socket_errno;
+	long		timeout_ms;
+	long		verify_result;
+	double		dns_ms;
+	double		connect_ms;
+	double		tls_ms;
+	double		ehlo_ms;
+	double		auth_ms;
+	char		address[INET6_ADDRSTRLEN];	/* connected to, else tried last */
+	char		refused_address[INET6_ADDRSTRLEN];
+	char		tls_version[32];
+	char		cert_subject[256];
+	char		cert_issuer[256];
+	char		cert_expires[64];
+	char		cert_names[512];
+	char		error[CURL_ERROR_SIZE];
+	KlmSmtpCaps caps;
+	Size		ehlo_length;
+	char		ehlo[RAW_MAX];	/* the last EHLO reply */
+	RawReply	reply;
+
+	/* bytes that came when it had just opened */
+	Size		early_length;
+	char		early[256];
+};
+
+struct KlmConnector
+{
+	MemoryContext context;
+	MemoryContextCallback callback;
+	CURLM	   *multi;
+	int			epoll_fd;
+	bool		timer_set;
+	struct timespec timer_at;
+	bool		polled;			/* nothing more without another epoll_wait() */
+	dlist_head	connections;
+	dlist_head	ready;
+};
+
+
+/* ---- time and signals ---- */
+
+static double
+ms_between(const struct timespec *from, const struct timespec *to)
+{
+	return (to->tv_sec - from->tv_sec) * 1000.0 + (to->tv_nsec - from->tv_nsec) / 1000000.0;
+}
+
+static double
+ms_since(const struct timespec *from)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return ms_between(from, &now);
+}
+
+static void
+block_signals(sigset_t *saved)
+{
+	sigset_t	all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, saved);
+}
+
+static void
+restore_signals(const sigset_t *saved)
+{
+	pthread_sigmask(SIG_SETMASK, saved, NULL);
+}
+
+
+/* ---- the address guard ---- */
+
+/* Do the first bits of two addresses agree? */
+static bool
+prefix_matches(const uint8 *a, const uint8 *b, int bits)
+{
+	int			bytes = bits / 8;
+	int			rest = bits % 8;
+
+	if (memcmp(a, b, bytes) != 0)
+		return false;
+	return rest == 0 || ((a[bytes] ^ b[bytes]) >> (8 - rest)) == 0;
+}
+
+typedef struct Network
+{
+	uint8		address[16];
+	int			bits;
+} Network;
+
+/* Neither loopback, link-local nor private, and nothing else that is no host on the Internet. */
+static bool
+is_public4(const uint8 *address)
+{
+	static const Network closed[] = {
+		{{0}, 8}, {{10}, 8}, {{100, 64}, 10}, {{127}, 8}, {{169, 254}, 16}, {{172, 16}, 12},
+		{{192, 0, 0}, 24}, {{192, 168}, 16}, {{198, 18}, 15}, {{224}, 4}, {{240}, 4}
+	};
+
+	for (int i = 0; i < lengthof(closed); i++)
+		if (prefix_matches(address, closed[i].address, closed[i].bits))
+			return false;
+	return true;
+}
+
+static bool
+is_public6(const uint8 *address)
+{
+	static const Network closed[] = {
+		{{0xfc}, 7},			/* unique local */
+		{{0xfe, 0x80}, 10},		/* link-local */
+		{{0xfe, 0xc0}, 10},		/* site-local, the old private ones */
+		{{0xff}, 8},			/* multicast */
+		{{0x00, 0x64, 0xff, 0x9b, 0x00, 0x01}, 48},	/* NAT64 of local use */
+	};
+	/* Forms that hold an IPv4 address, and at which byte. */
+	static const struct
+	{
+		Network		network;
+		int			offset;
+	}			embedded[] =
+	{
+		{{{0}, 96}, 12},		/* ::, ::1, compatible */
+		{{{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}, 96}, 12}, /* mapped */
+		{{{0x00, 0x64, 0xff, 0x9b}, 96}, 12},	/* NAT64 */
+		{{{0x20, 0x02}, 16}, 2},	/* 6to4 */
+	};
+
+	for (int i = 0; i < lengthof(closed); i++)
+		if (prefix_matches(address, closed[i].address, closed[i].bits))
+			return false;
+	for (int i = 0; i < lengthof(embedded); i++)
+		if (prefix_matches(address, embedded[i].network.address, embedded[i].network.bits))
+			return is_public4(address + embedded[i].offset);
+	return true;
+}
+
+/*
+ * Does kliv_mail.allowed_hosts (names, addresses, networks; commas between)
+ * name the host or the address?
+ */
+static bool
+is_allowed(const char *host, int family, const uint8 *address)
+{
+	const char *p = klm_allowed_hosts ? klm_allowed_hosts : "";
+
+	while (*p)
+	{
+		char		entry[256];
+		Size		length;
+		char	   *slash;
+		uint8		network[16];
+		int			bits = family == AF_INET ? 32 : 128;
+
+		p += strspn(p, ", \t\r\n");
+		length = strcspn(p, ", \t\r\n");
+		if (length > 0 && length < sizeof(entry))
+		{
+			memcpy(entry, p, length);
+			entry[length] = '\0';
+			if (pg_strcasecmp(entry, host) == 0)
+				return true;
+			slash = strchr(entry, '/');
+			if (slash != NULL)
+			{
+				char	   *end;
+				long		wanted = strtol(slash + 1, &end, 10);
+
+				*slash = '\0';
+				if (slash[1] < '0' || slash[1] > '9' || *end != '\0' || wanted > bits)
+					bits = -1;
+				else
+					bits = wanted;
+			}
+			if (bits >= 0 && inet_pton(family, entry, network) == 1 &&
+				prefix_matches(address, network, bits))
+				return true;
+		}
+		p += length;
+	}
+	return false;
+}
+
+
+bool
+klm_address_closed(const char *host, int family, const void *address)
+{
+	return !(family == AF_INET ? is_public4(address) : is_public6(address)) &&
+		!is_allowed(host, family, address);
+}
+
+
+/* ---- libcurl's callbacks: no allocation, no ereport ---- */
+
+/* CURLOPT_OPENSOCKETFUNCTION: each address, just before it is connected to. */
+static curl_socket_t
+open_socket(void *argument, curlsocktype purpose, struct curl_sockaddr *wanted)
+{
+	KlmConnection *connection = argument;
+	const void *address;
+	curl_socket_t fd;
+
+	if (!connection->resolved)
+	{
+		connection->resolved = true;
+		connection->dns_ms = ms_since(&connection->start);
+	}
+	if (wanted->family == AF_INET)
+		address = &((struct sockaddr_in *) &wanted->addr)->sin_addr;
+	else if (wanted->family == AF_INET6)
+		address = &((struct sockaddr_in6 *) &wanted->addr)->sin6_addr;
+	else
+		return CURL_SOCKET_BAD;
+
+	inet_ntop(wanted->family, address, connection->address, sizeof(connection->address));
+	if (connection->target.guarded &&
+		klm_address_closed(connection->target.host, wanted->family, address))
+	{
+		connection->guard_refused = true;
+		strlcpy(connection->refused_address, connection->address,
+				sizeof(connection->refused_address));
+		return CURL_SOCKET_BAD;
+	}
+	if (!AcquireExternalFD())
+	{
+		connection->descriptors_exhausted = true;
+		return CURL_SOCKET_BAD;
+	}
+	connection->address_tried = true;
+	fd = socket(wanted->family, wanted->socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, wanted->protocol);
+	if (fd < 0)
+	{
+		connection->socket_errno = errno;
+		ReleaseExternalFD();
+		return CURL_SOCKET_BAD;
+	}
+	return fd;
+}
+
+/* May come when the connection is gone: no argument. */
+static int
+close_socket(void *unused, curl_socket_t fd)
+{
+	ReleaseExternalFD();
+	return close(fd);
+}
+
+/* Start a reply, or a line of it, in the stage that the server owes one for. */
+static KlmStage
+owed_stage(const KlmConnection *connection)
+{
+	switch (connection->owes)
+	{
+		case OWES_GREETING:
+			return KLM_STAGE_GREETING;
+		case OWES_EHLO:
+			return KLM_STAGE_EHLO;
+		case OWES_STARTTLS:
+			return KLM_STAGE_TLS;
+		case OWES_AUTH:
+			return KLM_STAGE_AUTH;
+		case OWES_NOTHING:
+			break;
+	}
+	return connection->authenticated ? KLM_STAGE_AUTH : KLM_STAGE_EHLO;
+}
+
+/* The reply is complete: what comes next? */
+static void
+note_reply(KlmConnection *connection)
+{
+	RawReply   *reply = &connection->reply;
+
+	switch (connection->owes)
+	{
+		case OWES_GREETING:
+			if (reply->code == 220)
+				connection->owes = OWES_EHLO;
+			break;
+
+		case OWES_EHLO:
+			/* After a refusal libcurl tries HELO; its reply is owed in turn. */
+			if (reply->code != 250)
+				break;
+			connection->ehlo_ms = ms_since(&connection->start);
+			connection->ehlo_length = reply->length;
+			memcpy(connection->ehlo, reply->raw, reply->length);
+			klm_smtp_parse_ehlo(reply->raw, reply->length, &connection->caps);
+			if (connection->target.encryption == KLM_STARTTLS && !connection->starttls_accepted)
+				connection->owes = OWES_STARTTLS;
+			else if (connection->target.username != NULL)
+				connection->owes = OWES_AUTH;
+			else
+				connection->owes = OWES_NOTHING;
+			break;
+
+		case OWES_STARTTLS:
+			if (reply->code == 220)
+			{
+				connection->starttls_accepted = true;
+				connection->owes = OWES_EHLO;
+			}
+			break;
+
+		case OWES_AUTH:
+			if (reply->code == 235)
+			{
+				connection->auth_ms = ms_since(&connection->start);
+				connection->authenticated = true;
+				connection->owes = OWES_NOTHING;
+			}
+			break;
+
+		case OWES_NOTHING:
+			break;
+	}
+}
+
+/* CURLOPT_HEADERFUNCTION: each line of each reply. */
+static size_t
+read_line(char *data, size_t size, size_t count, void *argument)
+{
+	KlmConnection *connection = argument;
+	RawReply   *reply = &connection->reply;
+	Size		length = size * count;
+
+	/* What comes while libcurl gives up must not cover what went wrong. */
+	if (connection->settled || length == 0)
+		return length;
+
+	if (reply->complete || reply->length == 0)
+	{
+		reply->complete = false;
+		reply->length = 0;
+		reply->code = 0;
+		reply->stage = owed_stage(connection);
+	}
+	if (reply->length + length <= sizeof(reply->raw))
+	{
+		memcpy(reply->raw + reply->length, data, length);
+		reply->length += length;
+	}
+	else if (reply->length == 0)
+	{
+		memcpy(reply->raw, data, sizeof(reply->raw));
+		reply->length = sizeof(reply->raw);
+	}
+	if (length >= 4 && data[3] != '-')
+	{
+		for (int i = 0; i < 3; i++)
+			if (data[i] < '0' || data[i] > '9')
+				return length;
+		reply->code = (data[0] - '0') * 100 + (data[1] - '0') * 10 + (data[2] - '0');
+		reply->complete = true;
+		note_reply(connection);
+	}
+	return length;
+}
+
+/*
+ * CURLOPT_DEBUGFUNCTION: that the handshake begins, and the one line that tells
+ * the TLS version and that it is over.  All else, among it commands with
+ * credentials, is dropped.
+ */
+static int
+read_debug(CURL *easy, curl_infotype type, char *data, size_t size, void *argument)
+{
+	static const char prefix[] = "SSL connection using ";
+	KlmConnection *connection = argument;
+	Size		length = 0;
+
+	/*
+	 * With smtps libcurl tells when TCP was connected only once TLS is done;
+	 * the first bytes of the handshake tell it, too.
+	 */
+	if (type == CURLINFO_SSL_DATA_OUT && !connection->connected)
+	{
+		connection->connected = true;
+		connection->connect_ms = ms_since(&connection->start);
+	}
+	if (type != CURLINFO_TEXT || size < sizeof(prefix) ||
+		strncmp(data, prefix, sizeof(prefix) - 1) != 0)
+		return 0;
+	data += sizeof(prefix) - 1;
+	size -= sizeof(prefix) - 1;
+	while (length < size && length + 1 < sizeof(connection->tls_version) &&
+		   (unsigned char) data[length] > ' ' && (unsigned char) data[length] < 0x7f)
+		length++;
+	memcpy(connection->tls_version, data, length);
+	connection->tls_version[length] = '\0';
+	connection->tls_done = true;
+	connection->tls_ms = ms_since(&connection->start);
+	return 0;
+}
+
+/* CURLOPT_WRITEFUNCTION: nothing that is ours comes this way; never to stdout. */
+static size_t
+drop_data(char *data, size_t size, size_t count, void *argument)
+{
+	return size * count;
+}
+
+/* CURLMOPT_SOCKETFUNCTION */
+static int
+watch_socket(CURL *easy, curl_socket_t fd, int what, void *argument, void *unused)
+{
+	KlmConnector *connector = argument;
+	struct epoll_event event;
+
+	if (what == CURL_POLL_REMOVE)
+	{
+		epoll_ctl(connector->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+		return 0;
+	}
+	event.events = (what & CURL_POLL_IN ? EPOLLIN : 0) | (what & CURL_POLL_OUT ? EPOLLOUT : 0);
+	event.data.u64 = ((uint64) fd << 1) | 1;	/* an odd number is no pointer */
+	if (epoll_ctl(connector->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0 && errno == EEXIST)
+		epoll_ctl(connector->epoll_fd, EPOLL_CTL_MOD, fd, &event);
+	return 0;
+}
+
+/* CURLMOPT_TIMERFUNCTION */
+static int
+set_timer(CURLM *multi, long timeout_ms, void *argument)
+{
+	KlmConnector *connector = argument;
+
+	connector->timer_set = timeout_ms >= 0;
+	if (connector->timer_set)
+	{
+		clock_gettime(CLOCK_MONOTONIC, &connector->timer_at);
+		connector->timer_at.tv_sec += timeout_ms / 1000;
+		connector->timer_at.tv_nsec += (timeout_ms % 1000) * 1000000;
+		if (connector->timer_at.tv_nsec >= 1000000000)
+		{
+			connector->timer_at.tv_sec++;
+			connector->timer_at.tv_nsec -= 1000000000;
+		}
+	}
+	return 0;
+}
+
+
+/* ---- the connector ---- */
+
+/* Free what a connection holds of libcurl; never blocks. */
+static void
+release_connection(KlmConnection *connection)
+{
+	KlmConnector *connector = connection->connector;
+
+	connection->settled = true;
+	if (connection->tell != 0)
+		dlist_delete(&connection->ready_node);
+	dlist_delete(&connection->node);
+	if (connection->fd >= 0)
+	{
+		epoll_ctl(connector->epoll_fd, EPOLL_CTL_DEL, connection->fd, NULL);
+
+		/*
+		 * Half a TLS record may be waiting to be written; ending TLS politely
+		 * must not send the rest of it, since we have told that it did not
+		 * leave.
+		 */
+		if (connection->send_blocked)
+			shutdown(connection->fd, SHUT_RDWR);
+	}
+	if (connection->easy != NULL)
+	{
+		curl_multi_remove_handle(connector->multi, connection->easy);
+		curl_easy_cleanup(connection->easy);
+	}
+}
+
+static void
+release_connector(void *argument)
+{
+	KlmConnector *connector = argument;
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &connector->connections)
+		release_connection(dlist_container(KlmConnection, node, iter.cur));
+	if (connector->multi != NULL)
+		curl_multi_cleanup(connector->multi);
+	if (connector->epoll_fd >= 0)
+	{
+		close(connector->epoll_fd);
+		ReleaseExternalFD();
+	}
+}
+
+KlmConnector *
+klm_connector_create(void)
+{
+	static bool initialized = false;
+	MemoryContext context;
+	KlmConnector *connector;
+
+	/* Here and not in _PG_init: most processes never connect. */
+	if (!initialized)
+	{
+		if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
+			ereport(ERROR,
+					(errcode(ERRCODE_OUT_OF_MEMORY),
+					 errmsg("could not initialize libcurl")));
+		initialized = true;
+	}
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "kliv_mail connections",
+									ALLOCSET_DEFAULT_SIZES);
+	connector = MemoryContextAllocZero(context, sizeof(KlmConnector));
+	connector->context = context;
+	connector->epoll_fd = -1;
+	dlist_init(&connector->connections);
+	dlist_init(&connector->ready);
+	connector->callback.func = release_connector;
+	connector->callback.arg = connector;
+	MemoryContextRegisterResetCallback(context, &connector->callback);
+
+	if (!AcquireExternalFD())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not open connections: %m")));
+	connector->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (connector->epoll_fd < 0)
+	{
+		ReleaseExternalFD();
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not open connections: %m")));
+	}
+	connector->multi = curl_multi_init();
+	if (connector->multi == NULL ||
+		curl_multi_setopt(connector->multi, CURLMOPT_SOCKETFUNCTION, watch_socket) != CURLM_OK ||
+		curl_multi_setopt(connector->multi, CURLMOPT_SOCKETDATA, connector) != CURLM_OK ||
+		curl_multi_setopt(connector->multi, CURLMOPT_TIMERFUNCTION, set_timer) != CURLM_OK ||
+		curl_multi_setopt(connector->multi, CURLMOPT_TIMERDATA, connector) != CURLM_OK ||
+		klm_multi_quick_exit(connector->multi) != CURLM_OK ||
+		/* Fewer than are open would make libcurl close some to make room. */
+		curl_multi_setopt(connector->multi, CURLMOPT_MAXCONNECTS, 65536L) != CURLM_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not initialize libcurl")));
+	return connector;
+}
+
+int
+klm_connector_fd(const KlmConnector *connector)
+{
+	return connector->epoll_fd;
+}
+
+long
+klm_connector_timeout(const KlmConnector *connector)
+{
+	double		left;
+
+	if (!dlist_is_empty(unconstify(dlist_head *, &connector->ready)))
+		return 0;
+	if (!connector->timer_set)
+		return -1;
+	left = -ms_since(&connector->timer_at);
+
+	/* Rounded up: a little early would be a call for nothing. */
+	return left <= 0 ? 0 : (long) left + 1;
+}
+
+static void
+tell(KlmConnection *connection, int what)
+{
+	if (connection->tell == 0)
+		dlist_push_tail(&connection->connector->ready, &connection->ready_node);
+	connection->tell |= what;
+}
+
+/* Where did it stop? */
+static KlmStage
+failed_stage(const KlmConnection *connection)
+{
+	switch (connection->result)
+	{
+		case CURLE_SSL_CONNECT_ERROR:
+		case CURLE_PEER_FAILED_VERIFICATION:
+		case CURLE_SSL_CACERT_BADFILE:
+		case CURLE_SSL_CIPHER:
+		case CURLE_SSL_CERTPROBLEM:
+		case CURLE_SSL_ISSUER_ERROR:
+		case CURLE_SSL_INVALIDCERTSTATUS:
+		case CURLE_SSL_ENGINE_INITFAILED:
+		case CURLE_USE_SSL_FAILED:
+			return KLM_STAGE_TLS;
+		default:
+			break;
+	}
+	if (connection->owes == OWES_GREETING)
+	{
+		if (!connection->connected)
+			return KLM_STAGE_CONNECT;
+		if (connection->target.encryption == KLM_TLS && !connection->tls_done)
+			return KLM_STAGE_TLS;
+	}
+	if (connection->owes == OWES_EHLO && connection->starttls_accepted && !connection->tls_done)
+		return KLM_STAGE_TLS;
+	return owed_stage(connection);
+}
+
+/* Copy the value of "Key:value" of the server's certificate. */
+static void
+read_certificate(KlmConnection *connection)
+{
+	struct curl_certinfo *info = NULL;
+
+	if (curl_easy_getinfo(connection->easy, CURLINFO_CERTINFO, &info) != CURLE_OK ||
+		info == NULL || info->num_of_certs < 1)
+		return;
+	for (struct curl_slist *line = info->certinfo[0]; line != NULL; line = line->next)
+	{
+		if (strncmp(line->data, "Subject:", 8) == 0)
+			strlcpy(connection->cert_subject, line->data + 8, sizeof(connection->cert_subject));
+		else if (strncmp(line->data, "Issuer:", 7) == 0)
+			strlcpy(connection->cert_issuer, line->data + 7, sizeof(connection->cert_issuer));
+		else if (strncmp(line->data, "Expire date:", 12) == 0)
+			strlcpy(connection->cert_expires, line->data + 12, sizeof(connection->cert_expires));
+		else if (strncmp(line->data, "X509v3 Subject Alternative Name:", 32) == 0)
+			strlcpy(connection->cert_names, line->data + 32, sizeof(connection->cert_names));
+	}
+}
+
+/* libcurl has connected or given up. */
+static void
+settle(KlmConnection *connection, CURLcode result)
+{
+	curl_off_t	microseconds = 0;
+	char	   *address = NULL;
+	long		os_errno = 0;
+
+	connection->result = result;
+	if (curl_easy_getinfo(connection->easy, CURLINFO_CONNECT_TIME_T, &microseconds) == CURLE_OK &&
+		microseconds > 0)
+	{
+		connection->connected = true;
+		connection->connect_ms = microseconds / 1000.0;
+		if (curl_easy_getinfo(connection->easy, CURLINFO_PRIMARY_IP, &address) == CURLE_OK &&
+			address != NULL && address[0] != '\0')
+			strlcpy(connection->address, address, sizeof(connection->address));
+	}
+	curl_easy_getinfo(connection->easy, CURLINFO_SSL_VERIFYRESULT, &connection->verify_result);
+	if (curl_easy_getinfo(connection->easy, CURLINFO_OS_ERRNO, &os_errno) == CURLE_OK &&
+		os_errno != 0)
+		connection->socket_errno = os_errno;
+	read_certificate(connection);
+	connection->stage = failed_stage(connection);
+	connection->settled = true;
+
+	/* libcurl connects without AUTH where the server offers none. */
+	if (result == CURLE_OK && connection->owes == OWES_NOTHING)
+	{
+		curl_socket_t fd = CURL_SOCKET_BAD;
+		struct epoll_event event = {.events = EPOLLIN,.data.ptr = connection};
+		size_t		length = 0;
+
+		if (curl_easy_getinfo(connection->easy, CURLINFO_ACTIVESOCKET, &fd) == CURLE_OK &&
+			fd != CURL_SOCKET_BAD &&
+			epoll_ctl(connection->connector->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0)
+		{
+			connection->fd = fd;
+			connection->open = true;
+
+			/* A first read ties the handle to its connection, which libcurl could prune else. */
+			if (curl_easy_recv(connection->easy, connection->early, sizeof(connection->early),
+							   &length) == CURLE_OK)
+				connection->early_length = length;
+			curl_easy_setopt(connection->easy, CURLOPT_VERBOSE, 0L);
+		}
+	}
+
+	/* The copies that are needed no more. */
+	curl_easy_setopt(connection->easy, CURLOPT_USERNAME, NULL);
+	curl_easy_setopt(connection->easy, CURLOPT_PASSWORD, NULL);
+	curl_easy_setopt(connection->easy, CURLOPT_XOAUTH2_BEARER, NULL);
+
+	tell(connection, connection->open ? TELL_OPEN : TELL_FAILED);
+	if (connection->early_length > 0)
+		tell(connection, TELL_READABLE);
+}
+
+static void
+drive(KlmConnector *connector)
+{
+	struct epoll_event events[EVENTS];
+	bool		timer_due = connector->timer_set && ms_since(&connector->timer_at) >= 0;
+	bool		signals_blocked = false;
+	sigset_t	saved;
+	int			running;
+	int			count;
+
+	if (timer_due)
+	{
+		connector->timer_set = false;
+		block_signals(&saved);
+		signals_blocked = true;
+		curl_multi_socket_action(connector->multi, CURL_SOCKET_TIMEOUT, 0, &running);
+	}
+	count = epoll_wait(connector->epoll_fd, events, EVENTS, 0);
+	connector->polled = count < EVENTS;
+	for (int i = 0; i < count; i++)
+	{
+		uint32		what = events[i].events;
+
+		if (events[i].data.u64 & 1)
+		{
+			int			bits = 0;
+
+			if (!signals_blocked)
+				block_signals(&saved);
+			signals_blocked = true;
+			if (what & EPOLLIN)
+				bits |= CURL_CSELECT_IN;
+			if (what & EPOLLOUT)
+				bits |= CURL_CSELECT_OUT;
+			if (what & (EPOLLERR | EPOLLHUP))
+				bits |= CURL_CSELECT_ERR;
+			curl_multi_socket_action(connector->multi, (curl_socket_t) (events[i].data.u64 >> 1),
+									 bits, &running);
+		}
+		else
+		{
+			KlmConnection *connection = events[i].data.ptr;
+
+			if (what & (EPOLLIN | EPOLLERR | EPOLLHUP))
+				tell(connection, TELL_READABLE);
+			if (what & EPOLLOUT)
+				tell(connection, TELL_WRITABLE);
+		}
+	}
+	if (signals_blocked)
+	{
+		CURLMsg    *message;
+		int			left;
+
+		restore_signals(&saved);
+		while ((message = curl_multi_info_read(connector->multi, &left)) != NULL)
+		{
+			char	   *private = NULL;
+
+			if (message->msg == CURLMSG_DONE &&
+				curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &private) == CURLE_OK &&
+				private != NULL)
+				settle((KlmConnection *) private, message->data.result);
+		}
+	}
+}
+
+KlmConnEvent
+klm_connector_next(KlmConnector *connector, KlmConnection **connection)
+{
+	for (;;)
+	{
+		if (!dlist_is_empty(&connector->ready))
+		{
+			KlmConnection *ready = dlist_head_element(KlmConnection, ready_node, &connector->ready);
+			int			what = ready->tell & -ready->tell;	/* the lowest */
+
+			ready->tell &= ~what;
+			if (ready->tell == 0)
+				dlist_delete(&ready->ready_node);
+			*connection = ready;
+			return what == TELL_OPEN ? KLM_CONN_OPEN : what == TELL_FAILED ? KLM_CONN_FAILED :
+				what == TELL_READABLE ? KLM_CONN_READABLE : KLM_CONN_WRITABLE;
+		}
+		if (connector->polled)
+		{
+			connector->polled = false;
+			*connection = NULL;
+			return KLM_CONN_NONE;
+		}
+		drive(connector);
+	}
+}
+
+
+/* ---- one connection ---- */
+
+/* Could it stand in a URL and mean a host only? */
+static bool
+host_is_plain(const char *host)
+{
+	uint8		address[16];
+
+	if (inet_pton(AF_INET6, host, address) == 1)
+		return true;
+	if (host[0] == '\0' || strlen(host) > 253)
+		return false;
+	return strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") ==
+		strlen(host);
+}
+
+static bool
+set_error(KlmError *error, int sqlstate, char *message, char *hint)
+{
+	error->sqlstate = sqlstate;
+	error->message = message;
+	error->hint = hint;
+	return false;
+}
+
+/* Each option, and which one it was that libcurl did not take. */
+#define SET(option, value) \
+	do { \
+		CURLcode	code_ = curl_easy_setopt(easy, option, value); \
+		if (code_ != CURLE_OK) \
+			return set_error(error, code_ == CURLE_OUT_OF_MEMORY ? ERRCODE_OUT_OF_MEMORY : \
+							 ERRCODE_FEATURE_NOT_SUPPORTED, \
+							 psprintf("libcurl refused " #option ": %s", \
+									  curl_easy_strerror(code_)), NULL); \
+	} while (0)
+
+static bool
+set_options(KlmConnection *connection, const char *url, KlmError *error)
+{
+	const KlmTarget *target = &connection->target;
+	CURL	   *easy = connection->easy;
+
+	SET(CURLOPT_PRIVATE, connection);
+	SET(CURLOPT_ERRORBUFFER, connection->error);
+	SET(CURLOPT_CONNECT_ONLY, 1L);
+	SET(CURLOPT_URL, url);
+	SET(CURLOPT_PROTOCOLS_STR, "smtp,smtps");
+	SET(CURLOPT_NOSIGNAL, 1L);
+
+	/* Give up on a lookup without waiting for its thread. */
+	SET(CURLOPT_QUICK_EXIT, 1L);
+
+	/* The postmaster's environment may name a proxy. */
+	SET(CURLOPT_PROXY, "");
+	SET(CURLOPT_NOPROXY, "*");
+
+	SET(CURLOPT_CONNECTTIMEOUT_MS, connection->timeout_ms);
+	SET(CURLOPT_SERVER_RESPONSE_TIMEOUT, connection->timeout_ms / 1000 + 1);
+	SET(CURLOPT_OPENSOCKETFUNCTION, open_socket);
+	SET(CURLOPT_OPENSOCKETDATA, connection);
+	SET(CURLOPT_CLOSESOCKETFUNCTION, close_socket);
+	SET(CURLOPT_CLOSESOCKETDATA, NULL);
+	SET(CURLOPT_HEADERFUNCTION, read_line);
+	SET(CURLOPT_HEADERDATA, connection);
+	SET(CURLOPT_WRITEFUNCTION, drop_data);
+	SET(CURLOPT_DEBUGFUNCTION, read_debug);
+	SET(CURLOPT_DEBUGDATA, connection);
+	SET(CURLOPT_VERBOSE, 1L);
+
+	SET(CURLOPT_USE_SSL,
+		(long) (target->encryption == KLM_CLEAR ? CURLUSESSL_NONE : CURLUSESSL_ALL));
+	SET(CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	SET(CURLOPT_SSL_VERIFYPEER, 1L);
+	SET(CURLOPT_SSL_VERIFYHOST, 2L);
+	SET(CURLOPT_CERTINFO, 1L);
+	if (klm_ca_file != NULL && klm_ca_file[0] != '\0')
+	{
+		/* Instead of the system's, not beside them. */
+		SET(CURLOPT_CAINFO, klm_ca_file);
+		SET(CURLOPT_CAPATH, NULL);
+	}
+
+	if (target->username != NULL)
+	{
+		SET(CURLOPT_USERNAME, target->username);
+		SET(CURLOPT_SASL_IR, 1L);
+
+		/*
+		 * Named explicitly: left to itself libcurl takes what it holds for the
+		 * strongest that is offered, and tries no other.
+		 */
+		if (target->oauth2)
+		{
+			SET(CURLOPT_XOAUTH2_BEARER, target->password);
+			SET(CURLOPT_LOGIN_OPTIONS, "AUTH=XOAUTH2");
+		}
+		else
+		{
+			SET(CURLOPT_PASSWORD, target->password);
+			SET(CURLOPT_LOGIN_OPTIONS, "AUTH=PLAIN;AUTH=LOGIN");
+		}
+	}
+	return true;
+}
+
+KlmConnection *
+klm_connection_open(KlmConnector *connector, const KlmTarget *target, void *owner, KlmError *error)
+{
+	KlmConnection *connection;
+	char	   *url;
+	bool		ready;
+	sigset_t	saved;
+	CURLMcode	code;
+
+	/* Settings are checked when saved; a row may have been altered since. */
+	if (!host_is_plain(target->host) || target->port < 1 || target->port > 65535)
+	{
+		set_error(error, ERRCODE_INVALID_PARAMETER_VALUE,
+				  psprintf("\"%s\" port %d is no server that can be connected to", target->host,
+						   target->port), NULL);
+		return NULL;
+	}
+	if (target->username != NULL && target->encryption == KLM_CLEAR)
+	{
+		set_error(error, ERRCODE_INVALID_PARAMETER_VALUE,
+				  pstrdup("credentials are not sent without TLS"), NULL);
+		return NULL;
+	}
+
+	connection = MemoryContextAllocZero(connector->context, sizeof(KlmConnection));
+	connection->connector = connector;
+	connection->target = *target;
+	connection->owner = owner;
+	connection->fd = -1;
+	connection->dns_ms = connection->connect_ms = connection->tls_ms = -1;
+	connection->ehlo_ms = connection->auth_ms = -1;
+	connection->timeout_ms = klm_connect_timeout;
+	clock_gettime(CLOCK_MONOTONIC, &connection->start);
+	dlist_push_tail(&connector->connections, &connection->node);
+
+	url = psprintf(strchr(target->host, ':') ? "%s://[%s]:%d/%s" : "%s://%s:%d/%s",
+				   target->encryption == KLM_TLS ? "smtps" : "smtp", target->host, target->port,
+				   target->ehlo_name && host_is_plain(target->ehlo_name) ? target->ehlo_name :
+				   "localhost");
+	connection->easy = curl_easy_init();
+	if (connection->easy == NULL)
+		ready = set_error(error, ERRCODE_OUT_OF_MEMORY, pstrdup("libcurl is out of memory"), NULL);
+	else
+		ready = set_options(connection, url, error);
+	pfree(url);
+	if (ready)
+	{
+		block_signals(&saved);
+		code = curl_multi_add_handle(connector->multi, connection->easy);
+		restore_signals(&saved);
+		if (code != CURLM_OK)
+			ready = set_error(error, ERRCODE_OUT_OF_MEMORY,
+							  psprintf("could not start to connect: %s", curl_multi_strerror(code)),
+							  NULL);
+	}
+	if (!ready)
+	{
+		klm_connection_close(connection);
+		return NULL;
+	}
+	return connection;
+}
+
+void *
+klm_connection_owner(const KlmConnection *connection)
+{
+	return connection->owner;
+}
+
+void
+klm_connection_close(KlmConnection *connection)
+{
+	release_connection(connection);
+	pfree(connection);
+}
+
+static void
+watch_connection(KlmConnection *connection)
+{
+	struct epoll_event event = {.events = EPOLLIN,.data.ptr = connection};
+
+	if (connection->wants_write)
+		event.events |= EPOLLOUT;
+	epoll_ctl(connection->connector->epoll_fd, EPOLL_CTL_MOD, connection->fd, &event);
+}
+
+void
+klm_connection_want_write(KlmConnection *connection, bool want)
+{
+	if (connection->wants_write == want || connection->fd < 0)
+		return;
+	connection->wants_write = want;
+	watch_connection(connection);
+}
+
+ssize_t
+klm_connection_send(KlmConnection *connection, const char *data, Size length)
+{
+	size_t		sent = 0;
+	CURLcode	code;
+
+	if (!connection->open)
+		return -1;
+	code = curl_easy_send(connection->easy, data, length, &sent);
+	connection->send_blocked = code == CURLE_AGAIN;
+	if (code == CURLE_OK)
+		return sent;
+	return code == CURLE_AGAIN ? 0 : -1;
+}
+
+ssize_t
+klm_connection_recv(KlmConnection *connection, char *buffer, Size length)
+{
+	size_t		received = 0;
+	CURLcode	code;
+	int			on = 1;
+
+	if (!connection->open)
+		return -1;
+	if (connection->early_length > 0)
+	{
+		received = Min(length, connection->early_length);
+		memcpy(buffer, connection->early, received);
+		connection->early_length -= received;
+		memmove(connection->early, connection->early + received, connection->early_length);
+		return received;
+	}
+	code = curl_easy_recv(connection->easy, buffer, length, &received);
+	if (code == CURLE_AGAIN)
+		return 0;
+	if (code != CURLE_OK || received == 0)
+		return -1;
+
+	/*
+	 * A server that holds back its reply to the next envelope until we have
+	 * acknowledged the one to the dot would wait 40 ms for each mail.
+	 */
+	setsockopt(connection->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
+	return received;
+}
+
+
+/* ---- the report ---- */
+
+/* Somebody else's text, made printable. */
+static char *
+printable(const char *text, Size length)
+{
+	KlmReply	reply;
+
+	klm_read_reply(KLM_STAGE_CONNECT, text, length, &reply);
+	return reply.text;
+}
+
+static char *
+printable_or_null(const char *text)
+{
+	return text[0] != '\0' ? printable(text, strlen(text)) : NULL;
+}
+
+static char *
+base64(const char *data, Size length)
+{
+	int			size = pg_b64_enc_len(length) + 1;
+	char	   *text = palloc0(size);
+
+	if (pg_b64_encode((const void *) data, length, text, size - 1) < 0)
+		text[0] = '\0';
+	return text;
+}
+
+/* A server may repeat what it was given, plain or as AUTH carries it. */
+static bool
+repeats_secret(const KlmConnection *connection, const char *text)
+{
+	const KlmTarget *target = &connection->target;
+	Size		length;
+	StringInfoData plain;
+	char	   *alone;
+	char	   *both;
+	bool		found;
+
+	if (target->username == NULL || target->password == NULL || strlen(target->password) < 4)
+		return false;
+	length = strlen(target->password);
+	alone = base64(target->password, length);
+	initStringInfo(&plain);
+	appendStringInfoChar(&plain, '\0');
+	appendStringInfoString(&plain, target->username);
+	appendStringInfoChar(&plain, '\0');
+	appendStringInfoString(&plain, target->password);
+	both = base64(plain.data, plain.len);
+	found = strstr(text, target->password) != NULL || strstr(text, alone) != NULL ||
+		strstr(text, both) != NULL;
+	explicit_bzero(plain.data, plain.len);
+	explicit_bzero(alone, strlen(alone));
+	explicit_bzero(both, strlen(both));
+	pfree(plain.data);
+	pfree(alone);
+	pfree(both);
+	return found;
+}
+
+/* An XOAUTH2 refusal stands in a 334 line: base64 of {"status":"401",...}. */
+static char *
+oauth2_refusal(const RawReply *raw)
+{
+	const char *text = raw->raw + 4;
+	Size		length = 0;
+	int			size;
+	char	   *json;
+	int			decoded;
+
+	while (length + 4 < raw->length && (unsigned char) text[length] > ' ')
+		length++;
+	size = pg_b64_dec_len(length) + 1;
+	json = palloc0(size + 4);
+	decoded = pg_b64_decode(text, length, (void *) (json + 4), size);
+	if (decoded <= 0)
+		return NULL;
+	memcpy(json, "535 ", 4);
+	json[decoded + 4] = '\0';
+	return json;
+}
+
+/* What the server said in the stage that failed. */
+static void
+report_reply(const KlmConnection *connection, KlmReply *reply)
+{
+	const RawReply *raw = &connection->reply;
+	char	   *refusal = NULL;
+
+	memset(reply, 0, sizeof(*reply));
+	reply->stage = connection->stage;
+	reply->text = pstrdup("");
+	if (!raw->complete || raw->stage != connection->stage)
+		return;
+	if (raw->stage == KLM_STAGE_AUTH && raw->code == 334)
+	{
+		/* Challenges are nobody's business, but for this one. */
+		if (!connection->target.oauth2 || (refusal = oauth2_refusal(raw)) == NULL)
+			return;
+		klm_read_reply(raw->stage, refusal, strlen(refusal), reply);
+	}
+	else if (raw->code >= 400)
+		klm_read_reply(raw->stage, raw->raw, raw->length, reply);
+	else
+		return;
+	if (repeats_secret(connection, reply->text))
+		reply->text = pstrdup("(the reply repeats the credentials and is not shown)");
+}
+
+/* How the connection ended, where the server did not say. */
+static const char *
+ending(const KlmConnection *connection)
+{
+	if (connection->result == CURLE_LOGIN_DENIED)
+		return "the login was not completed";
+	if (connection->result == CURLE_RECV_ERROR || connection->result == CURLE_SEND_ERROR)
+		return connection->socket_errno == ECONNRESET ? "the server reset the connection" :
+			"the server closed the connection";
+	return connection->error[0] != '\0' ?
+		printable(connection->error, strlen(connection->error)) :
+		curl_easy_strerror(connection->result);
+}
+
+/* Is the mechanism among those that the server offers? */
+static bool
+offers(const KlmSmtpCaps *caps, const char *mechanism)
+{
+	Size		length = strlen(mechanism);
+
+	for (const char *p = caps->auth_mechanisms; (p = strstr(p, mechanism)) != NULL; p += length)
+		if ((p == caps->auth_mechanisms || p[-1] == ' ') && (p[length] == ' ' || p[length] == '\0'))
+			return true;
+	return false;
+}
+
+static bool
+library_says(const KlmConnection *connection, const char *words)
+{
+	return strstr(connection->error, words) != NULL;
+}
+
+/* "DNS:a.example, DNS:b.example" as people write it. */
+static char *
+plain_names(const char *names)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	while (*names)
+	{
+		if (strncmp(names, "DNS:", 4) == 0)
+			names += 4;
+		else
+			appendStringInfoChar(&text, *names++);
+	}
+	return text.data;
+}
+
+/* The words for a failed TLS stage. */
+static void
+explain_tls(const KlmConnection *connection, KlmConnectReport *report)
+{
+	const KlmTarget *target = &connection->target;
+
+	if (connection->owes == OWES_STARTTLS)
+	{
+		if (connection->reply.complete && connection->reply.stage == KLM_STAGE_TLS)
+		{
+			report->detail = pstrdup("the server refused STARTTLS");
+			report->hint = pstrdup("Try again later, or use encryption => 'tls' (usually "
+								   "port 465).");
+		}
+		else if (connection->caps.starttls)
+			report->detail = connection->result == CURLE_OPERATION_TIMEDOUT ?
+				psprintf("no reply to STARTTLS within %g s", connection->timeout_ms / 1000.0) :
+				psprintf("no reply to STARTTLS: %s", ending(connection));
+		else
+		{
+			report->detail = pstrdup("the server offers no STARTTLS");
+			report->hint = pstrdup("Nothing was sent in clear. Use encryption => 'tls' "
+								   "(usually port 465), or the host and port that the provider "
+								   "names for sending.");
+		}
+		return;
+	}
+
+	if (connection->result == CURLE_PEER_FAILED_VERIFICATION)
+	{
+		switch (connection->verify_result)
+		{
+				/* X509_V_ERR_* */
+			case 9:
+				report->detail = pstrdup("the server's certificate is not valid yet");
+				report->hint = pstrdup("Check this server's clock.");
+				return;
+			case 10:
+				report->detail = pstrdup("the server's certificate has expired");
+				report->hint = pstrdup("The server's operator must renew it; check also this "
+									   "server's clock.");
+				return;
+			case 18:
+				report->detail = pstrdup("the server's certificate is self-signed");
+				break;
+			case 19:
+				report->detail = pstrdup("the server's certificate comes from an authority that is "
+										 "not trusted here (self-signed certificate in chain)");
+				break;
+			case 20:
+			case 21:
+				report->detail = pstrdup("the server's certificate comes from an authority that is "
+										 "not known here");
+				break;
+			default:
+				if (connection->tls_done &&
+					(connection->verify_result == 0 || library_says(connection, "subject name")))
+				{
+					report->detail = psprintf("the server's certificate is not for \"%s\" but for %s",
+											  target->host, report->cert_names ?
+											  plain_names(report->cert_names) :
+											  report->cert_subject ? report->cert_subject :
+											  "another host");
+					report->hint = pstrdup("Use as host a name that the certificate is for; it is "
+										   "never accepted for another one.");
+					return;
+				}
+				report->detail = psprintf("the server's certificate was not accepted: %s",
+										  printable(connection->error, strlen(connection->error)));
+				break;
+		}
+		report->hint = pstrdup("An administrator can name the authority's certificate in "
+							   "kliv_mail.ca_file.");
+		return;
+	}
+	if (connection->result == CURLE_SSL_CACERT_BADFILE)
+	{
+		report->detail = psprintf("the trusted authorities' certificates could not be read: %s",
+								  printable(connection->error, strlen(connection->error)));
+		report->hint = pstrdup("An administrator must mend kliv_mail.ca_file.");
+		return;
+	}
+	if (target->encryption == KLM_TLS &&
+		(library_says(connection, "wrong version number") ||
+		 library_says(connection, "packet length too long") ||
+		 library_says(connection, "unknown protocol") ||
+		 library_says(connection, "unexpected TLS packet")))
+	{
+		report->detail = psprintf("the server on port %d does not begin with TLS (%s)",
+								  target->port,
+								  printable(connection->error, strlen(connection->error)));
+		report->hint = psprintf("Use encryption => 'starttls'%s, or encryption => 'tls' with %s.",
+								target->port == 465 ? " with port 587" :
+								psprintf(" with port %d", target->port),
+								target->port == 465 ? "the port that the provider names for it" :
+								"port 465");
+		return;
+	}
+	if (library_says(connection, "unsupported protocol") ||
+		library_says(connection, "protocol version") || library_says(connection, "version too low"))
+	{
+		report->detail = psprintf("the server offers no TLS 1.2 or newer (%s)",
+								  printable(connection->error, strlen(connection->error)));
+		return;
+	}
+	if (connection->result == CURLE_OPERATION_TIMEDOUT)
+	{
+		report->detail = psprintf("the TLS handshake was not finished within %g s",
+								  connection->timeout_ms / 1000.0);
+		if (target->encryption == KLM_TLS)
+			report->hint = psprintf("If port %d begins without TLS, use encryption => "
+									"'starttls'%s.", target->port,
+									target->port == 465 ? " with port 587" : "");
+		return;
+	}
+	report->detail = psprintf("the TLS handshake failed: %s",
+							  printable(connection->error, strlen(connection->error)));
+	report->hint = pstrdup("The server must offer TLS 1.2 or newer.");
+}
+
+/* The words for every other stage. */
+static void
+explain(const KlmConnection *connection, KlmConnectReport *report)
+{
+	const KlmTarget *target = &connection->target;
+	double		timeout = connection->timeout_ms / 1000.0;
+	bool		timed_out = connection->result == CURLE_OPERATION_TIMEDOUT;
+	bool		replied = report->reply.code != 0;
+
+	switch (connection->stage)
+	{
+		case KLM_STAGE_CONNECT:
+			if (connection->guard_refused && !connection->address_tried)
+			{
+				report->refused = true;
+				report->detail = psprintf("host \"%s\" is %s, a loopback, link-local, private or "
+										  "reserved address", target->host,
+										  connection->refused_address);
+				report->hint = pstrdup("Use the provider's public host name; an administrator can "
+									   "allow the address in kliv_mail.allowed_hosts.");
+			}
+			else if (connection->descriptors_exhausted)
+				report->detail = pstrdup("too many open files in this server process");
+			else if (connection->result == CURLE_COULDNT_RESOLVE_HOST)
+			{
+				report->detail = psprintf("no address was found for host \"%s\"", target->host);
+				report->hint = pstrdup("Check the host's spelling, and that the database server "
+									   "can look up names.");
+			}
+			else if (timed_out && !connection->resolved)
+			{
+				report->detail = psprintf("the look-up of host \"%s\" did not end within %g s",
+										  target->host, timeout);
+				report->hint = pstrdup("Check that the database server can look up names.");
+			}
+			else
+			{
+				report->detail = timed_out ?
+					psprintf("no answer from %s port %d within %g s",
+							 connection->address[0] ? connection->address : target->host,
+							 target->port, timeout) :
+					psprintf("could not connect to %s port %d: %s",
+							 connection->address[0] ? connection->address : target->host,
+							 target->port,
+							 connection->socket_errno ? strerror(connection->socket_errno) :
+							 connection->error);
+				report->hint = pstrdup("Check host and port (587 with starttls, 465 with tls), and "
+									   "that a firewall lets the database server out.");
+			}
+			break;
+
+		case KLM_STAGE_GREETING:
+			if (replied)
+				report->detail = pstrdup("the server does not take the connection");
+			else
+			{
+				report->detail = timed_out ?
+					psprintf("the server on port %d sent no greeting within %g s", target->port,
+							 timeout) :
+					psprintf("the server on port %d sent no SMTP greeting: %s", target->port,
+							 ending(connection));
+				if (target->encryption == KLM_TLS)
+					report->hint = pstrdup("Check that this is a mail server's port.");
+				else if (target->port == 465 || target->port == 2465)
+					report->hint = psprintf("Port %d begins with TLS: use encryption => 'tls', "
+											"or port 587 with encryption => 'starttls'.",
+											target->port);
+				else
+					report->hint = psprintf("If port %d begins with TLS, use encryption => "
+											"'tls'; else use port 587 with encryption => "
+											"'starttls', or port 465 with encryption => 'tls'.",
+											target->port);
+			}
+			break;
+
+		case KLM_STAGE_TLS:
+			explain_tls(connection, report);
+			break;
+
+		case KLM_STAGE_AUTH:
+			if (replied && report->reply.code / 100 == 4)
+				report->detail = pstrdup("the server does not take the login now");
+			else if (replied)
+			{
+				report->detail = pstrdup(target->oauth2 ? "the server refused the token" :
+										 "the server refused the user name or password");
+				report->hint = pstrdup(target->oauth2 ?
+									   "Get a new access token for SMTP, and check the user name." :
+									   "Check username and password; many providers want an API "
+									   "key or an app password instead of the account's own.");
+			}
+			else if (!connection->caps.auth)
+			{
+				report->detail = pstrdup("the server offers no AUTH");
+				report->hint = pstrdup("Use the provider's port for sending (587 or 465), or leave "
+									   "out username and password if the server wants none.");
+			}
+			else if (target->oauth2 ? !offers(&connection->caps, "XOAUTH2") :
+					 !offers(&connection->caps, "PLAIN") && !offers(&connection->caps, "LOGIN"))
+			{
+				report->detail = psprintf("the server offers AUTH %s, none of which can be used "
+										  "(usable: %s)",
+										  printable(connection->caps.auth_mechanisms,
+													strlen(connection->caps.auth_mechanisms)),
+										  target->oauth2 ? "XOAUTH2" : "PLAIN, LOGIN");
+				report->hint = pstrdup(target->oauth2 ?
+									   "Use auth => 'password' if the provider has passwords for "
+									   "SMTP." :
+									   "Use auth => 'oauth2' if the provider wants a token.");
+			}
+			break;
+
+		default:
+			if (replied)
+				report->detail = pstrdup("the server refused EHLO");
+			break;
+	}
+
+	if (report->detail == NULL)
+		report->detail = timed_out ? psprintf("no reply from the server within %g s", timeout) :
+			pstrdup(ending(connection));
+}
+
+void
+klm_connection_report(KlmConnection *connection, KlmConnectReport *report)
+{
+	memset(report, 0, sizeof(*report));
+	report->ok = connection->open;
+	report->caps = connection->caps;
+	report->address = connection->connected ? pstrdup(connection->address) : NULL;
+	report->refused_address = connection->guard_refused ?
+		pstrdup(connection->refused_address) : NULL;
+	report->ehlo = connection->ehlo_length > 0 ?
+		printable(connection->ehlo, connection->ehlo_length) : NULL;
+	report->tls_version = printable_or_null(connection->tls_version);
+	report->cert_subject = printable_or_null(connection->cert_subject);
+	report->cert_issuer = printable_or_null(connection->cert_issuer);
+	report->cert_expires = printable_or_null(connection->cert_expires);
+	report->cert_names = printable_or_null(connection->cert_names);
+	report->dns_ms = connection->dns_ms;
+	report->connect_ms = connection->connect_ms;
+	report->tls_ms = connection->tls_ms;
+	report->ehlo_ms = connection->ehlo_ms;
+	report->auth_ms = connection->auth_ms;
+	if (report->ok)
+		report->reply.text = pstrdup("");
+	else
+	{
+		report_reply(connection, &report->reply);
+		explain(connection, report);
+	}
+}

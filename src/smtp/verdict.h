@@ -1,0 +1,54 @@
+/*-------------------------------------------------------------------------
+ *
+ * verdict.h
+ *		What an SMTP reply means: the only place that decides.
+ *
+ * Layer: pure (palloc only).
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_REPLY_H
+#define KLM_REPLY_H
+
+#include "lib/stringinfo.h"
+
+#include "base/kliv_mail.h"
+
+typedef struct KlmDecision
+{
+	KlmVerdict	verdict;
+	KlmScope	scope;
+	const char *bounce_type;	/* "hard", "soft", "policy" or NULL */
+	int			pause_s;		/* seconds that the reply implies before another try; 0: the
+								 * caller's own backoff */
+	const char *reason;			/* static, plain words: "the mailbox does not exist" */
+	const char *hint;			/* static, what to do; or NULL */
+	bool		login;			/* it is about user name or password */
+	bool		unknown;		/* no rule knew this reply: only its code class and stage decided */
+} KlmDecision;
+
+/*
+ * Decide.  provider may be NULL.  lost: the connection ended (or timed out)
+ * with no (complete) reply; then reply->stage tells whether the dot had left.
+ */
+extern void klm_classify_reply(const KlmReply *reply, const char *provider, bool lost,
+							   KlmDecision *decision);
+
+/*
+ * Make a KlmReply of raw reply bytes (one whole reply, "250-a\r\n250 b\r\n",
+ * possibly hostile): code, an enhanced status only if its class agrees with
+ * the code, text made printable UTF-8 and capped.  Never fails.
+ */
+extern void klm_read_reply(KlmStage stage, const char *raw, Size length, KlmReply *reply);
+
+/* The id that the server gave an accepted message in its reply ("queued as X"); palloc'd or NULL. */
+extern char *klm_server_message_id(const KlmReply *reply, const char *provider);
+
+extern const char *klm_stage_name(KlmStage stage);
+extern bool klm_stage_by_name(const char *name, KlmStage *stage);
+extern const char *klm_verdict_name(KlmVerdict verdict);
+extern const char *klm_scope_name(KlmScope scope);
+
+#endif							/* KLM_REPLY_H */

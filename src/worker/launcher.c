@@ -1,0 +1,486 @@
+/*-------------------------------------------------------------------------
+ *
+ * launcher.c
+ *		The launcher: starts a sender where mail is due.
+ *
+ * Owns the process.  Calls shmem.c, which knows what is due; this file knows
+ * how workers are started, and which databases there are.
+ *
+ * The launcher is connected to no database, so that it is in nobody's way, and
+ * reads the two shared catalogues that such a process can read: pg_database,
+ * and pg_shseclabel, where CREATE EXTENSION (and every sender) has left a label
+ * on each database that has mail.  It reads them at its start and at reload.
+ * Databases without the label may be copies of one that has mail, made while
+ * the launcher was down: after a start they are looked at once, one a second.
+ *
+ * Everything else comes to it: a commit that queued mail, a sender that ended,
+ * a bar that was lifted set its latch.  It sleeps until then, or until the
+ * earliest time at which something is due.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_shseclabel.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/procsignal.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "base/compat.h"
+#include "base/guc.h"
+#include "hooks/hooks.h"
+#include "cluster/slots.h"
+
+/* The longest sleep while something is due later: the clock may be set meanwhile. */
+#define MAX_SLEEP_MS (60 * 60 * 1000L)
+
+/* Between two looks at databases that have no label. */
+#define LOOK_INTERVAL_MS 1000
+
+/* Between two tries when no worker slot is free: doubling up to the second. */
+#define SLOT_RETRY_MS 10000
+#define SLOT_RETRY_MAX_MS 60000
+
+/* A shortage that comes back within this time is the one already reported. */
+#define SLOT_REPORT_MS 600000
+
+/* Between two tries when the table of databases is full. */
+#define OVERFLOW_RETRY_MS 60000
+
+/* A worker that was asked for. */
+typedef struct Start
+{
+	KlmReservation reservation;
+	BackgroundWorkerHandle *handle; /* NULL: none */
+} Start;
+
+extern PGDLLEXPORT void klm_launcher_main(Datum argument);
+
+/* One a place; in TopMemoryContext. */
+static Start *starts = NULL;
+
+/*
+ * Handles of workers that have given their places back and still occupy their
+ * slots: the postmaster has not yet seen them end.  In TopMemoryContext.
+ */
+static List *ending = NIL;
+
+/*
+ * Databases that are still to be looked at: without a label after a start, or
+ * without room in the table.  The last comes first.
+ */
+static Oid *to_look_at = NULL;
+static int	to_look_at_count = 0;
+static TimestampTz next_look = 0;
+
+static bool slots_exhausted = false;
+static long slot_retry_ms = SLOT_RETRY_MS;
+static TimestampTz next_slot_try = 0;
+static TimestampTz last_shortage = 0;
+static TimestampTz next_overflow_scan = DT_NOEND;
+static bool overflow_reported = false;
+
+static void read_databases(bool mark_due, bool look_at_others);
+static void warn_of_moved_clock(void);
+static TimestampTz start_senders(void);
+static bool start_sender(const KlmReservation *reservation);
+static void check_starts(void);
+static bool has_stopped(BackgroundWorkerHandle *handle);
+static TimestampTz look_at_next(void);
+
+void
+klm_launcher_init(void)
+{
+	BackgroundWorker worker = {0};
+
+	/* pg_upgrade must meet nobody who connects to its databases. */
+	if (IsBinaryUpgrade)
+		return;
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 5;
+	strlcpy(worker.bgw_name, "kliv_mail launcher", BGW_MAXLEN);
+	strlcpy(worker.bgw_type, "kliv_mail launcher", BGW_MAXLEN);
+	strlcpy(worker.bgw_library_name, "kliv_mail", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "klm_launcher_main", BGW_MAXLEN);
+	RegisterBackgroundWorker(&worker);
+}
+
+void
+klm_launcher_main(Datum argument)
+{
+	MemoryContext context;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+
+	starts = MemoryContextAllocZero(TopMemoryContext, klm_max_senders * sizeof(Start));
+	context = AllocSetContextCreate(TopMemoryContext, "kliv_mail launcher", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+
+	klm_launcher_attach();
+	klm_check_keys();
+	warn_of_moved_clock();
+	read_databases(true, true);
+
+	for (;;)
+	{
+		TimestampTz wake_at;
+		TimestampTz now;
+		long		sleep_ms = -1;
+
+		/* First the latch: what happens from here on sets it again. */
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(context);
+
+		/* Not 0, which would say that it is not to be started again. */
+		if (ShutdownRequestPending)
+			proc_exit(1);
+
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			klm_check_keys();
+			warn_of_moved_clock();
+			read_databases(true, false);
+		}
+
+		check_starts();
+		wake_at = start_senders();
+
+		now = GetCurrentTimestamp();
+		if (next_overflow_scan <= now)
+		{
+			next_overflow_scan = DT_NOEND;
+			read_databases(false, true);
+			continue;
+		}
+		wake_at = Min(wake_at, next_overflow_scan);
+
+		if (!TIMESTAMP_IS_NOEND(wake_at))
+			sleep_ms = Min(TimestampDifferenceMilliseconds(now, wake_at), MAX_SLEEP_MS);
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (sleep_ms >= 0 ? WL_TIMEOUT : 0),
+						 sleep_ms, PG_WAIT_EXTENSION);
+	}
+}
+
+static void
+warn_of_moved_clock(void)
+{
+	if (klm_test_clock_offset != 0)
+		ereport(WARNING,
+				(errmsg("the clock of kliv_mail is moved by \"%s\"",
+						GetConfigOption("kliv_mail.test_clock_offset", false, false)),
+				 errhint("kliv_mail.test_clock_offset is for tests: reset it where real mail is "
+						 "sent.")));
+}
+
+/*
+ * Read the catalogues.  mark_due: every database with the label is due now;
+ * look_at_others: those that the table does not know will be looked at.
+ * Entries of databases that are gone are freed.
+ */
+static void
+read_databases(bool mark_due, bool look_at_others)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *labelled = NIL;
+	Oid		   *existing;
+	Oid		   *due;
+	int			existing_count = 0;
+	int			existing_max = 64;
+	int			due_count = 0;
+	int			other_count = 0;
+	Oid		   *others;
+	Relation	relation;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+	ListCell   *cell;
+
+	existing = palloc(existing_max * sizeof(Oid));
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+
+	relation = table_open(SharedSecLabelRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(relation, 0, NULL);
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		Form_pg_shseclabel form = (Form_pg_shseclabel) GETSTRUCT(tuple);
+		Datum		provider;
+		bool		null;
+
+		if (form->classoid != DatabaseRelationId)
+			continue;
+		provider = heap_getattr(tuple, Anum_pg_shseclabel_provider,
+								RelationGetDescr(relation), &null);
+		if (!null && strcmp(TextDatumGetCString(provider), "kliv_mail") == 0)
+		{
+			MemoryContext transaction = MemoryContextSwitchTo(caller);
+
+			labelled = lappend_oid(labelled, form->objoid);
+			MemoryContextSwitchTo(transaction);
+		}
+	}
+	table_endscan(scan);
+	table_close(relation, AccessShareLock);
+	list_sort(labelled, list_oid_cmp);
+
+	relation = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(relation, 0, NULL);
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+
+		/* -2: an interrupted DROP DATABASE has left it invalid. */
+		if (!form->datallowconn || form->datconnlimit == -2)
+			continue;
+		if (existing_count == existing_max)
+		{
+			existing_max *= 2;
+			existing = repalloc_huge(existing, existing_max * sizeof(Oid));
+		}
+		existing[existing_count++] = form->oid;
+	}
+	table_endscan(scan);
+	table_close(relation, AccessShareLock);
+	CommitTransactionCommand();
+	(void) pgstat_report_stat(true);
+	MemoryContextSwitchTo(caller);
+
+	klm_launcher_prune(existing, existing_count);
+
+	/* Both lists are sorted now: split the second by the first. */
+	pg_qsort(existing, existing_count, sizeof(Oid), oid_cmp);
+	due = palloc((existing_count + 1) * sizeof(Oid));
+	others = palloc((existing_count + 1) * sizeof(Oid));
+	cell = list_head(labelled);
+	for (int i = 0; i < existing_count; i++)
+	{
+		while (cell != NULL && lfirst_oid(cell) < existing[i])
+			cell = lnext(labelled, cell);
+		if (cell != NULL && lfirst_oid(cell) == existing[i])
+			due[due_count++] = existing[i];
+		else
+			others[other_count++] = existing[i];
+	}
+
+	if (mark_due)
+		klm_launcher_mark_due(due, due_count);
+	if (look_at_others)
+	{
+		if (to_look_at != NULL)
+			pfree(to_look_at);
+		to_look_at = MemoryContextAllocHuge(TopMemoryContext, (existing_count + 1) * sizeof(Oid));
+		to_look_at_count = 0;
+		for (int i = 0; i < other_count; i++)
+		{
+			if (!klm_launcher_knows(others[i]))
+				to_look_at[to_look_at_count++] = others[i];
+		}
+		for (int i = 0; i < due_count; i++)
+		{
+			if (!klm_launcher_knows(due[i]))
+				to_look_at[to_look_at_count++] = due[i];
+		}
+	}
+}
+
+/*
+ * Start what is due.  Returns when there is something to do next, if nothing
+ * sets the latch before.
+ */
+static TimestampTz
+start_senders(void)
+{
+	KlmReservation reservation;
+	KlmOutlook	outlook;
+	TimestampTz now = GetCurrentTimestamp();
+	bool		databases_read = false;
+
+	if (slots_exhausted && now < next_slot_try)
+		return next_slot_try;
+
+	while (klm_launcher_reserve(&reservation, &outlook))
+	{
+		/* Where the last sender failed, the database may be gone. */
+		if (reservation.failures > 0 && !databases_read)
+		{
+			klm_launcher_cancel(&reservation, false);
+			read_databases(false, false);
+			databases_read = true;
+			continue;
+		}
+		if (!start_sender(&reservation))
+			return next_slot_try;
+	}
+
+	/* Nobody waits for a slot any more. */
+	if (slots_exhausted)
+	{
+		slots_exhausted = false;
+		klm_launcher_set_exhausted(false);
+	}
+
+	if (klm_launcher_overflowed() && TIMESTAMP_IS_NOEND(next_overflow_scan))
+	{
+		if (!overflow_reported)
+			ereport(LOG,
+					(errmsg("more databases have mail than kliv_mail can watch at the same time"),
+					 errhint("They are served with a delay of about a minute.")));
+		overflow_reported = true;
+		next_overflow_scan = TimestampTzPlusMilliseconds(now, OVERFLOW_RETRY_MS);
+	}
+	if (outlook.room && to_look_at_count > 0)
+	{
+		TimestampTz look = look_at_next();
+
+		return Min(outlook.next_start, look);
+	}
+	return outlook.next_start;
+}
+
+/* false: there is no worker slot now; then next_slot_try is set. */
+static bool
+start_sender(const KlmReservation *reservation)
+{
+	Start	   *start = &starts[reservation->place];
+	BackgroundWorker worker = {0};
+	MemoryContext caller;
+	bool		registered;
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_notify_pid = MyProcPid;
+	worker.bgw_main_arg = klm_launcher_argument(reservation);
+	snprintf(worker.bgw_name, BGW_MAXLEN, "kliv_mail sender for database %u",
+			 reservation->database);
+	strlcpy(worker.bgw_type, "kliv_mail sender", BGW_MAXLEN);
+	strlcpy(worker.bgw_library_name, "kliv_mail_net", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "klm_sender_main", BGW_MAXLEN);
+
+	caller = MemoryContextSwitchTo(TopMemoryContext);
+	if (start->handle != NULL)
+	{
+		ending = lappend(ending, start->handle);
+		start->handle = NULL;
+	}
+	registered = RegisterDynamicBackgroundWorker(&worker, &start->handle);
+	MemoryContextSwitchTo(caller);
+	start->reservation = *reservation;
+
+	if (!registered)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		start->handle = NULL;
+		/* Nobody waits for it: its database asks again. */
+		if (reservation->extra)
+		{
+			klm_launcher_cancel(reservation, false);
+			return true;
+		}
+		if (TimestampDifferenceExceeds(last_shortage, now, SLOT_REPORT_MS))
+			ereport(LOG,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("no worker slot is free for a kliv_mail sender"),
+					 errhint("Raise max_worker_processes by kliv_mail.max_senders and one for the "
+							 "launcher. Mail waits until then.")));
+		last_shortage = now;
+		slot_retry_ms = slots_exhausted ? Min(slot_retry_ms * 2, SLOT_RETRY_MAX_MS) : SLOT_RETRY_MS;
+		slots_exhausted = true;
+		next_slot_try = TimestampTzPlusMilliseconds(now, slot_retry_ms);
+		klm_launcher_cancel(reservation, false);
+		klm_launcher_set_exhausted(true);
+		return false;
+	}
+
+	return true;
+}
+
+/*
+ * The postmaster signals when a worker has started or stopped.  One that
+ * stopped before its sender attached (its library is missing, no process could
+ * be made) has to be cleared away here; the others do that themselves.
+ */
+static void
+check_starts(void)
+{
+	ListCell   *cell;
+
+	for (int i = 0; i < klm_max_senders; i++)
+	{
+		Start	   *start = &starts[i];
+
+		if (start->handle != NULL && has_stopped(start->handle))
+		{
+			start->handle = NULL;
+			if (klm_launcher_awaited(&start->reservation))
+				klm_launcher_cancel(&start->reservation, true);
+		}
+	}
+	foreach(cell, ending)
+	{
+		if (has_stopped(lfirst(cell)))
+			ending = foreach_delete_current(ending, cell);
+	}
+}
+
+/* Frees the handle of a worker that has. */
+static bool
+has_stopped(BackgroundWorkerHandle *handle)
+{
+	pid_t		pid;
+
+	if (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
+		return false;
+	pfree(handle);
+
+	/* Its slot may be what another sender waits for. */
+	next_slot_try = 0;
+	return true;
+}
+
+/* Make the next one due, at most one a second; returns when to come again. */
+static TimestampTz
+look_at_next(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now < next_look)
+		return next_look;
+
+	if (!klm_launcher_mark_due(&to_look_at[to_look_at_count - 1], 1))
+		return next_look = TimestampTzPlusMilliseconds(now, OVERFLOW_RETRY_MS);
+	to_look_at_count--;
+	next_look = TimestampTzPlusMilliseconds(now, LOOK_INTERVAL_MS);
+
+	/* At once: to start the sender. */
+	return now;
+}
