@@ -16,16 +16,21 @@
 #include "postgres.h"
 
 #include "fmgr.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 
 #include "base/compat.h"
+#include "base/error.h"
 #include "base/guc.h"
-#include "hooks/hooks.h"
 #include "cluster/slots.h"
+#include "hooks/hooks.h"
+#include "message/address.h"
 
 KLM_MODULE_MAGIC("kliv_mail");
 
 extern PGDLLEXPORT void _PG_init(void);
+
+static bool check_address(char **newval, void **extra, GucSource source);
 
 /*
  * Without the preload (a session loads the library at its first use) there is
@@ -35,7 +40,7 @@ extern PGDLLEXPORT void _PG_init(void);
 void
 _PG_init(void)
 {
-	klm_define_settings();
+	klm_define_settings(check_address);
 	klm_label_init();
 	klm_loghook_init();
 
@@ -46,4 +51,30 @@ _PG_init(void)
 	klm_utility_init();
 	klm_launcher_init();
 	klm_keycheck_init();
+}
+
+/* The check hook of settings that hold an address: base/ has them, message/ the grammar. */
+static bool
+check_address(char **newval, void **extra, GucSource source)
+{
+	KlmAddress	address;
+	KlmError	error;
+
+	if (*newval == NULL || **newval == '\0')
+		return true;
+
+	/* A configuration file has no encoding of its own. */
+	if (!pg_verify_mbstr(PG_UTF8, *newval, strlen(*newval), true))
+	{
+		GUC_check_errdetail("An address must be in UTF-8.");
+		return false;
+	}
+	if (!klm_parse_address(*newval, &address, &error))
+	{
+		GUC_check_errdetail("It is not an address: %s.", error.message);
+		if (error.hint != NULL)
+			GUC_check_errhint("%s", error.hint);
+		return false;
+	}
+	return true;
 }

@@ -1,10 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * guc.c
- *		The settings kliv_mail.*, the clock they move, errors to ereport.
+ *		The settings kliv_mail.* and the clock they move.
  *
- * Owns the variables of guc.h.  May call address.c (to check addresses) and
- * nothing else of ours.  Check hooks never raise: they also run in the
+ * Owns the variables of guc.h.  Check hooks never raise: they also run in the
  * postmaster, where an error at reload would end the server.
  *
  * Copyright (c) 2026, the kliv_mail developers
@@ -16,23 +15,14 @@
 #include <ctype.h>
 #include <limits.h>
 
-#include "access/xact.h"
-#include "catalog/namespace.h"
-#include "catalog/pg_proc.h"
 #include "common/int.h"
-#include "common/string.h"
-#include "funcapi.h"
-#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgtime.h"
-#include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "message/address.h"
 #include "base/compat.h"
 #include "base/guc.h"
 
@@ -94,7 +84,6 @@ static const struct config_enum_entry delivery_options[] = {
 };
 
 static bool check_platform_url(char **newval, void **extra, GucSource source);
-static bool check_one_address(char **newval, void **extra, GucSource source);
 static bool check_time_zone(char **newval, void **extra, GucSource source);
 static bool check_clock_offset(char **newval, void **extra, GucSource source);
 static void assign_clock_offset(const char *newval, void *extra);
@@ -108,7 +97,7 @@ static void assign_delivery(int newval, void *extra);
  * machine or its credentials.
  */
 void
-klm_define_settings(void)
+klm_define_settings(GucStringCheckHook check_address)
 {
 	DefineCustomStringVariable("kliv_mail.platform_url",
 		"The SMTP server of the account \"platform\".",
@@ -136,7 +125,7 @@ klm_define_settings(void)
 		"One address, with a display name or without. Needed with platform_url.",
 		&klm_platform_from, "",
 		PGC_SIGHUP, 0,
-		check_one_address, NULL, NULL);
+		check_address, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.platform_hourly_limit",
 		"How many deliveries an hour a database may make by the platform's account.",
 		NULL,
@@ -306,7 +295,7 @@ klm_define_settings(void)
 		"For tests and copies; the original recipient is named in a header.",
 		&klm_redirect_to, "",
 		PGC_SUSET, 0,
-		check_one_address, NULL, NULL);
+		check_address, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.test_clock_offset",
 		"Moves the clock that kliv_mail sees, for tests.",
 		"An interval of days and smaller units, at most 100 years either way.",
@@ -321,164 +310,6 @@ TimestampTz
 klm_now(void)
 {
 	return GetCurrentTimestamp() + klm_test_clock_offset;
-}
-
-void
-klm_raise(const char *argument, const KlmError *error, bool secret)
-{
-	const char *message = klm_from_utf8_lossy(error->message);
-
-	ereport(ERROR,
-			(errcode(error->sqlstate),
-			 argument != NULL ? errmsg("%s: %s", argument, message) : errmsg("%s", message),
-			 error->hint != NULL ? errhint("%s", klm_from_utf8_lossy(error->hint)) : 0,
-			 secret ? errhidestmt(true) : 0,
-			 secret ? errhidecontext(true) : 0));
-}
-
-void
-klm_rethrow(MemoryContext context)
-{
-	ErrorData  *error;
-
-	MemoryContextSwitchTo(context);
-	error = CopyErrorData();
-	FlushErrorState();
-	if (error->funcname != NULL && (strcmp(error->funcname, "exec_stmt_raise") == 0 ||
-									strcmp(error->funcname, "klm_raise") == 0 ||
-									strcmp(error->funcname, "klm_argument_to_utf8") == 0))
-	{
-		error->context = NULL;
-		error->internalquery = NULL;
-		error->internalpos = 0;
-	}
-	/* (which asks the callers' own context, as ReThrowError() does not) */
-	ThrowErrorData(error);
-	pg_unreachable();
-}
-
-/*
- * The server's conversion functions do the work; in a SQL_ASCII database they
- * verify that the text is UTF-8 and raise 22021 otherwise.
- */
-char *
-klm_to_utf8(const char *text)
-{
-	return pg_server_to_any(text, strlen(text), PG_UTF8);
-}
-
-char *
-klm_from_utf8(const char *utf8)
-{
-	return pg_any_to_server(utf8, strlen(utf8), PG_UTF8);
-}
-
-char *
-klm_to_utf8_or_null(const char *text)
-{
-	MemoryContext caller = CurrentMemoryContext;
-	char	   *volatile result = NULL;
-
-	PG_TRY();
-	{
-		result = klm_to_utf8(text);
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(caller);
-		error = CopyErrorData();
-		if (error->sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
-			error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER)
-			PG_RE_THROW();
-		/* Its message has bytes of the text, which may be a password. */
-		FlushErrorState();
-		FreeErrorData(error);
-	}
-	PG_END_TRY();
-	return result;
-}
-
-char *
-klm_argument_to_utf8(const char *argument, const char *text)
-{
-	char	   *utf8 = klm_to_utf8_or_null(text);
-
-	if (utf8 == NULL && GetDatabaseEncoding() == PG_SQL_ASCII)
-		ereport(ERROR,
-				(errcode(ERRCODE_CHARACTER_NOT_IN_REPERTOIRE),
-				 errmsg("%s: not in UTF-8, as text in a SQL_ASCII database has to be", argument),
-				 errhint("From LATIN1, for example: convert_from(convert(convert_to(..., 'SQL_ASCII'), 'LATIN1', 'UTF8'), 'SQL_ASCII').")));
-	if (utf8 == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNTRANSLATABLE_CHARACTER),
-				 errmsg("%s: a character has no equivalent in UTF-8", argument)));
-	return utf8;
-}
-
-char *
-klm_argument(FunctionCallInfo fcinfo, int number)
-{
-	char	   *value;
-	HeapTuple	tuple;
-	Datum		names;
-	Datum		modes;
-	char	  **argument_names;
-	bool		isnull;
-	int			count;
-
-	if (PG_ARGISNULL(number))
-		return NULL;
-	value = text_to_cstring(PG_GETARG_TEXT_PP(number));
-	if (GetDatabaseEncoding() == PG_UTF8 || pg_is_ascii(value))
-		return value;
-
-	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(fcinfo->flinfo->fn_oid));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for function %u", fcinfo->flinfo->fn_oid);
-	names = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargnames, &isnull);
-	modes = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_proargmodes, &isnull);
-	count = get_func_input_arg_names(names, isnull ? PointerGetDatum(NULL) : modes,
-									 &argument_names);
-	ReleaseSysCache(tuple);
-	return klm_argument_to_utf8(number < count ? argument_names[number] : "argument", value);
-}
-
-/*
- * For error texts: what the database's encoding lacks becomes "?", so that the
- * error that is raised is the one that was meant.
- */
-char *
-klm_from_utf8_lossy(const char *utf8)
-{
-	int			encoding = GetDatabaseEncoding();
-	Oid			converter;
-	const unsigned char *from = (const unsigned char *) utf8;
-	StringInfoData out;
-
-	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII || !IsTransactionState())
-		return unconstify(char *, utf8);
-
-	converter = FindDefaultConversionProc(PG_UTF8, encoding);
-	initStringInfo(&out);
-	while (*from != '\0')
-	{
-		unsigned char buffer[MAX_CONVERSION_GROWTH * MAX_MULTIBYTE_CHAR_LEN + 1];
-		int			length = Min(pg_utf_mblen(from), (int) strlen((const char *) from));
-
-		if (length == 1 && *from < 0x80)
-			appendStringInfoChar(&out, *from);
-		else if (!OidIsValid(converter) ||
-				 pg_do_encoding_conversion_buf(converter, PG_UTF8, encoding,
-											   unconstify(unsigned char *, from), length,
-											   buffer, sizeof(buffer), true) != length)
-			appendStringInfoChar(&out, '?');
-		else
-			appendStringInfoString(&out, (const char *) buffer);
-		from += length;
-	}
-	return out.data;
 }
 
 /* scheme://host:port, with an IPv6 address in brackets */
@@ -536,31 +367,6 @@ check_platform_url(char **newval, void **extra, GucSource source)
 							"URL.");
 		GUC_check_errhint("A user name belongs into kliv_mail.platform_username, a password into "
 						  "the file that kliv_mail.platform_password_file names.");
-		return false;
-	}
-	return true;
-}
-
-static bool
-check_one_address(char **newval, void **extra, GucSource source)
-{
-	KlmAddress	address;
-	KlmError	error;
-
-	if (*newval == NULL || **newval == '\0')
-		return true;
-
-	/* A configuration file has no encoding of its own. */
-	if (!pg_verify_mbstr(PG_UTF8, *newval, strlen(*newval), true))
-	{
-		GUC_check_errdetail("An address must be in UTF-8.");
-		return false;
-	}
-	if (!klm_parse_address(*newval, &address, &error))
-	{
-		GUC_check_errdetail("It is not an address: %s.", error.message);
-		if (error.hint != NULL)
-			GUC_check_errhint("%s", error.hint);
 		return false;
 	}
 	return true;

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * kliv_mail.h
- *		Words that every file shares: SMTP stages, verdicts, errors as values.
+ *		Words that every file shares: SMTP stages, verdicts, replies.
  *
  * May be included by every file; includes compat.h alone.
  *
@@ -74,18 +74,5 @@ typedef struct KlmReply
 	char		enhanced[16];	/* RFC 3463 "5.1.1", agreeing with code; or "" */
 	char	   *text;			/* palloc'd in the caller's context */
 } KlmReply;
-
-/*
- * An error as a value, so that the pure modules neither raise nor need
- * PG_TRY: they return false and fill one of these (message and hint palloc'd,
- * UTF-8; the message completes "<argument>: ").  klm_raise() in guc.c turns it
- * into an ereport.
- */
-typedef struct KlmError
-{
-	int			sqlstate;
-	char	   *message;		/* lower case, no full stop */
-	char	   *hint;			/* full sentence, or NULL */
-} KlmError;
 
 #endif							/* KLIV_MAIL_H */

@@ -19,7 +19,8 @@
 #include "utils/builtins.h"
 
 #include "base/compat.h"
-#include "base/guc.h"
+#include "base/encoding.h"
+#include "base/error.h"
 #include "db/account.h"
 
 /* RFC 4616 sets no limit; a token of OAuth2 has some 2 kB. */

@@ -33,6 +33,7 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
+#include "base/encoding.h"
 #include "base/guc.h"
 #include "db/outbox.h"
 

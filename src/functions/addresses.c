@@ -23,8 +23,11 @@
 #include "utils/lsyscache.h"
 
 #include "base/compat.h"
-#include "message/address.h"
+#include "base/encoding.h"
+#include "base/error.h"
 #include "base/guc.h"
+#include "base/text.h"
+#include "message/address.h"
 #include "message/compose.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail_attach);

@@ -43,10 +43,13 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "message/address.h"
 #include "base/compat.h"
+#include "base/encoding.h"
+#include "base/error.h"
+#include "base/text.h"
+#include "db/owner_call.h"
 #include "functions/configure.h"
-#include "base/guc.h"
+#include "message/address.h"
 #include "net/probe.h"
 #include "smtp/providers.h"
 
@@ -60,15 +63,6 @@
 
 #define INVALID ERRCODE_INVALID_PARAMETER_VALUE
 #define TOO_LONG ERRCODE_PROGRAM_LIMIT_EXCEEDED
-
-/* A call of one of our SQL functions. */
-typedef struct KlmCall
-{
-	int			count;
-	Oid			types[FUNC_MAX_ARGS];
-	Datum		values[FUNC_MAX_ARGS];
-	char		nulls[FUNC_MAX_ARGS];
-} KlmCall;
 
 PG_FUNCTION_INFO_V1(kliv_mail_configure_smtp);
 PG_FUNCTION_INFO_V1(kliv_mail_update_sender);
@@ -95,39 +89,7 @@ static const char *check_text(const char *argument, const char *value, Size max,
 static char *saved_text(HeapTuple saved, TupleDesc desc, const char *column);
 static Datum saved_column(HeapTuple saved, TupleDesc desc, const char *column, bool *isnull);
 static bool same(const char *a, const char *b);
-static void bad(const char *argument, int sqlstate, bool secret, const char *hint,
-				const char *format,...) pg_attribute_printf(5, 6) pg_attribute_noreturn();
-static void add(KlmCall *call, Oid type, Datum value, bool isnull);
-static void add_text(KlmCall *call, const char *utf8);
-static void add_bytea(KlmCall *call, const bytea *value);
-static void add_caller(KlmCall *call, const KlmCaller *caller);
-static void run(KlmCall *call, const char *function);
-static bool result_bool(void);
 static bool first_key_allowed(void);
-static void return_rows(FunctionCallInfo fcinfo);
-
-/* ---- who runs ---- */
-
-void
-klm_become_owner(Oid function, KlmCaller *caller)
-{
-	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for function %u", function);
-	owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
-	ReleaseSysCache(tuple);
-	GetUserIdAndSecContext(&caller->user, &caller->context);
-	SetUserIdAndSecContext(owner, caller->context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
-}
-
-void
-klm_become_caller(const KlmCaller *caller)
-{
-	SetUserIdAndSecContext(caller->user, caller->context);
-}
 
 /*
  * <function>(...) runs _<function>(caller, ...) as its owner, so that functions
@@ -149,13 +111,13 @@ kliv_mail_as_owner(PG_FUNCTION_ARGS)
 		PreventCommandIfReadOnly(psprintf("kliv_mail.%s()", name));
 	(void) get_func_signature(function, &types, &count);
 	klm_become_owner(function, &caller);
-	add_caller(&call, &caller);
+	klm_add_caller(&call, &caller);
 	for (int i = 0; i < count; i++)
-		add(&call, types[i], PG_GETARG_DATUM(i), PG_ARGISNULL(i));
+		klm_add(&call, types[i], PG_GETARG_DATUM(i), PG_ARGISNULL(i));
 	SPI_connect();
-	run(&call, name);
+	klm_run(&call, name, false);
 	if (get_func_retset(function))
-		return_rows(fcinfo);
+		klm_return_rows(fcinfo);
 	else
 	{
 		Form_pg_attribute column = TupleDescAttr(SPI_tuptable->tupdesc, 0);
@@ -245,10 +207,10 @@ configure(FunctionCallInfo fcinfo)
 	if (!PG_ARGISNULL(ARG_ALLOWED_SENDERS))
 		senders = check_senders(PG_GETARG_DATUM(ARG_ALLOWED_SENDERS), true);
 	if (!PG_ARGISNULL(ARG_HOURLY_LIMIT) && hourly < 0)
-		bad("hourly_limit", INVALID, true, "0 pauses the account.",
+		klm_refuse("hourly_limit", INVALID, true, "0 pauses the account.",
 			"%d is negative", hourly);
 	if (!PG_ARGISNULL(ARG_DAILY_LIMIT) && daily < 0)
-		bad("daily_limit", INVALID, true, "0 pauses the account.",
+		klm_refuse("daily_limit", INVALID, true, "0 pauses the account.",
 			"%d is negative", daily);
 
 	check_account_name(&request);
@@ -276,10 +238,10 @@ configure(FunctionCallInfo fcinfo)
 	{
 		bool		may_create;
 
-		add_text(&call, request.account);
-		add(&call, TIMESTAMPTZOID, TimestampTzGetDatum(resolved.updated_at), !resolved.saved);
-		run(&call, "lock_accounts");
-		may_create = result_bool();
+		klm_add_text(&call, request.account);
+		klm_add(&call, TIMESTAMPTZOID, TimestampTzGetDatum(resolved.updated_at), !resolved.saved);
+		klm_run(&call, "lock_accounts", false);
+		may_create = klm_result_bool(1);
 
 		if (request.password)
 		{
@@ -306,32 +268,32 @@ configure(FunctionCallInfo fcinfo)
 		password_masked = klm_mask(request.password->data);
 
 	memset(&call, 0, sizeof(call));
-	add_caller(&call, &caller);
-	add_text(&call, request.account);
-	add_text(&call, resolved.provider);
-	add_text(&call, resolved.region);
-	add_text(&call, resolved.target.host);
-	add(&call, INT4OID, Int32GetDatum(resolved.target.port), false);
-	add_text(&call, resolved.encryption);
-	add_text(&call, resolved.auth);
-	add_text(&call, resolved.username_secret ? NULL : username);
-	add_bytea(&call, username_cipher);
-	add_text(&call, resolved.username_secret ? klm_mask(username) : NULL);
-	add_bytea(&call, password_cipher);
-	add_text(&call, password_masked);
-	add_text(&call, key_id);
-	add(&call, BOOLOID, BoolGetDatum(request.password != NULL), false);
-	add(&call, BOOLOID, BoolGetDatum(resolved.changed), false);
-	add(&call, BOOLOID, BoolGetDatum(test), false);
-	add_text(&call, resolved.from_address);
-	add_text(&call, from_name);
-	add_text(&call, reply_to);
-	add(&call, TEXTARRAYOID, senders, senders == (Datum) 0);
-	add(&call, INT4OID, Int32GetDatum(hourly), false);
-	add(&call, INT4OID, Int32GetDatum(daily), false);
-	add(&call, BOOLOID, BoolGetDatum(dry_run), false);
-	run(&call, "save_account");
-	return_rows(fcinfo);
+	klm_add_caller(&call, &caller);
+	klm_add_text(&call, request.account);
+	klm_add_text(&call, resolved.provider);
+	klm_add_text(&call, resolved.region);
+	klm_add_text(&call, resolved.target.host);
+	klm_add_int4(&call, resolved.target.port);
+	klm_add_text(&call, resolved.encryption);
+	klm_add_text(&call, resolved.auth);
+	klm_add_text(&call, resolved.username_secret ? NULL : username);
+	klm_add_bytea(&call, username_cipher);
+	klm_add_text(&call, resolved.username_secret ? klm_mask(username) : NULL);
+	klm_add_bytea(&call, password_cipher);
+	klm_add_text(&call, password_masked);
+	klm_add_text(&call, key_id);
+	klm_add_bool(&call, request.password != NULL);
+	klm_add_bool(&call, resolved.changed);
+	klm_add_bool(&call, test);
+	klm_add_text(&call, resolved.from_address);
+	klm_add_text(&call, from_name);
+	klm_add_text(&call, reply_to);
+	klm_add(&call, TEXTARRAYOID, senders, senders == (Datum) 0);
+	klm_add_int4(&call, hourly);
+	klm_add_int4(&call, daily);
+	klm_add_bool(&call, dry_run);
+	klm_run(&call, "save_account", false);
+	klm_return_rows(fcinfo);
 	SPI_finish();
 	klm_become_caller(&caller);
 
@@ -368,7 +330,7 @@ read_password(FunctionCallInfo fcinfo, KlmRequest *request)
 		!PG_ARGISNULL(ARG_PASSWORD_FILE);
 
 	if (given > 1)
-		bad("password", INVALID, request->secret,
+		klm_refuse("password", INVALID, request->secret,
 			"Give one of password, password_sealed and password_file.", "is given more than once");
 	if (!PG_ARGISNULL(ARG_PASSWORD))
 	{
@@ -395,7 +357,7 @@ read_password(FunctionCallInfo fcinfo, KlmRequest *request)
 		Size		length = 0;
 
 		if (!has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES))
-			bad("password_file", ERRCODE_INSUFFICIENT_PRIVILEGE, request->secret,
+			klm_refuse("password_file", ERRCODE_INSUFFICIENT_PRIVILEGE, request->secret,
 				"Only members of pg_read_server_files may; use password or password_sealed.",
 				"permission denied to read files of the server");
 		if (!klm_secret_read_file(path, "the file", KLM_OWNER_ANY, MAX_PASSWORD, &whole, NULL,
@@ -425,7 +387,7 @@ look(KlmCall *call, const char *function, TupleDesc *desc)
 	PG_TRY();
 	{
 		SPI_connect();
-		run(call, function);
+		klm_run(call, function, false);
 		MemoryContextSwitchTo(context);
 		if (SPI_processed > 0)
 		{
@@ -458,7 +420,7 @@ read_saved(const char *account, TupleDesc *desc)
 {
 	KlmCall		call = {0};
 
-	add_text(&call, account);
+	klm_add_text(&call, account);
 	return look(&call, "read_account", desc);
 }
 
@@ -474,9 +436,9 @@ check_limits(const char *account, HeapTuple saved, TupleDesc desc, int *hourly, 
 		*hourly = saved ? DatumGetInt32(saved_column(saved, desc, "hourly_limit", &isnull)) : 50;
 	if (*daily < 0)
 		*daily = saved ? DatumGetInt32(saved_column(saved, desc, "daily_limit", &isnull)) : 500;
-	add_text(&call, account);
-	add(&call, INT4OID, Int32GetDatum(*hourly), false);
-	add(&call, INT4OID, Int32GetDatum(*daily), false);
+	klm_add_text(&call, account);
+	klm_add_int4(&call, *hourly);
+	klm_add_int4(&call, *daily);
 	(void) look(&call, "check_limits", &ignored);
 }
 
@@ -563,12 +525,12 @@ check_account_name(const KlmRequest *request)
 	Size		length = strlen(name);
 
 	if (strcmp(name, KLM_PLATFORM) == 0)
-		bad("account", ERRCODE_INSUFFICIENT_PRIVILEGE, request->secret,
+		klm_refuse("account", ERRCODE_INSUFFICIENT_PRIVILEGE, request->secret,
 			"Leave account out, or choose another name.",
 			"\"platform\" belongs to the server's configuration");
 	if (length > MAX_NAME || name[0] < 'a' || name[0] > 'z' ||
 		strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != length)
-		bad("account", INVALID, request->secret,
+		klm_refuse("account", INVALID, request->secret,
 			"A name begins with a letter a-z and has up to 63 of a-z, 0-9 and _.",
 			"\"%s\" is no name for an account", klm_shown(name, length));
 }
@@ -615,7 +577,7 @@ resolve_host(const KlmRequest *request, KlmSaved *saved, KlmResolved *resolved)
 	{
 		preset = klm_find_provider(request->provider);
 		if (preset == NULL)
-			bad("provider", INVALID, secret,
+			klm_refuse("provider", INVALID, secret,
 				psprintf("Choose one of %s; or leave it out and give host, username and password.",
 						 klm_provider_names()),
 				"\"%s\" is not known", klm_shown(request->provider, strlen(request->provider)));
@@ -637,7 +599,7 @@ resolve_host(const KlmRequest *request, KlmSaved *saved, KlmResolved *resolved)
 	if (resolved->region &&
 		(preset == NULL ||
 		 (preset->regions == NULL && (preset->host == NULL || !strstr(preset->host, "<region>")))))
-		bad("region", INVALID, secret, "Leave it out.",
+		klm_refuse("region", INVALID, secret, "Leave it out.",
 			"means nothing to %s", preset ? preset->title : "a server without provider");
 
 	if (host == NULL && request->host == NULL && same_provider &&
@@ -654,7 +616,7 @@ resolve_host(const KlmRequest *request, KlmSaved *saved, KlmResolved *resolved)
 			host = preset_host;
 	}
 	if (host == NULL)
-		bad("host", INVALID, secret, preset && preset->host_hint ? preset->host_hint :
+		klm_refuse("host", INVALID, secret, preset && preset->host_hint ? preset->host_hint :
 			"Give host, username and password; or a provider of the view kliv_mail.providers.",
 			"is needed");
 	resolved->target.host = host;
@@ -706,12 +668,12 @@ resolve_port(const KlmRequest *request, const KlmProvider *preset, const KlmSave
 
 	if (encryption && strcmp(encryption, "tls") != 0 && strcmp(encryption, "starttls") != 0 &&
 		strcmp(encryption, "none") != 0)
-		bad("encryption", INVALID, request->secret,
+		klm_refuse("encryption", INVALID, request->secret,
 			"Choose tls, starttls or none (none only without a password); leave it out to have it "
 			"chosen by the port.",
 			"\"%s\" is not known", klm_shown(encryption, strlen(encryption)));
 	if (request->has_port && (port < 1 || port > 65535 || is_other_service(port)))
-		bad("port", INVALID, request->secret,
+		klm_refuse("port", INVALID, request->secret,
 			"Providers speak SMTP on 465 (tls), 587 or 2525 (starttls), some on 25.",
 			"%d is not a port for SMTP", port);
 
@@ -782,7 +744,7 @@ resolve_username(const KlmRequest *request, const KlmProvider *preset, KlmSaved 
 		resolved->username_secret = saved->username_cipher != NULL;
 
 	if (auth && strcmp(auth, "password") != 0 && strcmp(auth, "oauth2") != 0)
-		bad("auth", INVALID, request->secret,
+		klm_refuse("auth", INVALID, request->secret,
 			"Choose password or oauth2 (then the password is an access token).",
 			"\"%s\" is not known", klm_shown(auth, strlen(auth)));
 	resolved->auth = pstrdup(auth ? auth : saved->auth ? saved->auth : "password");
@@ -798,11 +760,11 @@ resolve_password(const KlmRequest *request, const KlmProvider *preset, const Klm
 	const char *username = resolved->target.username;
 
 	if (resolved->target.encryption == KLM_CLEAR && (request->password || username))
-		bad("encryption", INVALID, secret,
+		klm_refuse("encryption", INVALID, secret,
 			"Use tls or starttls; or, for a relay without login, username => '' and no password.",
 			"none would send the password in clear");
 	if (username == NULL && request->password)
-		bad("username", INVALID, secret, preset && preset->username_hint ? preset->username_hint :
+		klm_refuse("username", INVALID, secret, preset && preset->username_hint ? preset->username_hint :
 			"Give the user name that the password belongs to.",
 			"is needed with a password");
 
@@ -810,11 +772,11 @@ resolve_password(const KlmRequest *request, const KlmProvider *preset, const Klm
 	if (username == NULL && request->username == NULL && resolved->changed)
 	{
 		if (saved->password_cipher)
-			bad("password", INVALID, secret,
+			klm_refuse("password", INVALID, secret,
 				"User name and password were saved for another provider or host; give those of "
 				"this one.",
 				"is needed");
-		bad("username", INVALID, secret, preset && preset->username_hint ? preset->username_hint :
+		klm_refuse("username", INVALID, secret, preset && preset->username_hint ? preset->username_hint :
 			"For a relay without login say so: username => ''.",
 			"is needed");
 	}
@@ -822,12 +784,12 @@ resolve_password(const KlmRequest *request, const KlmProvider *preset, const Klm
 	if (request->password)
 		resolved->password = request->password;
 	else if (username && resolved->changed && saved->password_cipher)
-		bad("password", INVALID, secret,
+		klm_refuse("password", INVALID, secret,
 			"The saved one was saved for another provider, host, port, encryption or user name; "
 			"give it again.",
 			"is needed");
 	else if (username && saved->password_cipher == NULL)
-		bad("password", INVALID, secret, preset && preset->password_hint ? preset->password_hint :
+		klm_refuse("password", INVALID, secret, preset && preset->password_hint ? preset->password_hint :
 			"Give the password of this user name.",
 			"is needed");
 	else if (username)
@@ -860,7 +822,7 @@ resolve_sender(const KlmRequest *request, const KlmSaved *saved, KlmResolved *re
 			 klm_parse_address(username, &address, &error))
 		resolved->from_address = address.addr;
 	else if (request->sender_needed)
-		bad("from_address", INVALID, request->secret,
+		klm_refuse("from_address", INVALID, request->secret,
 			"Give the address that the mail shall come from.",
 			"is needed, since the user name is not an address");
 }
@@ -874,16 +836,16 @@ check_password(const KlmProvider *preset, KlmSecret *password, bool secret)
 	if (preset)
 		password->length = klm_provider_tidy_password(preset, password->data, password->length);
 	if (password->length == 0)
-		bad("password", INVALID, secret,
+		klm_refuse("password", INVALID, secret,
 			"NULL keeps the saved one; kliv_mail.reset_smtp() wipes it.", "is empty");
 	if (password->length > MAX_PASSWORD)
-		bad("password", TOO_LONG, secret, NULL, "has more than %d bytes", MAX_PASSWORD);
+		klm_refuse("password", TOO_LONG, secret, NULL, "has more than %d bytes", MAX_PASSWORD);
 	if (strlen(password->data) != password->length || strpbrk(password->data, "\r\n") != NULL)
-		bad("password", INVALID, secret,
+		klm_refuse("password", INVALID, secret,
 			"Look whether something was pasted along with it.", "has a line break or a NUL in it");
 	if (pg_encoding_verifymbstr(PG_UTF8, password->data, (int) password->length) !=
 		(int) password->length)
-		bad("password", ERRCODE_CHARACTER_NOT_IN_REPERTOIRE, secret,
+		klm_refuse("password", ERRCODE_CHARACTER_NOT_IN_REPERTOIRE, secret,
 			"Passwords are sent in UTF-8.", "is not UTF-8");
 }
 
@@ -919,7 +881,7 @@ check_host(const char *given, bool secret)
 
 			if (strpbrk(host, "@<>,:;\"() \t\r\n") != NULL ||
 				!klm_parse_address(psprintf("a@%s", host), &address, &error))
-				bad("host", INVALID, secret, hint, "\"%s\" is no host name",
+				klm_refuse("host", INVALID, secret, hint, "\"%s\" is no host name",
 					klm_shown(host, length));
 			return pstrdup(address.addr + 2);
 		}
@@ -938,7 +900,7 @@ check_host(const char *given, bool secret)
 	if (inet_pton(AF_INET6, host, &v6) == 1)
 	{
 		if (klm_address_closed(host, AF_INET6, &v6))
-			bad("host", ERRCODE_INSUFFICIENT_PRIVILEGE, secret,
+			klm_refuse("host", ERRCODE_INSUFFICIENT_PRIVILEGE, secret,
 				"Only the administrator of the server can allow it, in kliv_mail.allowed_hosts.",
 				"the address %s is loopback, link-local or private", host);
 		return host;
@@ -948,16 +910,16 @@ check_host(const char *given, bool secret)
 	if (inet_aton(host, &v4) != 0)
 	{
 		if (klm_address_closed(host, AF_INET, &v4))
-			bad("host", ERRCODE_INSUFFICIENT_PRIVILEGE, secret,
+			klm_refuse("host", ERRCODE_INSUFFICIENT_PRIVILEGE, secret,
 				"Only the administrator of the server can allow it, in kliv_mail.allowed_hosts.",
 				"the address %s is loopback, link-local or private", host);
 		if (inet_pton(AF_INET, host, &v4) != 1)
-			bad("host", INVALID, secret, hint, "\"%s\" is no host name", host);
+			klm_refuse("host", INVALID, secret, hint, "\"%s\" is no host name", host);
 		return host;
 	}
 
 	if (length == 0 || length > MAX_HOST)
-		bad("host", INVALID, secret, hint, "\"%s\" is no host name",
+		klm_refuse("host", INVALID, secret, hint, "\"%s\" is no host name",
 			klm_shown(host, length));
 	for (const char *label = host;;)
 	{
@@ -966,7 +928,7 @@ check_host(const char *given, bool secret)
 		if (label_length == 0 || label_length > 63 ||
 			label[0] == '-' || label[label_length - 1] == '-' ||
 			strspn(label, "abcdefghijklmnopqrstuvwxyz0123456789-") < label_length)
-			bad("host", INVALID, secret,
+			klm_refuse("host", INVALID, secret,
 				strstr(host, "://") ?
 				"Leave out the scheme: encryption => 'tls' or 'starttls' says what it means." :
 				strchr(host, '@') ? "The user name is an argument of its own." :
@@ -1006,7 +968,7 @@ check_reply_to(const char *list, bool secret)
 	if (list == NULL || list[0] == '\0')
 		return list ? pstrdup(list) : NULL;
 	if (strlen(list) > MAX_REPLY_TO)
-		bad("reply_to", TOO_LONG, secret, NULL, "has more than %d bytes", MAX_REPLY_TO);
+		klm_refuse("reply_to", TOO_LONG, secret, NULL, "has more than %d bytes", MAX_REPLY_TO);
 	if (!klm_parse_address_list(list, &addresses, &count, &error))
 		klm_raise("reply_to", &error, secret);
 	return pstrdup(list);
@@ -1022,12 +984,12 @@ check_senders(Datum array, bool secret)
 	int			count;
 
 	if (ARR_NDIM(given) > 1)
-		bad("allowed_senders", INVALID, secret,
+		klm_refuse("allowed_senders", INVALID, secret,
 			"Give one list: ARRAY['sales@example.com', '@news.example.com'].", "has %d dimensions",
 			ARR_NDIM(given));
 	deconstruct_array(given, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
 	if (count > MAX_SENDERS)
-		bad("allowed_senders", TOO_LONG, secret,
+		klm_refuse("allowed_senders", TOO_LONG, secret,
 			"An entry '@example.com' allows every address of a domain.", "has more than %d entries",
 			MAX_SENDERS);
 	for (int i = 0; i < count; i++)
@@ -1038,7 +1000,7 @@ check_senders(Datum array, bool secret)
 		bool		domain;
 
 		if (nulls[i])
-			bad("allowed_senders", ERRCODE_NULL_VALUE_NOT_ALLOWED, secret, NULL,
+			klm_refuse("allowed_senders", ERRCODE_NULL_VALUE_NOT_ALLOWED, secret, NULL,
 				"entry %d is NULL", i + 1);
 		entry = klm_argument_to_utf8("allowed_senders", TextDatumGetCString(elements[i]));
 		domain = entry[0] == '@';
@@ -1056,9 +1018,9 @@ check_text(const char *argument, const char *value, Size max, bool secret)
 	if (value == NULL)
 		return NULL;
 	if (strlen(value) > max)
-		bad(argument, TOO_LONG, secret, NULL, "has more than %zu bytes", max);
+		klm_refuse(argument, TOO_LONG, secret, NULL, "has more than %zu bytes", max);
 	if (klm_has_unsafe_char(value, false))
-		bad(argument, INVALID, secret,
+		klm_refuse(argument, INVALID, secret,
 			"Look whether something was pasted along with it.",
 			"has a line break, a control or an invisible character in it");
 	return value;
@@ -1088,18 +1050,18 @@ kliv_mail_update_sender(PG_FUNCTION_ARGS)
 
 	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
 	SPI_connect();
-	add_text(&own, klm_argument(fcinfo, 4));
-	add_text(&own, "update_sender");
-	run(&own, "own_account");
+	klm_add_text(&own, klm_argument(fcinfo, 4));
+	klm_add_text(&own, "update_sender");
+	klm_run(&own, "own_account", false);
 	account = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	add_caller(&call, &caller);
-	add(&call, TEXTOID, account, isnull);
-	add_text(&call, from_address);
-	add_text(&call, from_name ? from_name : name);
-	add_text(&call, reply_to);
-	add(&call, TEXTARRAYOID, senders, senders == (Datum) 0);
-	run(&call, "update_sender");
-	return_rows(fcinfo);
+	klm_add_caller(&call, &caller);
+	klm_add(&call, TEXTOID, account, isnull);
+	klm_add_text(&call, from_address);
+	klm_add_text(&call, from_name ? from_name : name);
+	klm_add_text(&call, reply_to);
+	klm_add(&call, TEXTARRAYOID, senders, senders == (Datum) 0);
+	klm_run(&call, "update_sender", false);
+	klm_return_rows(fcinfo);
 	SPI_finish();
 	klm_become_caller(&caller);
 	return (Datum) 0;
@@ -1142,13 +1104,13 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("kliv_mail.rotate_key()");
 	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
 	SPI_connect();
-	add_text(&call, NULL);
-	add(&call, TIMESTAMPTZOID, (Datum) 0, true);
-	run(&call, "lock_accounts");
-	may_create = result_bool();
+	klm_add_text(&call, NULL);
+	klm_add(&call, TIMESTAMPTZOID, (Datum) 0, true);
+	klm_run(&call, "lock_accounts", false);
+	may_create = klm_result_bool(1);
 
 	memset(&call, 0, sizeof(call));
-	run(&call, "sealed_accounts");
+	klm_run(&call, "sealed_accounts", false);
 	rows = SPI_tuptable;
 	desc = rows->tupdesc;
 	count = (int) SPI_processed;
@@ -1194,23 +1156,23 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 				klm_raise(NULL, &error, false);
 		}
 		memset(&call, 0, sizeof(call));
-		add_text(&call, bindings[i].account);
-		add_bytea(&call, username);
-		add_bytea(&call, password);
-		add_text(&call, key);
-		run(&call, "reseal_account");
+		klm_add_text(&call, bindings[i].account);
+		klm_add_bytea(&call, username);
+		klm_add_bytea(&call, password);
+		klm_add_text(&call, key);
+		klm_run(&call, "reseal_account", false);
 		klm_secret_wipe(passwords[i]);
 		klm_secret_wipe(usernames[i]);
 	}
 
 	memset(&call, 0, sizeof(call));
-	run(&call, "label");
-	add_text(&call, "key_rotated");
-	add_text(&call, NULL);
-	add_text(&call, psprintf("%d accounts were encrypted anew", count));
-	add(&call, JSONBOID, (Datum) 0, true);
-	add_caller(&call, &caller);
-	run(&call, "log_event");
+	klm_run(&call, "label", false);
+	klm_add_text(&call, "key_rotated");
+	klm_add_text(&call, NULL);
+	klm_add_text(&call, psprintf("%d accounts were encrypted anew", count));
+	klm_add(&call, JSONBOID, (Datum) 0, true);
+	klm_add_caller(&call, &caller);
+	klm_run(&call, "log_event", false);
 	SPI_finish();
 	klm_become_caller(&caller);
 	PG_RETURN_INT32(count);
@@ -1285,99 +1247,6 @@ same(const char *a, const char *b)
 	return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
 }
 
-static void
-bad(const char *argument, int sqlstate, bool secret, const char *hint, const char *format,...)
-{
-	StringInfoData text;
-	KlmError	error;
-
-	initStringInfo(&text);
-	for (;;)
-	{
-		va_list		args;
-		int			needed;
-
-		va_start(args, format);
-		needed = appendStringInfoVA(&text, format, args);
-		va_end(args);
-		if (needed == 0)
-			break;
-		enlargeStringInfo(&text, needed);
-	}
-	error.sqlstate = sqlstate;
-	error.message = text.data;
-	error.hint = unconstify(char *, hint);
-	klm_raise(argument, &error, secret);
-}
-
-static void
-add(KlmCall *call, Oid type, Datum value, bool isnull)
-{
-	Assert(call->count < FUNC_MAX_ARGS);
-	call->types[call->count] = type;
-	call->values[call->count] = value;
-	call->nulls[call->count] = isnull ? 'n' : ' ';
-	call->count++;
-}
-
-static void
-add_text(KlmCall *call, const char *utf8)
-{
-	add(call, TEXTOID, utf8 ? CStringGetTextDatum(klm_from_utf8(utf8)) : (Datum) 0, utf8 == NULL);
-}
-
-static void
-add_bytea(KlmCall *call, const bytea *value)
-{
-	add(call, BYTEAOID, PointerGetDatum(value), value == NULL);
-}
-
-static void
-add_caller(KlmCall *call, const KlmCaller *caller)
-{
-	NameData   *name = palloc0(sizeof(NameData));
-
-	namestrcpy(name, GetUserNameFromId(caller->user, false));
-	add(call, NAMEOID, NameGetDatum(name), false);
-}
-
-/* SELECT * FROM kliv_mail._<function>(...), with SPI connected. */
-static void
-run(KlmCall *call, const char *function)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ErrorContextCallback *callers = error_context_stack;
-	StringInfoData sql;
-
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT * FROM kliv_mail._%s(", function);
-	for (int i = 0; i < call->count; i++)
-		appendStringInfo(&sql, "%s$%d", i > 0 ? ", " : "", i + 1);
-	appendStringInfoChar(&sql, ')');
-	PG_TRY();
-	{
-		error_context_stack = NULL;
-		if (SPI_execute_with_args(sql.data, call->count, call->types, call->values, call->nulls,
-								  false, 0) != SPI_OK_SELECT)
-			elog(ERROR, "could not call kliv_mail._%s()", function);
-		error_context_stack = callers;
-	}
-	PG_CATCH();
-	{
-		klm_rethrow(context);
-	}
-	PG_END_TRY();
-}
-
-/* What run() got: one boolean. */
-static bool
-result_bool(void)
-{
-	bool		isnull;
-
-	return DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-}
-
 /* May the first key be made: are we primary, and does nothing that is stored name one? */
 static bool
 first_key_allowed(void)
@@ -1388,19 +1257,8 @@ first_key_allowed(void)
 	if (RecoveryInProgress())
 		return false;
 	SPI_connect();
-	run(&call, "first_key_allowed");
-	allowed = result_bool();
+	klm_run(&call, "first_key_allowed", false);
+	allowed = klm_result_bool(1);
 	SPI_finish();
 	return allowed;
-}
-
-/* The rows that run() got become the result of the SQL function. */
-static void
-return_rows(FunctionCallInfo fcinfo)
-{
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-
-	InitMaterializedSRF(fcinfo, 0);
-	for (uint64 i = 0; i < SPI_processed; i++)
-		tuplestore_puttuple(result->setResult, SPI_tuptable->vals[i]);
 }

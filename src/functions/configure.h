@@ -61,18 +61,4 @@ typedef struct KlmResolved
  */
 extern void klm_resolve(const KlmRequest *request, KlmResolved *resolved);
 
-/*
- * Become the owner of the called SQL function, so that the caller needs no
- * right on tables; returns the caller.  An error undoes it with the
- * (sub)transaction.
- */
-typedef struct KlmCaller
-{
-	Oid			user;
-	int			context;
-} KlmCaller;
-
-extern void klm_become_owner(Oid function, KlmCaller *caller);
-extern void klm_become_caller(const KlmCaller *caller);
-
 #endif							/* KLM_CONFIGURE_H */

@@ -24,7 +24,7 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
-#include "base/guc.h"
+#include "base/encoding.h"
 #include "smtp/providers.h"
 #include "smtp/verdict.h"
 

@@ -46,10 +46,13 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
-#include "message/address.h"
+#include "base/encoding.h"
+#include "base/error.h"
 #include "base/guc.h"
-#include "message/compose.h"
+#include "base/text.h"
 #include "cluster/slots.h"
+#include "message/address.h"
+#include "message/compose.h"
 
 #define MAX_RECIPIENTS		50
 #define MAX_ATTACHMENTS		100

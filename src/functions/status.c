@@ -23,6 +23,7 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
+#include "base/encoding.h"
 #include "base/guc.h"
 #include "cluster/slots.h"
 

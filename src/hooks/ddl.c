@@ -43,8 +43,8 @@
 #include "utils/syscache.h"
 
 #include "base/compat.h"
-#include "hooks/hooks.h"
 #include "cluster/slots.h"
+#include "hooks/hooks.h"
 
 static ProcessUtility_hook_type next;
 

@@ -44,8 +44,8 @@
 #include "utils/plancache.h"
 
 #include "base/kliv_mail.h"
-
 #include "hooks/hooks.h"
+
 
 /*
  * Public functions that have a password or another secret among their arguments,

@@ -22,6 +22,8 @@
 
 #include "lib/stringinfo.h"
 
+#include "base/error.h"
+#include "base/text.h"
 #include "message/address.h"
 
 #define LIST_BYTES 1048576		/* longest list that is looked at */
@@ -30,7 +32,6 @@
 #define LOCAL_BYTES 64			/* RFC 5321, 4.5.3.1.1 */
 #define ADDRESS_BYTES 254		/* RFC 5321, 4.5.3.1.3, less the angle brackets */
 #define LABEL_BYTES 63			/* RFC 1035, 2.3.4 */
-#define SHOWN_CHARS 80
 
 /* What is being parsed, and why it cannot be. */
 typedef struct Parser
@@ -80,38 +81,11 @@ is_wide_ascii(uint32 ch)
 	return (ch >= 0xFF01 && ch <= 0xFF5E) || ch == 0x3002 || ch == 0xFF61;
 }
 
-static bool
-is_joiner(uint32 ch)
-{
-	return ch == 0x200C || ch == 0x200D;
-}
-
-/* Controls, bidi controls, separators of lines, characters without a width. */
-static bool
-is_unsafe(uint32 ch)
-{
-	return ch < 0x20 || (ch >= 0x7F && ch <= 0x9F) ||
-		ch == 0x061C || ch == 0x180E ||
-		ch == 0x200B || ch == 0x200E || ch == 0x200F ||
-		(ch >= 0x2028 && ch <= 0x202E) ||
-		(ch >= 0x2060 && ch <= 0x206F) ||
-		ch == 0xFEFF || (ch >= 0xFFF9 && ch <= 0xFFFB);
-}
-
-/* Those, and what else shows nothing by itself: a message shows their numbers. */
-static bool
-is_invisible(uint32 ch)
-{
-	return is_unsafe(ch) || is_joiner(ch) ||
-		ch == 0x00AD || ch == 0x034F || ch == 0x115F || ch == 0x1160 || ch == 0x3164 ||
-		ch == 0xFFA0 || (ch >= 0xFE00 && ch <= 0xFE0F) || ch >= 0xE0000;
-}
-
 /* What may stand in a display name but in no address, where it would be lost or hidden. */
 static bool
 is_bad_in_address(uint32 ch)
 {
-	return klm_is_space(ch) || is_invisible(ch) || is_wide_ascii(ch) || is_wide_separator(ch) ||
+	return klm_is_space(ch) || klm_is_invisible(ch) || is_wide_ascii(ch) || is_wide_separator(ch) ||
 		ch == 0xFFFC || ch == 0xFFFD;
 }
 
@@ -250,7 +224,7 @@ check_characters(const char *list, Size length, KlmError *error)
 	while (pos < end)
 	{
 		ch = klm_utf8_next(&pos, end);
-		if ((is_unsafe(ch) && ch != '\t') || is_joiner(ch))
+		if ((klm_is_unsafe(ch) && ch != '\t') || klm_is_joiner(ch))
 			break;
 	}
 	from = pos;
@@ -938,136 +912,5 @@ klm_address_allowed(const char *addr, const char **patterns, int count)
 			memcmp(patterns[i], addr, domain - addr) == 0)
 			return true;
 	}
-	return false;
-}
-
-bool
-klm_has_unsafe_char(const char *utf8, bool allow_tab)
-{
-	const char *pos = utf8;
-	const char *end;
-	uint32		previous = 0;
-
-	/* Most text is printable ASCII: no code points to look at. */
-	while ((unsigned char) *pos >= 0x20 && (unsigned char) *pos < 0x7F)
-		pos++;
-	if (*pos == '\0')
-		return false;
-	end = pos + strlen(pos);
-	if (pos > utf8)
-		previous = (unsigned char) pos[-1];
-
-	while (pos < end)
-	{
-		uint32		ch = klm_utf8_next(&pos, end);
-
-		if (is_unsafe(ch) && !(ch == '\t' && allow_tab))
-			return true;
-		if (is_joiner(ch) && (previous < 0x80 || (unsigned char) *pos < 0x80))
-			return true;
-		previous = ch;
-	}
-	return false;
-}
-
-uint32
-klm_utf8_next(const char **text, const char *end)
-{
-	const unsigned char *pos = (const unsigned char *) *text;
-	int			length;
-	uint32		ch;
-	int			i;
-
-	if (pos[0] < 0x80)
-		length = 1;
-	else if (pos[0] < 0xC2)
-		length = 0;
-	else if (pos[0] < 0xE0)
-		length = 2;
-	else if (pos[0] < 0xF0)
-		length = 3;
-	else
-		length = pos[0] < 0xF5 ? 4 : 0;
-	if (length == 1)
-	{
-		(*text)++;
-		return pos[0];
-	}
-	if (length == 0 || end - *text < length)
-	{
-		(*text)++;
-		return 0xFFFD;
-	}
-	ch = pos[0] & (0x7F >> length);
-	for (i = 1; i < length; i++)
-	{
-		if ((pos[i] & 0xC0) != 0x80)
-		{
-			(*text)++;
-			return 0xFFFD;
-		}
-		ch = (ch << 6) | (pos[i] & 0x3F);
-	}
-	*text += length;
-	return ch;
-}
-
-bool
-klm_is_space(uint32 ch)
-{
-	return ch == ' ' || ch == '\t' || ch == 0xA0 || ch == 0x1680 ||
-		(ch >= 0x2000 && ch <= 0x200A) || ch == 0x202F || ch == 0x205F || ch == 0x3000;
-}
-
-char *
-klm_shown(const char *text, Size length)
-{
-	StringInfoData out;
-	const char *pos = text;
-	const char *end = text + length;
-	int			shown = 0;
-
-	initStringInfo(&out);
-	while (pos < end)
-	{
-		const char *from = pos;
-		uint32		ch = klm_utf8_next(&pos, end);
-
-		if (shown++ == SHOWN_CHARS)
-		{
-			appendStringInfoString(&out, "...");
-			break;
-		}
-		if (is_invisible(ch))
-			appendStringInfo(&out, "\\u%04X", ch);
-		else
-			appendBinaryStringInfo(&out, from, pos - from);
-	}
-	return out.data;
-}
-
-bool
-klm_fail(KlmError *error, int sqlstate, const char *hint, const char *format,...)
-{
-	StringInfoData message;
-
-	if (error == NULL)
-		return false;
-	initStringInfo(&message);
-	for (;;)
-	{
-		va_list		args;
-		int			needed;
-
-		va_start(args, format);
-		needed = appendStringInfoVA(&message, format, args);
-		va_end(args);
-		if (needed == 0)
-			break;
-		enlargeStringInfo(&message, needed);
-	}
-	error->sqlstate = sqlstate;
-	error->message = message.data;
-	error->hint = hint != NULL ? pstrdup(hint) : NULL;
 	return false;
 }

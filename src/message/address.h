@@ -12,7 +12,7 @@
 #ifndef KLM_ADDRESS_H
 #define KLM_ADDRESS_H
 
-#include "base/kliv_mail.h"
+#include "base/error.h"
 
 typedef struct KlmAddress
 {
@@ -37,7 +37,7 @@ extern PGDLLEXPORT bool klm_parse_address(const char *text, KlmAddress *address,
 /*
  * "Name <addr>" for use in a header *value that the caller still has to
  * encode*, or in a list given to klm_parse_address_list(): the name quoted as
- * needed, UTF-8 kept.  For RFC 2047 encoded header lines see mime.h.
+ * needed, UTF-8 kept.  For RFC 2047 encoded header lines see compose.h.
  */
 extern PGDLLEXPORT char *klm_format_address(const char *name, const char *addr);
 
@@ -46,24 +46,5 @@ extern PGDLLEXPORT char *klm_format_address(const char *name, const char *addr);
  * without case, local parts exactly.
  */
 extern PGDLLEXPORT bool klm_address_allowed(const char *addr, const char **patterns, int count);
-
-/*
- * C0, C1, bidi controls, line separators, zero-width: what may stand in no
- * name.  The joiners U+200C and U+200D pass between two characters that are
- * not ASCII, since Persian, Indic scripts and emoji are written with them.
- */
-extern PGDLLEXPORT bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
-
-/*
- * For the pure modules.  The code point at *text, which moves on (a byte that
- * is no UTF-8 counts as U+FFFD); text made printable and cut to some 80
- * characters for a message; an error filled in, false returned (error NULL:
- * the caller wants no words).
- */
-extern PGDLLEXPORT uint32 klm_utf8_next(const char **text, const char *end);
-extern PGDLLEXPORT bool klm_is_space(uint32 ch);
-extern PGDLLEXPORT char *klm_shown(const char *text, Size length);
-extern PGDLLEXPORT bool klm_fail(KlmError *error, int sqlstate, const char *hint,
-								 const char *format,...) pg_attribute_printf(4, 5);
 
 #endif							/* KLM_ADDRESS_H */

@@ -30,6 +30,8 @@
 #include "lib/stringinfo.h"
 #include "utils/memutils.h"
 
+#include "base/error.h"
+#include "base/text.h"
 #include "message/compose.h"
 
 #define LINE_CHARS 76			/* RFC 2047 and RFC 2045 both end here */

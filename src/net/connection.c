@@ -45,8 +45,9 @@
 #include "utils/memutils.h"
 
 #include "base/compat.h"
-#include "net/connection.h"
+#include "base/error.h"
 #include "base/guc.h"
+#include "net/connection.h"
 
 #if LIBCURL_VERSION_NUM < 0x075800
 #error "kliv_mail needs libcurl 7.88 or newer"

@@ -16,6 +16,7 @@
 #ifndef KLM_CONNECTION_H
 #define KLM_CONNECTION_H
 
+#include "base/error.h"
 #include "smtp/session.h"
 
 typedef enum KlmEncryption

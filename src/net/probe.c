@@ -29,11 +29,14 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
-#include "functions/configure.h"
+#include "base/encoding.h"
+#include "base/error.h"
 #include "base/guc.h"
+#include "db/account.h"
+#include "db/owner_call.h"
+#include "functions/configure.h"
 #include "net/probe.h"
 #include "smtp/providers.h"
-#include "db/account.h"
 
 #define SENDER_TIMEOUT_MS 30000 /* the most for the replies to MAIL and RSET */
 #define CONNECT_GRACE_MS 2000	/* libcurl's own time limit comes first */

@@ -54,8 +54,10 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
-#include "secret/seal.h"
+#include "base/encoding.h"
+#include "base/error.h"
 #include "base/guc.h"
+#include "secret/seal.h"
 
 #define KEY_BYTES 32
 #define KEY_HEX (2 * KEY_BYTES)

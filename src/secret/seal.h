@@ -21,7 +21,7 @@
 #ifndef KLM_CRYPTO_H
 #define KLM_CRYPTO_H
 
-#include "base/kliv_mail.h"
+#include "base/error.h"
 
 /* A plaintext in guarded memory, wiped when its memory context goes. */
 typedef struct KlmSecret

@@ -18,8 +18,9 @@
 #include "funcapi.h"
 #include "utils/builtins.h"
 
+#include "base/encoding.h"
+#include "base/error.h"
 #include "secret/seal.h"
-#include "base/guc.h"
 #include "secret/unsubscribe_token.h"
 
 /* Longer than any address and list name; what is longer is no token of ours. */

@@ -16,7 +16,7 @@
 #ifndef KLM_UNSUBSCRIBE_H
 #define KLM_UNSUBSCRIBE_H
 
-#include "base/kliv_mail.h"
+#include "base/error.h"
 
 /*
  * url with the token added as parameter "token", palloc'd; in a transaction.

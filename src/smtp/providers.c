@@ -19,7 +19,10 @@
 
 #include "lib/stringinfo.h"
 
+#include "base/error.h"
 #include "smtp/providers.h"
+
+#define INVALID ERRCODE_INVALID_PARAMETER_VALUE
 
 const KlmProvider klm_providers[] = {
 	{
@@ -279,33 +282,6 @@ klm_port_is_tls(int port)
 	return port == 465 || port == 2465;
 }
 
-static bool
-fail(KlmError *error, const char *hint, const char *format,...) pg_attribute_printf(3, 4);
-
-static bool
-fail(KlmError *error, const char *hint, const char *format,...)
-{
-	StringInfoData message;
-
-	initStringInfo(&message);
-	for (;;)
-	{
-		va_list		args;
-		int			needed;
-
-		va_start(args, format);
-		needed = appendStringInfoVA(&message, format, args);
-		va_end(args);
-		if (needed == 0)
-			break;
-		enlargeStringInfo(&message, needed);
-	}
-	error->sqlstate = ERRCODE_INVALID_PARAMETER_VALUE;
-	error->message = message.data;
-	error->hint = hint ? pstrdup(hint) : NULL;
-	return false;
-}
-
 /* "us-east-1", "ap-northeast-1", "us-gov-west-1": what may stand in a host name. */
 static bool
 is_region(const char *region)
@@ -335,7 +311,7 @@ klm_provider_host(const KlmProvider *provider, const char *region, char **host, 
 		if (at == NULL || length == 0 || strchr(region, ' ') ||
 			(at > provider->regions && at[-1] != ' ') ||
 			(at[length] != '\0' && at[length] != ' '))
-			return fail(error, psprintf("Choose one of: %s.", provider->regions),
+			return klm_fail(error, INVALID, psprintf("Choose one of: %s.", provider->regions),
 						"\"%s\" is not a region of %s", region ? region : "", provider->title);
 
 		/* Mailgun, the only one with named regions: smtp.eu.mailgun.org. */
@@ -352,12 +328,12 @@ klm_provider_host(const KlmProvider *provider, const char *region, char **host, 
 		return true;
 	}
 	if (region == NULL)
-		return fail(error,
-		"Give the region that the credentials were made in, such as region => 'us-east-1' "
-					"(it stands at the top right of the provider's console).",
-					"is needed for %s", provider->title);
+		return klm_fail(error, INVALID,
+						"Give the region that the credentials were made in, such as region => 'us-east-1' "
+						"(it stands at the top right of the provider's console).",
+						"is needed for %s", provider->title);
 	if (!is_region(region))
-		return fail(error, "A region looks like us-east-1 or ap-northeast-1.",
+		return klm_fail(error, INVALID, "A region looks like us-east-1 or ap-northeast-1.",
 		"\"%s\" is not a region of %s",
 					region, provider->title);
 	*host = psprintf("%.*s%s%s", (int) (mark - provider->host), provider->host, region,
@@ -455,9 +431,9 @@ static bool
 check_host(const KlmProvider *provider, const char *host, KlmError *error)
 {
 	if (strcmp(provider->name, "sakura") == 0 && !ends_with(host, ".sakura.ne.jp"))
-		return fail(error, provider->host_hint, "\"%s\" is not a server of Sakura", host);
+		return klm_fail(error, INVALID, provider->host_hint, "\"%s\" is not a server of Sakura", host);
 	if (strcmp(provider->name, "onamae") == 0 && !ends_with(host, ".onamae.ne.jp"))
-		return fail(error, psprintf(
+		return klm_fail(error, INVALID, psprintf(
 		"%s The certificate of smtp.<your domain> is made out to another name.",
 									provider->host_hint),
 					"\"%s\" is not a server of Onamae", host);
@@ -477,39 +453,39 @@ klm_provider_check(const KlmProvider *provider, const char *host, int port, cons
 
 	*argument = "port";
 	if (provider->tls_ports == NULL && klm_port_is_tls(port))
-		return fail(error, psprintf(
+		return klm_fail(error, INVALID, psprintf(
 		"Leave port out, or use one of %s with encryption => 'starttls'.",
 									provider->starttls_ports),
 					"%s does not answer on port %d", provider->title, port);
 
 	*argument = "encryption";
 	if (strcmp(encryption, "starttls") == 0 && port_in(provider->tls_ports, port))
-		return fail(error, "Use encryption => 'tls' with this port, or port => 587.",
+		return klm_fail(error, INVALID, "Use encryption => 'tls' with this port, or port => 587.",
 					"%s speaks TLS from the start on port %d, not starttls", provider->title, port);
 	if (strcmp(encryption, "tls") == 0 && port_in(provider->starttls_ports, port))
-		return fail(error, provider->tls_ports ?
+		return klm_fail(error, INVALID, provider->tls_ports ?
 		"Use encryption => 'starttls' with this port, or port => 465." :
 					"Use encryption => 'starttls' with this port.",
 					"%s begins in clear on port %d and changes by starttls", provider->title, port);
 
 	*argument = "username";
 	if (username && provider->username && strcmp(username, provider->username) != 0)
-		return fail(error, provider->username_hint, "%s knows no user name but \"%s\"",
+		return klm_fail(error, INVALID, provider->username_hint, "%s knows no user name but \"%s\"",
 					provider->title, provider->username);
 	if (username && provider->username_is_address && strchr(username, '@') == NULL)
-		return fail(error, provider->username_hint, "\"%s\" is not a full mail address", username);
+		return klm_fail(error, INVALID, provider->username_hint, "\"%s\" is not a full mail address", username);
 	if (username && strcmp(provider->name, "ses") == 0 && strchr(username, '@') != NULL)
-		return fail(error, provider->username_hint,
+		return klm_fail(error, INVALID, provider->username_hint,
 		"\"%s\" is not an SMTP user name of Amazon SES", username);
 
 	*argument = "auth";
 	if (oauth2 && !provider->oauth2)
-		return fail(error, "Leave auth out and give a password.", "%s does not take oauth2",
+		return klm_fail(error, INVALID, "Leave auth out and give a password.", "%s does not take oauth2",
 					provider->title);
 
 	*argument = "password";
 	if (password && !oauth2 && (problem = password_problem(provider, password)) != NULL)
-		return fail(error, provider->password_hint, "%s", problem);
+		return klm_fail(error, INVALID, provider->password_hint, "%s", problem);
 	*argument = NULL;
 	return true;
 }

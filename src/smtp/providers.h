@@ -15,7 +15,7 @@
 #ifndef KLM_PROVIDERS_H
 #define KLM_PROVIDERS_H
 
-#include "base/kliv_mail.h"
+#include "base/error.h"
 #include "message/compose.h"
 
 /* How a pasted password is tidied before it is checked and stored. */

@@ -44,8 +44,8 @@
 
 #include "base/compat.h"
 #include "base/guc.h"
-#include "hooks/hooks.h"
 #include "cluster/slots.h"
+#include "hooks/hooks.h"
 
 /* Between two looks on a standby. */
 #define LOOK_INTERVAL_MS 60000

@@ -47,8 +47,8 @@
 
 #include "base/compat.h"
 #include "base/guc.h"
-#include "hooks/hooks.h"
 #include "cluster/slots.h"
+#include "hooks/hooks.h"
 
 /* The longest sleep while something is due later: the clock may be set meanwhile. */
 #define MAX_SLEEP_MS (60 * 60 * 1000L)

@@ -41,16 +41,18 @@
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
-#include "net/connection.h"
+#include "base/error.h"
 #include "base/guc.h"
-#include "message/compose.h"
-#include "db/outbox.h"
-#include "smtp/providers.h"
-#include "smtp/verdict.h"
-#include "db/account.h"
+#include "base/text.h"
 #include "cluster/slots.h"
-#include "smtp/session.h"
+#include "db/account.h"
+#include "db/outbox.h"
+#include "message/compose.h"
+#include "net/connection.h"
 #include "secret/unsubscribe_token.h"
+#include "smtp/providers.h"
+#include "smtp/session.h"
+#include "smtp/verdict.h"
 
 /* The SQL that this library serves besides its own: the release before.  This is the first one. */
 #define PREVIOUS_VERSION	KLIV_MAIL_VERSION
