@@ -1,13 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * mime_test.c
- *		Unit tests of src/message/address.c and src/message/compose.c: hostile input at random,
- *		also bytes that are no UTF-8, and what must hold whatever comes.
+ *		Unit tests of src/message/: hostile input at random, also bytes that are no UTF-8, and what must hold whatever comes.
  *
  * Build (libpgcommon and libpgport are PostgreSQL's frontend libraries; add
  * -fsanitize=address,undefined for the sanitizers):
  *	cc -Isrc -I$(pg_config --includedir-server) -o mime_test test/unit/mime_test.c
- *		src/message/compose.c src/message/address.c -L$(pg_config --pkglibdir) -L$(pg_config --libdir)
+ *		src/base/error.c src/base/text.c src/message/*.c -L$(pg_config --pkglibdir) -L$(pg_config --libdir)
  *		-lpgcommon -lpgport -lidn2 -lcrypto
  * Run: mime_test [rounds [seed]].  Ends with "N passed, N failed".
  *

@@ -6,7 +6,7 @@
  *
  * Build (libpgcommon and libpgport are PostgreSQL's frontend libraries):
  *	cc -Isrc -I$(pg_config --includedir-server) -o providers_test
- *		test/unit/providers_test.c src/smtp/providers.c
+ *		test/unit/providers_test.c src/base/error.c src/base/text.c src/smtp/providers.c
  *		-L$(pg_config --pkglibdir) -L$(pg_config --libdir) -lpgcommon -lpgport
  * Ends with "N passed, N failed".
  *

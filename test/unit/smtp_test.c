@@ -7,7 +7,7 @@
  * Build (libpgcommon and libpgport are PostgreSQL's frontend libraries; add
  * -fsanitize=address,undefined for the sanitizers):
  *	cc -DUSE_ASSERT_CHECKING -Isrc -I$(pg_config --includedir-server) -o smtp_test
- *		test/unit/smtp_test.c src/smtp/session.c src/smtp/verdict.c src/smtp/providers.c
+ *		test/unit/smtp_test.c src/base/error.c src/base/text.c src/smtp/*.c
  *		-L$(pg_config --pkglibdir) -L$(pg_config --libdir) -lpgcommon -lpgport
  * Run: smtp_test [rounds [seed]].  Ends with "N passed, N failed".
  *
