@@ -1,0 +1,168 @@
+-- Queueing: a message and its deliveries in, and what takes deliveries out again that
+-- no server was given: suppressed, expired, old.
+
+-- Why an address gets no mail of this priority; NULL: it does.
+CREATE FUNCTION kliv_mail._suppressed(p_recipient text, p_priority smallint, at timestamptz) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT 'the address is suppressed' || CASE s.scope WHEN 'marketing' THEN ' for marketing mail' ELSE '' END || coalesce(': ' || s.reason, '')
+    FROM kliv_mail._suppression AS s
+    WHERE s.address = lower(p_recipient) AND (s.scope = 'all' OR p_priority = 2) AND (s.expires_at IS NULL OR s.expires_at > at)
+    ORDER BY s.scope LIMIT 1;
+END;
+
+-- Serialises nothing: one message and its deliveries, in the caller's
+-- transaction.  With a key that is already used: the first message's id when
+-- the fingerprint of the arguments is the same, else 23505.
+CREATE FUNCTION kliv_mail._enqueue(
+    p_sender name, p_type text, p_priority smallint, p_template text, p_route text,
+    p_from_address text, p_from_name text, p_reply_to text, p_subject text,
+    p_header_id text, p_entity bytea, p_smtputf8 boolean, p_unsubscribe boolean,
+    p_send_at timestamptz, p_expires_at timestamptz, p_tags text[], p_metadata jsonb,
+    p_recipients text[], p_kinds text[], p_key text, p_fingerprint bytea, p_now timestamptz,
+    OUT message_id bigint, OUT is_new boolean, OUT suppressed integer)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    v_id bigint := nextval('kliv_mail._message_id');
+    v_origin text := kliv_mail._origin();
+    k record;
+BEGIN
+    message_id := v_id;
+    is_new := true;
+    suppressed := 0;
+    IF p_key IS NOT NULL THEN
+        INSERT INTO kliv_mail._idempotency AS i (sender_role, key, fingerprint, message_id, created_at)
+        VALUES (p_sender, p_key, p_fingerprint, v_id, p_now)
+        ON CONFLICT (sender_role, key) DO NOTHING;
+        IF NOT FOUND THEN
+            SELECT i.fingerprint, i.message_id INTO k FROM kliv_mail._idempotency AS i
+            WHERE i.sender_role = p_sender AND i.key = p_key;
+            IF k.fingerprint = p_fingerprint THEN
+                message_id := k.message_id;
+                is_new := false;
+                RETURN;
+            END IF;
+            RAISE unique_violation USING
+                MESSAGE = format('idempotency_key: "%s" was used for message %s with other arguments', left(p_key, 100), k.message_id),
+                HINT = 'Give every mail a key of its own; the same key and the same arguments give the first message''s id.';
+        END IF;
+    END IF;
+    -- Promise 8: whose mail this is stands in the row; the state row is made at first use.
+    IF NOT EXISTS (SELECT FROM kliv_mail._state) THEN
+        INSERT INTO kliv_mail._state (origin) VALUES (v_origin) ON CONFLICT DO NOTHING;
+    END IF;
+    INSERT INTO kliv_mail._message (id, created_at, sender_role, message_type, template, account, from_address, from_name,
+        reply_to, subject, header_id, entity, smtputf8, unsubscribe, send_at, expires_at, recipients, tags, metadata)
+    VALUES (v_id, p_now, p_sender, p_type, p_template, nullif(p_route, ''), p_from_address, p_from_name,
+        p_reply_to, p_subject, p_header_id, p_entity, p_smtputf8, p_unsubscribe, p_send_at, p_expires_at, cardinality(p_recipients),
+        p_tags, p_metadata);
+    INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at, expires_at)
+    SELECT nextval('kliv_mail._delivery_id'), v_id, r.recipient, r.kind, v_origin, p_route, p_priority,
+           coalesce(p_send_at, p_now), p_now, p_expires_at
+    FROM unnest(p_recipients, p_kinds) AS r (recipient, kind);
+    -- Who is suppressed already goes no further; who will be is caught by
+    -- suppress() or, at the latest, by the claim.
+    IF EXISTS (SELECT FROM kliv_mail._suppression) THEN
+        suppressed := kliv_mail._stop_suppressed(v_id, NULL, p_now);
+    END IF;
+END;
+$$;
+
+-- Finish the waiting deliveries of a message, or to an address, that are suppressed.
+-- Most have none: they are looked for first, each by its own condition, and without
+-- "epoch IS NULL", which would invite the planner to walk the whole line for each mail.
+CREATE FUNCTION kliv_mail._stop_suppressed(p_message bigint, p_address text, at timestamptz) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    v_ids bigint[];
+    v_count integer;
+BEGIN
+    IF p_message IS NOT NULL THEN
+        v_ids := ARRAY(SELECT o.id FROM kliv_mail._outbox AS o
+                       WHERE o.message_id = p_message AND kliv_mail._suppressed(o.recipient, o.priority, at) IS NOT NULL);
+    ELSE
+        v_ids := ARRAY(SELECT o.id FROM kliv_mail._outbox AS o
+                       WHERE lower(o.recipient) = p_address AND kliv_mail._suppressed(o.recipient, o.priority, at) IS NOT NULL);
+    END IF;
+    IF v_ids = '{}' THEN
+        RETURN 0;
+    END IF;
+    WITH gone AS (
+        DELETE FROM kliv_mail._outbox AS o
+        WHERE o.id = ANY (v_ids) AND coalesce(o.epoch, 0) = 0
+        RETURNING o.*)
+    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
+        attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, hint, finished_at)
+    SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'suppressed', g.created_at, g.expires_at,
+        g.attempts, g.doubts, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply,
+        kliv_mail._suppressed(g.recipient, g.priority, at),
+        format('SELECT kliv_mail.unsuppress(%L%s); lets mail to it leave again.', g.recipient,
+               CASE WHEN kliv_mail._suppressed(g.recipient, 0::smallint, at) IS NULL THEN ', ''marketing''' END), at
+    FROM gone AS g;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END;
+$$;
+
+-- Finish deliveries whose expiry has come.
+CREATE FUNCTION kliv_mail._expire(at timestamptz) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_origin text := kliv_mail._origin();
+    v_count bigint;
+BEGIN
+    -- Without "epoch IS NULL", which would invite the planner to walk the whole line.
+    IF NOT EXISTS (SELECT FROM kliv_mail._outbox AS x WHERE x.origin = v_origin AND x.expires_at <= at) THEN
+        RETURN 0;
+    END IF;
+    WITH gone AS (
+        DELETE FROM kliv_mail._outbox AS o
+        WHERE o.id = ANY (ARRAY(SELECT x.id FROM kliv_mail._outbox AS x WHERE x.origin = v_origin AND x.expires_at <= at
+                                ORDER BY x.expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED))
+          AND o.epoch IS NULL
+        RETURNING o.*)
+    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
+        attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, hint, finished_at)
+    SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'expired', g.created_at, g.expires_at,
+        g.attempts, g.doubts, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply,
+        'it expired before it could be delivered' || coalesce('; last: ' || g.last_reason, ''),
+        format('SELECT kliv_mail.retry(%s); sends it all the same.', g.message_id), at
+    FROM gone AS g;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END;
+$$;
+
+-- Old history, in small batches; the sender calls it when it has nothing to do.
+CREATE FUNCTION kliv_mail._retain(p_before timestamptz, p_limit integer) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_count bigint;
+    v_total bigint := 0;
+BEGIN
+    DELETE FROM kliv_mail._delivery AS d
+    WHERE d.id IN (SELECT x.id FROM kliv_mail._delivery AS x WHERE x.finished_at < p_before ORDER BY x.finished_at LIMIT p_limit);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM kliv_mail._message AS m
+    WHERE m.id IN (SELECT x.id FROM kliv_mail._message AS x
+                   WHERE x.created_at < p_before
+                     AND NOT EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.message_id = x.id)
+                     AND NOT EXISTS (SELECT FROM kliv_mail._delivery AS d WHERE d.message_id = x.id)
+                   ORDER BY x.created_at LIMIT p_limit);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM kliv_mail._idempotency AS i
+    WHERE (i.sender_role, i.key) IN (SELECT x.sender_role, x.key FROM kliv_mail._idempotency AS x
+                                     WHERE x.created_at < p_before ORDER BY x.created_at LIMIT p_limit);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM kliv_mail._event AS e
+    WHERE e.id IN (SELECT x.id FROM kliv_mail._event AS x WHERE x.at < p_before ORDER BY x.at LIMIT p_limit);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM kliv_mail._usage AS u WHERE u.window_end < least(p_before, kliv_mail._now() - interval '8 days');
+    RETURN v_total;
+END;
+$$;
