@@ -1,0 +1,27 @@
+-- The view events: what happened, in the order of time.
+
+-- One level more than it seems to need: a view that is a UNION ALL itself is taken
+-- apart by the planner, and the barrier with it.
+CREATE VIEW kliv_mail.events WITH (security_barrier) AS
+    SELECT v.at, v.kind, v.account, v.message_id, v.recipient, v.role, v.detail, v.data FROM (
+        SELECT e.at, e.kind, e.account, e.message_id, NULL::text AS recipient, e.role, e.detail, e.data
+        FROM kliv_mail._event AS e
+        WHERE has_table_privilege('kliv_mail._sees_all', 'SELECT')
+        UNION ALL
+        SELECT x.at, x.kind, x.account, x.message_id, x.recipient, x.role, x.detail, NULL
+        FROM (SELECT m.created_at AS at, 'queued' AS kind, m.account, m.id AS message_id, NULL::text AS recipient, m.sender_role AS role, m.subject AS detail, m.sender_role
+              FROM kliv_mail._message AS m
+              UNION ALL
+              SELECT d.finished_at, d.status, d.account, d.message_id, d.recipient, NULL, coalesce(nullif(d.last_reply, ''), d.reason), m.sender_role
+              FROM kliv_mail._delivery AS d JOIN kliv_mail._message AS m ON m.id = d.message_id) AS x
+        WHERE has_table_privilege('kliv_mail._sees_all', 'SELECT')
+           OR coalesce(pg_has_role(to_regrole(quote_ident(x.sender_role))::oid, 'MEMBER'), false)) AS v;
+COMMENT ON VIEW kliv_mail.events IS 'What happened: mail queued and finished, settings changed by whom, accounts held. Settings'' events need grant_read or grant_admin.';
+COMMENT ON COLUMN kliv_mail.events.at IS 'When.';
+COMMENT ON COLUMN kliv_mail.events.kind IS 'queued, a final status, or what was done to a setting or an account.';
+COMMENT ON COLUMN kliv_mail.events.account IS 'The account concerned.';
+COMMENT ON COLUMN kliv_mail.events.message_id IS 'The message concerned.';
+COMMENT ON COLUMN kliv_mail.events.recipient IS 'The recipient concerned.';
+COMMENT ON COLUMN kliv_mail.events.role IS 'The role that did it.';
+COMMENT ON COLUMN kliv_mail.events.detail IS 'In plain words; for a delivery the server''s reply.';
+COMMENT ON COLUMN kliv_mail.events.data IS 'Further facts; never a secret.';

@@ -1,0 +1,40 @@
+-- The view status: is the machinery well?
+
+CREATE VIEW kliv_mail.status AS
+    SELECT CASE WHEN NOT p.preloaded THEN 'not preloaded' WHEN p.launcher_pid IS NULL THEN 'launcher not running'
+                WHEN p.slots_exhausted THEN 'no worker slot free'
+                WHEN p.sender_pid IS NOT NULL THEN 'sending' ELSE 'idle' END AS worker,
+           p.preloaded, p.launcher_pid, p.sender_pid,
+           (SELECT count(*) FROM kliv_mail._outbox) AS outbox,
+           (SELECT min(o.due) FROM kliv_mail._outbox AS o WHERE o.due <= kliv_mail._now()) AS oldest_due,
+           CASE WHEN p.next_due IS NOT NULL THEN greatest(p.next_due, now()) END AS next_start,
+           nullif(p.last_error, '') AS last_error,
+           k.key_state, k.key_fingerprint,
+           CASE WHEN h.held_by IN ('restore', 'paused') THEN h.reason END AS held,
+           nullif(current_setting('kliv_mail.test_clock_offset'), '0') AS test_clock_offset,
+           CASE WHEN NOT p.preloaded THEN 'Add kliv_mail to shared_preload_libraries in postgresql.conf and restart the server.'
+                WHEN h.held_by IN ('restore', 'paused') THEN h.hint
+                WHEN p.slots_exhausted THEN 'No worker slot is free: raise max_worker_processes in postgresql.conf and restart the server.'
+                WHEN h.held_by = 'account' THEN h.reason || coalesce('. ' || h.hint, '')
+                ELSE k.advice END AS hint,
+           (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'kliv_mail') AS version,
+           p.library_version
+    FROM kliv_mail._process_status() AS p
+    CROSS JOIN kliv_mail._key_state() AS k
+    CROSS JOIN LATERAL kliv_mail._availability(kliv_mail._default_account(), kliv_mail._now()) AS h;
+COMMENT ON VIEW kliv_mail.status IS 'One row: is the machinery well, how much waits, and what to do.';
+COMMENT ON COLUMN kliv_mail.status.worker IS 'idle, sending, or why nothing can be sent.';
+COMMENT ON COLUMN kliv_mail.status.preloaded IS 'Is kliv_mail in shared_preload_libraries? Without it mail queues and nothing sends it.';
+COMMENT ON COLUMN kliv_mail.status.launcher_pid IS 'The launcher''s process; NULL: not running.';
+COMMENT ON COLUMN kliv_mail.status.sender_pid IS 'This database''s sender; NULL: none at the moment, one is started when mail is due.';
+COMMENT ON COLUMN kliv_mail.status.outbox IS 'Deliveries that are not finished.';
+COMMENT ON COLUMN kliv_mail.status.oldest_due IS 'Since when the oldest one that is due has been so; NULL: none.';
+COMMENT ON COLUMN kliv_mail.status.next_start IS 'When a sender is next started, by the real clock.';
+COMMENT ON COLUMN kliv_mail.status.last_error IS 'The sender''s last error.';
+COMMENT ON COLUMN kliv_mail.status.key_state IS 'The key that opens passwords: ok, none yet, or what is wrong with it.';
+COMMENT ON COLUMN kliv_mail.status.key_fingerprint IS 'The id of the newest key.';
+COMMENT ON COLUMN kliv_mail.status.held IS 'Why the whole database sends nothing; NULL: it may send.';
+COMMENT ON COLUMN kliv_mail.status.test_clock_offset IS 'Not NULL: the clock of this database is moved, which is for tests only.';
+COMMENT ON COLUMN kliv_mail.status.hint IS 'What to do.';
+COMMENT ON COLUMN kliv_mail.status.version IS 'The extension''s version in this database.';
+COMMENT ON COLUMN kliv_mail.status.library_version IS 'The loaded library''s version.';
