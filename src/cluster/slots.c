@@ -9,18 +9,18 @@
  * a restart.  Calls nothing else of ours but guc.c's variables.
  *
  * A database is due when its next_due has passed.  The launcher then reserves
- * one of max_senders places for it and starts a worker, which attaches to the
- * place and gives it back when its process is out of the database:
+ * one of max_senders slots for it and starts a worker, which attaches to the
+ * slot and gives it back when its process is out of the database:
  *
  *		free -> reserved -> attached -> (leaving ->) free
  *
  * While a sender serves a database, next_due says nothing until the (last)
- * sender leaves: it sees every wake-up itself.  Each change of a place's holder
+ * sender leaves: it sees every wake-up itself.  Each change of a slot's holder
  * raises its generation, so that a late worker or a late clean-up cannot hit a
  * successor.
  *
  * A database with more mail than its sender's connections take may have further
- * senders, on places that nobody else waits for; they leave first.
+ * senders, on slots that nobody else waits for; they leave first.
  *
  * One LWLock guards all of it; nobody waits, allocates or raises while holding
  * it, and what a commit does under it is one hash look-up.
@@ -63,31 +63,31 @@
 /* The throttle of senders that fail: 1 s, doubling up to this. */
 #define MAX_THROTTLE_S 60
 
-/* When a sender has to give its place to a database that waits. */
-#define PLACE_IDLE_MS 5000
-#define PLACE_MAX_MS 30000
+/* When a sender has to give its slot to a database that waits. */
+#define SLOT_IDLE_MS 5000
+#define SLOT_MAX_MS 30000
 
 #define LABEL_PROVIDER "kliv_mail"
 #define LABEL "mail"
 #define LABEL_KEYS " keys="
 
-/* How a worker's argument is made of place and generation, in 32 bits. */
-#define PLACE_BITS 8
-#define PLACE_MASK ((1 << PLACE_BITS) - 1)
-#define GENERATION_MASK (PG_UINT32_MAX >> PLACE_BITS)
+/* How a worker's argument is made of slot and generation, in 32 bits. */
+#define SLOT_BITS 8
+#define SLOT_MASK ((1 << SLOT_BITS) - 1)
+#define GENERATION_MASK (PG_UINT32_MAX >> SLOT_BITS)
 
 typedef struct Database
 {
 	Oid			oid;			/* hash key */
 	bool		has_mail;		/* as far as we know, the extension is there */
-	int			barred;			/* statements that keep senders out */
-	int			places;			/* reserved or attached for it */
+	int			blocked;		/* statements that keep senders out */
+	int			slots;			/* reserved or attached for it */
 	bool		backlog;		/* its senders wish for another one */
 	TimestampTz left_due;		/* the earliest next_due of senders that left while others stay */
 	uint32		deaths;			/* senders that did not leave cleanly */
 	uint64		wakes;			/* commits that asked for a sender */
 	TimestampTz next_due;		/* DT_NOEND: not known to be due ever */
-	TimestampTz waits_since;	/* due, but without a place; 0: does not wait */
+	TimestampTz waits_since;	/* due, but without a slot; 0: does not wait */
 	int			failures;		/* senders in a row that did not leave cleanly */
 	TimestampTz not_before;		/* the throttle */
 	uint64		records;		/* commits of a sender's results, of cancel() and its kin */
@@ -95,17 +95,17 @@ typedef struct Database
 	char		last_error[sizeof(((KlmProcessStatus *) NULL)->last_error)];
 } Database;
 
-typedef enum PlaceState
+typedef enum SlotState
 {
-	PLACE_FREE,
-	PLACE_RESERVED,
-	PLACE_ATTACHED,
-	PLACE_LEAVING				/* has said good-bye, its process still ends */
-} PlaceState;
+	SLOT_FREE,
+	SLOT_RESERVED,
+	SLOT_ATTACHED,
+	SLOT_LEAVING				/* has said good-bye, its process still ends */
+} SlotState;
 
-typedef struct Place
+typedef struct Slot
 {
-	PlaceState	state;
+	SlotState	state;
 	uint32		generation;
 	Oid			database;
 	PGPROC	   *proc;			/* from attached on */
@@ -114,7 +114,7 @@ typedef struct Place
 	bool		restart;		/* with other settings, when what is under way is done */
 	bool		extra;			/* its database had a sender already */
 	TimestampTz started;
-} Place;
+} Slot;
 
 typedef struct SharedState
 {
@@ -123,9 +123,9 @@ typedef struct SharedState
 	int			launcher_pid;
 	bool		slots_exhausted;
 	bool		overflowed;		/* a database found no room in the table */
-	pg_atomic_uint32 wanted;	/* databases wait for a place */
-	ConditionVariable place_freed;
-	Place		places[FLEXIBLE_ARRAY_MEMBER];	/* klm_max_senders */
+	pg_atomic_uint32 wanted;	/* databases wait for a slot */
+	ConditionVariable slot_freed;
+	Slot		slots[FLEXIBLE_ARRAY_MEMBER];	/* klm_max_senders */
 } SharedState;
 
 /* What happens to another database when the transaction commits. */
@@ -154,11 +154,11 @@ static bool change_pending = false;
 static TimestampTz wake_due = 0;
 static List *pending = NIL;
 
-/* Bars that this process holds (OIDs, with repeats); in TopMemoryContext. */
-static List *bars = NIL;
+/* Blocks that this process holds (OIDs, with repeats); in TopMemoryContext. */
+static List *blocks = NIL;
 
-/* As a sender: our place and what only we need to know of it. */
-static Place *my_place = NULL;
+/* As a sender: our slot and what only we need to know of it. */
+static Slot *my_slot = NULL;
 static TimestampTz my_progress = 0;
 
 static void request_shared_memory(void);
@@ -177,15 +177,15 @@ static void at_transaction_end(XactEvent event, void *arg);
 static void add_pending(CommitAction action, Oid database);
 static void carry_out(const Pending *wish);
 static void ask_to_leave(Oid oid, bool restart);
-static void lift_bar(Oid oid);
-static void lift_all_bars(void);
-static void lift_bars_at_exit(int code, Datum arg);
-static void leave_place_at_exit(int code, Datum arg);
-static void free_place(Place *place);
-static void note_failure(Database *database, const Place *place);
+static void lift_block(Oid oid);
+static void lift_all_blocks(void);
+static void lift_blocks_at_exit(int code, Datum arg);
+static void leave_slot_at_exit(int code, Datum arg);
+static void free_slot(Slot *slot);
+static void note_failure(Database *database, const Slot *slot);
 static int	most_senders(void);
 static void detach_launcher(int code, Datum arg);
-static void want_places(bool wanted);
+static void want_slots(bool wanted);
 static int	compare_oids(const void *a, const void *b);
 static void set_label(const char *label);
 static void check_label(const ObjectAddress *object, const char *label);
@@ -221,7 +221,7 @@ request_shared_memory(void)
 static Size
 shared_size(void)
 {
-	return add_size(offsetof(SharedState, places), mul_size(klm_max_senders, sizeof(Place)));
+	return add_size(offsetof(SharedState, slots), mul_size(klm_max_senders, sizeof(Slot)));
 }
 
 static void
@@ -240,7 +240,7 @@ start_shared_memory(void)
 		memset(shared, 0, shared_size());
 		shared->lock = &GetNamedLWLockTranche("kliv_mail")->lock;
 		pg_atomic_init_u32(&shared->wanted, 0);
-		ConditionVariableInit(&shared->place_freed);
+		ConditionVariableInit(&shared->slot_freed);
 	}
 	info.keysize = sizeof(Oid);
 	info.entrysize = sizeof(Database);
@@ -308,11 +308,11 @@ may_be_removed(Database *database)
 	watched = !proclist_is_empty(&database->recorded.wakeup);
 	SpinLockRelease(&database->recorded.mutex);
 
-	return !watched && database->barred == 0 && database->places == 0 &&
+	return !watched && database->blocked == 0 && database->slots == 0 &&
 		TIMESTAMP_IS_NOEND(database->next_due);
 }
 
-/* An entry that only a bar or a look has made goes with it. */
+/* An entry that only a block or a look has made goes with it. */
 static void
 remove_if_unknown(Database *database)
 {
@@ -333,18 +333,18 @@ wake(Database *database, TimestampTz due)
 	database->wakes++;
 	database->next_due = Min(database->next_due, due);
 
-	for (int i = 0; database->places > 0 && i < klm_max_senders; i++)
+	for (int i = 0; database->slots > 0 && i < klm_max_senders; i++)
 	{
-		Place	   *place = &shared->places[i];
+		Slot	   *slot = &shared->slots[i];
 
-		if (place->state != PLACE_ATTACHED || place->database != database->oid)
+		if (slot->state != SLOT_ATTACHED || slot->database != database->oid)
 			continue;
-		if (database->places == 1)
-			return place->proc;
+		if (database->slots == 1)
+			return slot->proc;
 		if (first == NULL)
-			first = place->proc;
+			first = slot->proc;
 		else
-			nudge(place->proc);
+			nudge(slot->proc);
 	}
 	return first ? first : shared->launcher;
 }
@@ -513,7 +513,7 @@ at_transaction_end(XactEvent event, void *arg)
 	wake_pending = false;
 	change_pending = false;
 	pending = NIL;
-	lift_all_bars();
+	lift_all_blocks();
 }
 
 static void
@@ -559,28 +559,28 @@ ask_to_leave(Oid oid, bool restart)
 {
 	for (int i = 0; i < klm_max_senders; i++)
 	{
-		Place	   *place = &shared->places[i];
+		Slot	   *slot = &shared->slots[i];
 
-		if (place->database != oid)
+		if (slot->database != oid)
 			continue;
-		if (place->state == PLACE_ATTACHED)
+		if (slot->state == SLOT_ATTACHED)
 		{
 			if (restart)
-				place->restart = true;
+				slot->restart = true;
 			else
-				place->must_leave = true;
-			nudge(place->proc);
+				slot->must_leave = true;
+			nudge(slot->proc);
 		}
 	}
 }
 
 /*
- * A bar lasts until klm_unbar_database(), and at the longest until the
+ * A block lasts until klm_unblock_database(), and at the longest until the
  * transaction or the process ends.  A worker that was started and has not yet
- * attached finds its place gone and ends without having connected.
+ * attached finds its slot gone and ends without having connected.
  */
 void
-klm_bar_database(Oid oid)
+klm_block_database(Oid oid)
 {
 	static bool registered = false;
 	Database   *database;
@@ -592,11 +592,11 @@ klm_bar_database(Oid oid)
 	watch_transaction();
 	if (!registered)
 	{
-		before_shmem_exit(lift_bars_at_exit, (Datum) 0);
+		before_shmem_exit(lift_blocks_at_exit, (Datum) 0);
 		registered = true;
 	}
 	caller = MemoryContextSwitchTo(TopMemoryContext);
-	bars = lappend_oid(bars, oid);
+	blocks = lappend_oid(blocks, oid);
 	MemoryContextSwitchTo(caller);
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
@@ -604,51 +604,51 @@ klm_bar_database(Oid oid)
 	if (database == NULL)
 	{
 		/* No room: then it has no sender, and gets none. */
-		bars = list_delete_last(bars);
+		blocks = list_delete_last(blocks);
 		LWLockRelease(shared->lock);
 		return;
 	}
-	database->barred++;
+	database->blocked++;
 	for (int i = 0; i < klm_max_senders; i++)
 	{
-		Place	   *place = &shared->places[i];
+		Slot	   *slot = &shared->slots[i];
 
-		if (place->state == PLACE_RESERVED && place->database == oid)
+		if (slot->state == SLOT_RESERVED && slot->database == oid)
 		{
 			database->next_due = Min(database->next_due, GetCurrentTimestamp());
-			free_place(place);
+			free_slot(slot);
 		}
 	}
 	ask_to_leave(oid, false);
 	LWLockRelease(shared->lock);
 
-	ConditionVariablePrepareToSleep(&shared->place_freed);
+	ConditionVariablePrepareToSleep(&shared->slot_freed);
 	for (;;)
 	{
-		int			places;
+		int			slots;
 
 		LWLockAcquire(shared->lock, LW_SHARED);
-		places = database->places;	/* the bar keeps the entry where it is */
+		slots = database->slots;	/* the block keeps the entry where it is */
 		LWLockRelease(shared->lock);
-		if (places == 0)
+		if (slots == 0)
 			break;
-		ConditionVariableSleep(&shared->place_freed, PG_WAIT_EXTENSION);
+		ConditionVariableSleep(&shared->slot_freed, PG_WAIT_EXTENSION);
 	}
 	ConditionVariableCancelSleep();
 }
 
 void
-klm_unbar_database(Oid oid)
+klm_unblock_database(Oid oid)
 {
-	if (list_member_oid(bars, oid))
+	if (list_member_oid(blocks, oid))
 	{
-		bars = list_delete_oid(bars, oid);
-		lift_bar(oid);
+		blocks = list_delete_oid(blocks, oid);
+		lift_block(oid);
 	}
 }
 
 static void
-lift_bar(Oid oid)
+lift_block(Oid oid)
 {
 	Database   *database;
 
@@ -656,8 +656,8 @@ lift_bar(Oid oid)
 	database = find_database(oid);
 	if (database != NULL)
 	{
-		Assert(database->barred > 0);
-		database->barred--;
+		Assert(database->blocked > 0);
+		database->blocked--;
 		remove_if_unknown(database);
 	}
 	LWLockRelease(shared->lock);
@@ -665,21 +665,21 @@ lift_bar(Oid oid)
 }
 
 static void
-lift_all_bars(void)
+lift_all_blocks(void)
 {
-	while (bars != NIL)
+	while (blocks != NIL)
 	{
-		Oid			oid = llast_oid(bars);
+		Oid			oid = llast_oid(blocks);
 
-		bars = list_delete_last(bars);
-		lift_bar(oid);
+		blocks = list_delete_last(blocks);
+		lift_block(oid);
 	}
 }
 
 static void
-lift_bars_at_exit(int code, Datum arg)
+lift_blocks_at_exit(int code, Datum arg)
 {
-	lift_all_bars();
+	lift_all_blocks();
 }
 
 uint64
@@ -774,10 +774,10 @@ klm_process_status(KlmProcessStatus *status)
 	}
 	for (int i = 0; i < klm_max_senders; i++)
 	{
-		if (shared->places[i].state == PLACE_ATTACHED &&
-			shared->places[i].database == MyDatabaseId)
+		if (shared->slots[i].state == SLOT_ATTACHED &&
+			shared->slots[i].database == MyDatabaseId)
 		{
-			status->sender_pid = shared->places[i].pid;
+			status->sender_pid = shared->slots[i].pid;
 			status->next_due = DT_NOEND;
 		}
 	}
@@ -789,97 +789,97 @@ klm_process_status(KlmProcessStatus *status)
 /*
  * Must come before the connection to the database: then the exit callback runs
  * after the process has left the list of those that use the database, and who
- * waits for the place finds the database free.
+ * waits for the slot finds the database free.
  */
 bool
 klm_sender_attach(Datum worker_argument, Oid *oid)
 {
 	uint32		argument = DatumGetUInt32(worker_argument);
-	int			number = argument & PLACE_MASK;
-	uint32		generation = argument >> PLACE_BITS;
-	Place	   *place;
+	int			number = argument & SLOT_MASK;
+	uint32		generation = argument >> SLOT_BITS;
+	Slot	   *slot;
 
 	if (shared == NULL || number >= klm_max_senders)
 		return false;
 
 	Assert(!OidIsValid(MyDatabaseId));
-	on_shmem_exit(leave_place_at_exit, (Datum) 0);
+	on_shmem_exit(leave_slot_at_exit, (Datum) 0);
 
-	place = &shared->places[number];
+	slot = &shared->slots[number];
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (place->state == PLACE_RESERVED && place->generation == generation)
+	if (slot->state == SLOT_RESERVED && slot->generation == generation)
 	{
-		place->state = PLACE_ATTACHED;
-		place->proc = MyProc;
-		place->pid = MyProcPid;
-		place->must_leave = false;
-		place->restart = false;
-		place->started = GetCurrentTimestamp();
-		*oid = place->database;
-		my_place = place;
-		my_progress = place->started;
+		slot->state = SLOT_ATTACHED;
+		slot->proc = MyProc;
+		slot->pid = MyProcPid;
+		slot->must_leave = false;
+		slot->restart = false;
+		slot->started = GetCurrentTimestamp();
+		*oid = slot->database;
+		my_slot = slot;
+		my_progress = slot->started;
 	}
 	LWLockRelease(shared->lock);
 
-	return my_place != NULL;
+	return my_slot != NULL;
 }
 
 static void
-leave_place_at_exit(int code, Datum arg)
+leave_slot_at_exit(int code, Datum arg)
 {
 	Database   *database;
 	PGPROC	   *other = NULL;	/* another sender of the database takes up what was ours */
 
-	if (my_place == NULL)
+	if (my_slot == NULL)
 		return;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = find_database(my_place->database);
-	if (my_place->state == PLACE_ATTACHED && database != NULL)
+	database = find_database(my_slot->database);
+	if (my_slot->state == SLOT_ATTACHED && database != NULL)
 	{
 		/* It has not said good-bye, and what it knew is lost.  (Ours is not the latch to set.) */
-		my_place->state = PLACE_LEAVING;
-		note_failure(database, my_place);
+		my_slot->state = SLOT_LEAVING;
+		note_failure(database, my_slot);
 		database->deaths++;
 		other = wake(database, GetCurrentTimestamp());
 	}
-	free_place(my_place);
-	my_place = NULL;
+	free_slot(my_slot);
+	my_slot = NULL;
 	if (database != NULL)
 		remove_if_unknown(database);
 	LWLockRelease(shared->lock);
 
-	ConditionVariableBroadcast(&shared->place_freed);
+	ConditionVariableBroadcast(&shared->slot_freed);
 	nudge_launcher();
 	nudge(other);
 }
 
 /* With the lock held. */
 static void
-free_place(Place *place)
+free_slot(Slot *slot)
 {
-	Database   *database = find_database(place->database);
+	Database   *database = find_database(slot->database);
 
 	if (database != NULL)
-		database->places--;
-	place->state = PLACE_FREE;
-	place->generation = (place->generation + 1) & GENERATION_MASK;
-	place->database = InvalidOid;
-	place->proc = NULL;
-	place->pid = 0;
-	place->must_leave = false;
-	place->restart = false;
-	place->extra = false;
+		database->slots--;
+	slot->state = SLOT_FREE;
+	slot->generation = (slot->generation + 1) & GENERATION_MASK;
+	slot->database = InvalidOid;
+	slot->proc = NULL;
+	slot->pid = 0;
+	slot->must_leave = false;
+	slot->restart = false;
+	slot->extra = false;
 }
 
 /* With the lock held.  One that had worked for long begins the throttle anew. */
 static void
-note_failure(Database *database, const Place *place)
+note_failure(Database *database, const Slot *slot)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (place->state != PLACE_RESERVED &&
-		TimestampDifferenceExceeds(place->started, now, MAX_THROTTLE_S * 1000))
+	if (slot->state != SLOT_RESERVED &&
+		TimestampDifferenceExceeds(slot->started, now, MAX_THROTTLE_S * 1000))
 		database->failures = 0;
 	database->not_before =
 		now + Min(INT64CONST(1) << Min(database->failures, 30), MAX_THROTTLE_S) * USECS_PER_SEC;
@@ -889,7 +889,7 @@ note_failure(Database *database, const Place *place)
 bool
 klm_sender_must_leave(void)
 {
-	return my_place != NULL && ((volatile Place *) my_place)->must_leave;
+	return my_slot != NULL && ((volatile Slot *) my_slot)->must_leave;
 }
 
 void
@@ -899,45 +899,45 @@ klm_sender_progress(void)
 }
 
 bool
-klm_sender_place_wanted(long *check_ms)
+klm_sender_slot_wanted(long *check_ms)
 {
 	TimestampTz now;
 	TimestampTz end;
 
-	if (my_place != NULL && ((volatile Place *) my_place)->restart)
+	if (my_slot != NULL && ((volatile Slot *) my_slot)->restart)
 	{
 		*check_ms = 0;
 		return true;
 	}
-	if (my_place == NULL || pg_atomic_read_u32(&shared->wanted) == 0)
+	if (my_slot == NULL || pg_atomic_read_u32(&shared->wanted) == 0)
 	{
 		*check_ms = -1;
 		return false;
 	}
 
-	if (my_place->extra)
+	if (my_slot->extra)
 	{
 		*check_ms = 0;
 		return true;
 	}
 	now = GetCurrentTimestamp();
-	end = Min(TimestampTzPlusMilliseconds(my_progress, PLACE_IDLE_MS),
-			  TimestampTzPlusMilliseconds(my_place->started, PLACE_MAX_MS));
+	end = Min(TimestampTzPlusMilliseconds(my_progress, SLOT_IDLE_MS),
+			  TimestampTzPlusMilliseconds(my_slot->started, SLOT_MAX_MS));
 	*check_ms = TimestampDifferenceMilliseconds(now, end);
 	return *check_ms <= 0;
 }
 
 void
-klm_sender_news(KlmSenderNews *news)
+klm_sender_state(KlmSenderState *state)
 {
 	Database   *database;
 
-	Assert(my_place != NULL);
+	Assert(my_slot != NULL);
 	LWLockAcquire(shared->lock, LW_SHARED);
-	database = find_database(my_place->database);	/* our place keeps the entry */
-	news->wakes = database->wakes;
-	news->deaths = database->deaths;
-	news->senders = database->places;
+	database = find_database(my_slot->database);	/* our slot keeps the entry */
+	state->wakes = database->wakes;
+	state->deaths = database->deaths;
+	state->senders = database->slots;
 	LWLockRelease(shared->lock);
 }
 
@@ -954,17 +954,17 @@ klm_sender_backlog(void)
 	Database   *database;
 	bool		wish;
 
-	Assert(my_place != NULL);
+	Assert(my_slot != NULL);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = find_database(my_place->database);
-	wish = database->places < most_senders();
+	database = find_database(my_slot->database);
+	wish = database->slots < most_senders();
 	database->backlog = wish;
-	for (int i = 0; database->places > 1 && i < klm_max_senders; i++)
+	for (int i = 0; database->slots > 1 && i < klm_max_senders; i++)
 	{
-		Place	   *place = &shared->places[i];
+		Slot	   *slot = &shared->slots[i];
 
-		if (place != my_place && place->state == PLACE_ATTACHED && place->database == database->oid)
-			nudge(place->proc);
+		if (slot != my_slot && slot->state == SLOT_ATTACHED && slot->database == database->oid)
+			nudge(slot->proc);
 	}
 	LWLockRelease(shared->lock);
 	if (wish)
@@ -977,9 +977,9 @@ klm_sender_leave(uint64 wakes_seen, TimestampTz next_due, bool force)
 	Database   *database;
 	bool		missed;
 
-	Assert(my_place != NULL);
+	Assert(my_slot != NULL);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = find_database(my_place->database);
+	database = find_database(my_slot->database);
 	missed = database->wakes != wakes_seen;
 	if (!missed || force)
 	{
@@ -988,7 +988,7 @@ klm_sender_leave(uint64 wakes_seen, TimestampTz next_due, bool force)
 		database->next_due = missed ? GetCurrentTimestamp() : database->left_due;
 		database->failures = 0;
 		database->not_before = 0;
-		my_place->state = PLACE_LEAVING;
+		my_slot->state = SLOT_LEAVING;
 	}
 	LWLockRelease(shared->lock);
 
@@ -999,8 +999,8 @@ klm_sender_leave(uint64 wakes_seen, TimestampTz next_due, bool force)
 void
 klm_sender_recorded(void)
 {
-	Assert(my_place != NULL);
-	tell_waiters(my_place->database);
+	Assert(my_slot != NULL);
+	tell_waiters(my_slot->database);
 }
 
 /* Those in klm_wait_for_record(), which need an entry themselves. */
@@ -1025,9 +1025,9 @@ klm_sender_set_error(const char *utf8)
 	int			length = pg_encoding_mbcliplen(PG_UTF8, utf8, strlen(utf8),
 											   sizeof(database->last_error) - 1);
 
-	Assert(my_place != NULL);
+	Assert(my_slot != NULL);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = find_database(my_place->database);
+	database = find_database(my_slot->database);
 	memcpy(database->last_error, utf8, length);
 	database->last_error[length] = '\0';
 	LWLockRelease(shared->lock);
@@ -1045,9 +1045,9 @@ klm_sender_forget_database(void)
 	bool		own_transaction = !IsTransactionState();
 	Database   *database;
 
-	Assert(my_place != NULL);
+	Assert(my_slot != NULL);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database = find_database(my_place->database);
+	database = find_database(my_slot->database);
 	database->has_mail = false;
 	LWLockRelease(shared->lock);
 
@@ -1164,12 +1164,12 @@ klm_launcher_attach(void)
 	shared->slots_exhausted = false;
 	for (int i = 0; i < klm_max_senders; i++)
 	{
-		Place	   *place = &shared->places[i];
+		Slot	   *slot = &shared->slots[i];
 
-		if (place->state == PLACE_RESERVED)
+		if (slot->state == SLOT_RESERVED)
 		{
-			find_database(place->database)->next_due = GetCurrentTimestamp();
-			free_place(place);
+			find_database(slot->database)->next_due = GetCurrentTimestamp();
+			free_slot(slot);
 		}
 	}
 	LWLockRelease(shared->lock);
@@ -1186,7 +1186,7 @@ detach_launcher(int code, Datum arg)
 
 /*
  * First come, first served, by the time since when a database is due and has
- * no place.  Where somebody has to wait, all senders are told once, so that
+ * no slot.  Where somebody has to wait, all senders are told once, so that
  * they look at the time that they have had.
  */
 bool
@@ -1197,7 +1197,7 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 	Database   *database;
 	Database   *first = NULL;
 	Database   *helped = NULL;
-	Place	   *place = NULL;
+	Slot	   *slot = NULL;
 	int			waiting = 0;
 
 	outlook->next_start = DT_NOEND;
@@ -1209,11 +1209,11 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 	{
 		TimestampTz start = Max(database->next_due, database->not_before);
 
-		if (database->barred > 0)
+		if (database->blocked > 0)
 			continue;
-		if (database->places > 0)
+		if (database->slots > 0)
 		{
-			if (database->backlog && database->places < most_senders() &&
+			if (database->backlog && database->slots < most_senders() &&
 				database->not_before <= now)
 				helped = database;
 			continue;
@@ -1229,10 +1229,10 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 			first = database;
 		waiting++;
 	}
-	for (int i = 0; i < klm_max_senders && place == NULL; i++)
+	for (int i = 0; i < klm_max_senders && slot == NULL; i++)
 	{
-		if (shared->places[i].state == PLACE_FREE)
-			place = &shared->places[i];
+		if (shared->slots[i].state == SLOT_FREE)
+			slot = &shared->slots[i];
 	}
 
 	if (first == NULL && helped != NULL)
@@ -1240,40 +1240,40 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 		first = helped;
 		reservation->extra = true;
 	}
-	if (first != NULL && place != NULL)
+	if (first != NULL && slot != NULL)
 	{
-		place->state = PLACE_RESERVED;
-		place->database = first->oid;
-		place->extra = reservation->extra;
-		if (first->places++ == 0)
+		slot->state = SLOT_RESERVED;
+		slot->database = first->oid;
+		slot->extra = reservation->extra;
+		if (first->slots++ == 0)
 			first->left_due = DT_NOEND;
 		first->backlog = false;
 		first->waits_since = 0;
 		first->next_due = DT_NOEND;
-		reservation->place = place - shared->places;
-		reservation->generation = place->generation;
+		reservation->slot = slot - shared->slots;
+		reservation->generation = slot->generation;
 		reservation->database = first->oid;
 		reservation->failures = first->failures;
 		LWLockRelease(shared->lock);
 		return true;
 	}
 
-	outlook->room = place != NULL;
-	want_places(waiting > 0);
+	outlook->room = slot != NULL;
+	want_slots(waiting > 0);
 	LWLockRelease(shared->lock);
 	return false;
 }
 
 /* With the lock held. */
 static void
-want_places(bool wanted)
+want_slots(bool wanted)
 {
 	if (pg_atomic_exchange_u32(&shared->wanted, wanted) == 0 && wanted)
 	{
 		for (int i = 0; i < klm_max_senders; i++)
 		{
-			if (shared->places[i].state == PLACE_ATTACHED)
-				nudge(shared->places[i].proc);
+			if (shared->slots[i].state == SLOT_ATTACHED)
+				nudge(shared->slots[i].proc);
 		}
 	}
 }
@@ -1281,17 +1281,17 @@ want_places(bool wanted)
 Datum
 klm_launcher_argument(const KlmReservation *reservation)
 {
-	return UInt32GetDatum(reservation->generation << PLACE_BITS | reservation->place);
+	return UInt32GetDatum(reservation->generation << SLOT_BITS | reservation->slot);
 }
 
 bool
 klm_launcher_awaited(const KlmReservation *reservation)
 {
-	const Place *place = &shared->places[reservation->place];
+	const Slot *slot = &shared->slots[reservation->slot];
 	bool		awaited;
 
 	LWLockAcquire(shared->lock, LW_SHARED);
-	awaited = place->state == PLACE_RESERVED && place->generation == reservation->generation;
+	awaited = slot->state == SLOT_RESERVED && slot->generation == reservation->generation;
 	LWLockRelease(shared->lock);
 	return awaited;
 }
@@ -1299,20 +1299,20 @@ klm_launcher_awaited(const KlmReservation *reservation)
 void
 klm_launcher_cancel(const KlmReservation *reservation, bool failed)
 {
-	Place	   *place = &shared->places[reservation->place];
+	Slot	   *slot = &shared->slots[reservation->slot];
 	Database   *database;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (place->state == PLACE_RESERVED && place->generation == reservation->generation)
+	if (slot->state == SLOT_RESERVED && slot->generation == reservation->generation)
 	{
 		database = find_database(reservation->database);
 		if (failed)
-			note_failure(database, place);
+			note_failure(database, slot);
 		database->next_due = Min(database->next_due, GetCurrentTimestamp());
-		free_place(place);
+		free_slot(slot);
 	}
 	LWLockRelease(shared->lock);
-	ConditionVariableBroadcast(&shared->place_freed);
+	ConditionVariableBroadcast(&shared->slot_freed);
 }
 
 void
@@ -1321,7 +1321,7 @@ klm_launcher_set_exhausted(bool exhausted)
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	shared->slots_exhausted = exhausted;
 	if (exhausted)
-		want_places(true);		/* a sender that leaves frees a slot, too */
+		want_slots(true);		/* a sender that leaves frees a slot, too */
 	LWLockRelease(shared->lock);
 }
 

@@ -48,13 +48,13 @@ extern PGDLLEXPORT void klm_changed_at_commit(void);
 extern PGDLLEXPORT void klm_restart_at_commit(Oid database);
 
 /*
- * Bar the database: no sender is started, and those that run are asked to
- * leave.  klm_bar_database() returns once none is attached (interruptible, no
- * time limit but the caller's own); each needs its klm_unbar_database(), also
+ * Block the database: no sender is started, and those that run are asked to
+ * leave.  klm_block_database() returns once none is attached (interruptible, no
+ * time limit but the caller's own); each needs its klm_unblock_database(), also
  * on error.
  */
-extern void klm_bar_database(Oid database);
-extern void klm_unbar_database(Oid database);
+extern void klm_block_database(Oid database);
+extern void klm_unblock_database(Oid database);
 
 /*
  * Sleep until a sender has recorded something since *seen, or another commit
@@ -81,36 +81,36 @@ extern PGDLLEXPORT void klm_process_status(KlmProcessStatus *status);
 /* ---- senders ---- */
 
 /*
- * Take the place that the launcher reserved (its number is the worker's
+ * Take the slot that the launcher reserved (its number is the worker's
  * argument); registers the exit callback that gives it back and, after an
  * error, lets the launcher start another no sooner than its throttle allows.
- * false: the place is no longer ours (barred meanwhile): exit.
+ * false: the slot is no longer ours (blocked meanwhile): exit.
  */
 extern PGDLLEXPORT bool klm_sender_attach(Datum worker_argument, Oid *database);
 
-/* Does a statement wait for us to leave (bar)?  The request also sets our latch. */
+/* Does a statement wait for us to leave (block)?  The request also sets our latch. */
 extern PGDLLEXPORT bool klm_sender_must_leave(void);
 
 /* Something moved: a reply was read, a result recorded. */
 extern PGDLLEXPORT void klm_sender_progress(void);
 
 /*
- * Do other databases want our place, and has it been ours long enough (5 s
+ * Do other databases want our slot, and has it been ours long enough (5 s
  * without progress, 30 s in all)?  Otherwise *check_ms says when to ask again
  * (-1: nobody waits; the latch is set when somebody begins to).  Also after
  * klm_restart_at_commit(), which is in no hurry either.
  */
-extern PGDLLEXPORT bool klm_sender_place_wanted(long *check_ms);
+extern PGDLLEXPORT bool klm_sender_slot_wanted(long *check_ms);
 
 /* What a sender has to know of its database. */
-typedef struct KlmSenderNews
+typedef struct KlmSenderState
 {
 	uint64		wakes;			/* wake-ups so far */
 	uint32		deaths;			/* senders so far that did not leave cleanly */
 	int			senders;		/* that work on it, or come or go; ours too */
-} KlmSenderNews;
+} KlmSenderState;
 
-extern PGDLLEXPORT void klm_sender_news(KlmSenderNews *news);
+extern PGDLLEXPORT void klm_sender_state(KlmSenderState *state);
 
 /*
  * Mail waits that our connections have no room for: another sender is started,
@@ -172,10 +172,10 @@ extern void klm_wake_after_prepared(void);
 
 /* ---- launcher.c ---- */
 
-/* A place taken for a sender that is to be started. */
+/* A slot taken for a sender that is to be started. */
 typedef struct KlmReservation
 {
-	int			place;
+	int			slot;
 	uint32		generation;
 	Oid			database;
 	bool		extra;			/* it has a sender, whose backlog this one helps with */
@@ -186,19 +186,19 @@ typedef struct KlmReservation
 typedef struct KlmOutlook
 {
 	TimestampTz next_start;		/* real time; DT_NOEND: none known */
-	bool		room;			/* a place is free and nobody waits */
+	bool		room;			/* a slot is free and nobody waits */
 } KlmOutlook;
 
 /* This process is the launcher; what an earlier one reserved is free again. */
 extern void klm_launcher_attach(void);
 
 /*
- * Take a place for the database that has waited longest, and where none waits
- * for one that wants another sender; false: none due, or no place.
+ * Take a slot for the database that has waited longest, and where none waits
+ * for one that wants another sender; false: none due, or no slot.
  */
 extern bool klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook);
 
-/* The worker's argument from which klm_sender_attach() knows its place. */
+/* The worker's argument from which klm_sender_attach() knows its slot. */
 extern Datum klm_launcher_argument(const KlmReservation *reservation);
 
 /* Has the sender not come (yet)? */

@@ -8,13 +8,13 @@
  * A sender is a session of the bootstrap superuser in the database that it
  * serves.  Without help, DROP DATABASE and its like would fail or wait for it
  * (FORCE by a plain owner would lack the right to end it), and DROP or ALTER
- * EXTENSION would wait for its locks.  So the database is barred before such a
+ * EXTENSION would wait for its locks.  So the database is blocked before such a
  * statement runs: its senders leave and none is started until the statement
  * has failed or its transaction has ended.  Since that stops mail for a
  * moment, it is done only for a caller whom the statement itself would obey.
  *
  * What is looked up here is looked up again by the statement: a name that has
- * got another meaning in between costs a sender its place, or a statement a
+ * got another meaning in between costs a sender its slot, or a statement a
  * wait, and nothing else.
  *
  * Copyright (c) 2026, the kliv_mail developers
@@ -53,14 +53,14 @@ static void process_utility(PlannedStmt *statement, const char *query, bool read
 							QueryEnvironment *environment, DestReceiver *receiver,
 							QueryCompletion *completion);
 static bool concerns_us(Node *node);
-static Oid	database_to_bar(Node *statement);
+static Oid	database_to_block(Node *statement);
 static Oid	owned_database(const char *name);
 static Oid	template_database(CreatedbStmt *statement);
 static bool may_create_databases(void);
 static bool touches_extension(Node *statement, Oid extension);
 static bool owns_all_extensions(List *names, bool *named);
 static Oid	extension_owner(Oid extension);
-static void after_statement(Node *statement, Oid extension_before, Oid barred);
+static void after_statement(Node *statement, Oid extension_before, Oid blocked);
 
 void
 klm_utility_init(void)
@@ -77,7 +77,7 @@ process_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 {
 	Node	   *node = statement->utilityStmt;
 	Oid			extension = InvalidOid;
-	volatile Oid barred = InvalidOid;
+	volatile Oid blocked = InvalidOid;
 
 	/* On a standby, and in a transaction that has failed, nothing comes of it. */
 	if (!concerns_us(node) || RecoveryInProgress() || !IsTransactionState())
@@ -97,24 +97,24 @@ process_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 
 	PG_TRY();
 	{
-		barred = database_to_bar(node);
-		if (!OidIsValid(barred) && OidIsValid(extension) && touches_extension(node, extension))
-			barred = MyDatabaseId;
-		if (OidIsValid(barred))
-			klm_bar_database(barred);
+		blocked = database_to_block(node);
+		if (!OidIsValid(blocked) && OidIsValid(extension) && touches_extension(node, extension))
+			blocked = MyDatabaseId;
+		if (OidIsValid(blocked))
+			klm_block_database(blocked);
 
 		next(statement, query, read_only_tree, context, params, environment, receiver, completion);
 	}
 	PG_CATCH();
 	{
 		/* Here, since a subtransaction may go on after the error. */
-		if (OidIsValid(barred))
-			klm_unbar_database(barred);
+		if (OidIsValid(blocked))
+			klm_unblock_database(blocked);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
 
-	after_statement(node, extension, barred);
+	after_statement(node, extension, blocked);
 }
 
 /* Cheap: every utility statement of the cluster comes by here. */
@@ -146,7 +146,7 @@ concerns_us(Node *node)
 
 /* The database that the statement needs for itself, if the caller may have it. */
 static Oid
-database_to_bar(Node *node)
+database_to_block(Node *node)
 {
 	ListCell   *cell;
 
@@ -314,7 +314,7 @@ extension_owner(Oid extension)
 
 /* The statement has succeeded; its transaction may still roll back. */
 static void
-after_statement(Node *node, Oid extension_before, Oid barred)
+after_statement(Node *node, Oid extension_before, Oid blocked)
 {
 	Oid			database;
 	Oid			extension;
@@ -325,13 +325,13 @@ after_statement(Node *node, Oid extension_before, Oid barred)
 	switch (nodeTag(node))
 	{
 		case T_DropdbStmt:
-			if (OidIsValid(barred))
-				klm_forget_at_commit(barred);
+			if (OidIsValid(blocked))
+				klm_forget_at_commit(blocked);
 			return;
 		case T_CreatedbStmt:
 			/* A copy of a database with mail: its sender will label it. */
 			database = get_database_oid(((CreatedbStmt *) node)->dbname, true);
-			if (OidIsValid(database) && OidIsValid(barred) && klm_database_labelled(barred))
+			if (OidIsValid(database) && OidIsValid(blocked) && klm_database_labelled(blocked))
 				klm_look_at_commit(database);
 			return;
 		case T_AlterDatabaseSetStmt:

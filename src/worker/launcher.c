@@ -14,7 +14,7 @@
  * the launcher was down: after a start they are looked at once, one a second.
  *
  * Everything else comes to it: a commit that queued mail, a sender that ended,
- * a bar that was lifted set its latch.  It sleeps until then, or until the
+ * a block that was lifted set its latch.  It sleeps until then, or until the
  * earliest time at which something is due.
  *
  * Copyright (c) 2026, the kliv_mail developers
@@ -75,11 +75,11 @@ typedef struct Start
 
 extern PGDLLEXPORT void klm_launcher_main(Datum argument);
 
-/* One a place; in TopMemoryContext. */
+/* One a slot; in TopMemoryContext. */
 static Start *starts = NULL;
 
 /*
- * Handles of workers that have given their places back and still occupy their
+ * Handles of workers that have given their slots back and still occupy their
  * slots: the postmaster has not yet seen them end.  In TopMemoryContext.
  */
 static List *ending = NIL;
@@ -369,7 +369,7 @@ start_senders(void)
 static bool
 start_sender(const KlmReservation *reservation)
 {
-	Start	   *start = &starts[reservation->place];
+	Start	   *start = &starts[reservation->slot];
 	BackgroundWorker worker = {0};
 	MemoryContext caller;
 	bool		registered;

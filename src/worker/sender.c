@@ -175,7 +175,7 @@ static MemoryContext claim_context; /* the batch of the transaction under way */
 static int64 *tried_ids;		/* the rows that it reads, for blame when it fails */
 static int	tried_count;
 
-static KlmSenderNews news;
+static KlmSenderState shared_state;
 static int	connections;		/* to an account, our share of connections_per_account */
 static int	vain_claims;		/* in a row, though something was due */
 static bool recovery_wanted = true; /* a sender may have died with claims */
@@ -193,7 +193,7 @@ PGDLLEXPORT void klm_sender_main(Datum argument) pg_attribute_noreturn();
 
 static void pin_session(void);
 static bool open_for_business(void);
-static void read_news(void);
+static void read_shared_state(void);
 static void loop(void) pg_attribute_noreturn();
 static void leave(TimestampTz next_due, uint64 wakes) pg_attribute_noreturn();
 static bool run_transaction(bool may_claim);
@@ -269,9 +269,9 @@ klm_sender_main(Datum argument)
 	outcome_context = AllocSetContextCreate(sender_context, "kliv_mail outcomes", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(sender_context);
 
-	read_news();
+	read_shared_state();
 	if (!open_for_business())
-		leave(DT_NOEND, news.wakes);
+		leave(DT_NOEND, shared_state.wakes);
 
 	connector = klm_connector_create();
 	wait_set = klm_create_wait_event_set(3);
@@ -357,14 +357,14 @@ open_for_business(void)
 }
 
 static void
-read_news(void)
+read_shared_state(void)
 {
-	klm_sender_news(&news);
-	connections = Max(1, klm_connections_per_account / Max(1, news.senders));
+	klm_sender_state(&shared_state);
+	connections = Max(1, klm_connections_per_account / Max(1, shared_state.senders));
 }
 
 /*
- * Give the place back; a wake-up that came meanwhile makes the launcher start
+ * Give the slot back; a wake-up that came meanwhile makes the launcher start
  * another at once.  Without a good-bye, those who are there or come next look
  * for the claims that stay behind.
  */
@@ -384,8 +384,8 @@ leave(TimestampTz next_due, uint64 wakes)
 static void
 loop(void)
 {
-	uint64		seen_wakes = news.wakes;
-	uint32		seen_deaths = news.deaths;
+	uint64		seen_wakes = shared_state.wakes;
+	uint32		seen_deaths = shared_state.deaths;
 	TimestampTz backlog_since = 0;
 	TimestampTz idle_since = GetCurrentTimestamp();
 	TimestampTz leave_at = 0;	/* not 0: leaving, and when at the latest */
@@ -398,7 +398,7 @@ loop(void)
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz until;
 		long		timeout;
-		long		place_ms = -1;
+		long		slot_ms = -1;
 		bool		may_claim;
 		dlist_iter	iter;
 		WaitEvent	events[3];
@@ -418,22 +418,22 @@ loop(void)
 			}
 			claim_wanted = true;
 		}
-		read_news();
-		if (news.wakes != seen_wakes)
+		read_shared_state();
+		if (shared_state.wakes != seen_wakes)
 		{
-			seen_wakes = news.wakes;
+			seen_wakes = shared_state.wakes;
 			claim_wanted = true;
 		}
-		if (news.deaths != seen_deaths)
+		if (shared_state.deaths != seen_deaths)
 		{
-			seen_deaths = news.deaths;
+			seen_deaths = shared_state.deaths;
 			recovery_wanted = claim_wanted = true;
 		}
 		if (now >= next_claim)
 			claim_wanted = true;
 
 		if (leave_at == 0 && (ShutdownRequestPending || klm_sender_must_leave() ||
-							  klm_sender_place_wanted(&place_ms)))
+							  klm_sender_slot_wanted(&slot_ms)))
 		{
 			leave_at = TimestampTzPlusMilliseconds(now, ShutdownRequestPending ? SHUTDOWN_GRACE_MS
 																			   : LEAVE_GRACE_MS);
@@ -518,8 +518,8 @@ loop(void)
 			/* Mail that comes meanwhile waits for one batch, not for all of them. */
 			if (now >= next_retain)
 				next_retain = retain() ? now : TimestampTzPlusMilliseconds(now, RETAIN_EVERY_MS);
-			/* place_ms: somebody waits for our place, which does nothing that cannot wait. */
-			if (place_ms >= 0 ||
+			/* slot_ms: somebody waits for our slot, which does nothing that cannot wait. */
+			if (slot_ms >= 0 ||
 				(now < next_retain &&
 				 now >= TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout)))
 			{
@@ -568,8 +568,8 @@ loop(void)
 			}
 		}
 		timeout = wait_time(now, until);
-		if (place_ms >= 0)
-			timeout = timeout < 0 ? place_ms : Min(timeout, place_ms);
+		if (slot_ms >= 0)
+			timeout = timeout < 0 ? slot_ms : Min(timeout, slot_ms);
 		if (klm_connector_timeout(connector) >= 0)
 			timeout = timeout < 0 ? klm_connector_timeout(connector)
 								  : Min(timeout, klm_connector_timeout(connector));
@@ -1728,7 +1728,7 @@ keep_pace(Pool *pool)
 	now = GetCurrentTimestamp();
 	if (now < pool->next_begin)
 		return false;
-	pool->next_begin = now + USECS_PER_SEC * Max(1, news.senders) / provider->per_second;
+	pool->next_begin = now + USECS_PER_SEC * Max(1, shared_state.senders) / provider->per_second;
 	return true;
 }
 

@@ -1,5 +1,5 @@
 # More databases than senders, and no worker slot for a sender (C4).  The times
-# after which a sender gives its place up are real time: 5 s without progress.
+# after which a sender gives its slot up are real time: 5 s without progress.
 use strict;
 use warnings;
 use KlivMail::Cluster;
