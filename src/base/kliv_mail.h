@@ -40,7 +40,7 @@ typedef enum KlmStage
 	KLM_STAGE_DOT				/* the final dot was handed to the socket */
 } KlmStage;
 
-/* What a reply means; decided in reply.c and nowhere else. */
+/* What a reply means; decided in verdict.c and nowhere else. */
 typedef enum KlmVerdict
 {
 	KLM_ACCEPTED,

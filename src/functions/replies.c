@@ -1,11 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * replies.c
- *		SQL functions over reply.c and providers.c: classify_reply(),
- *		_read_reply(), _providers().
+ *		SQL functions about replies: classify_reply(), _read_reply().
  *
- * Layer: SQL entry points.  Sees reply.h, providers.h, guc.h.  Runs no SQL.
- * In kliv_mail_net.
+ * Runs no SQL.  In kliv_mail_net.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -13,24 +11,20 @@
  */
 #include "postgres.h"
 
-#include "catalog/namespace.h"
-#include "catalog/pg_type.h"
-#include "common/string.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
 #include "base/encoding.h"
 #include "smtp/providers.h"
+#include "smtp/reply_parse.h"
 #include "smtp/verdict.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail_classify_reply);
 PG_FUNCTION_INFO_V1(kliv_mail__read_reply);
-PG_FUNCTION_INFO_V1(kliv_mail__providers);
 
 static KlmStage stage_argument(FunctionCallInfo fcinfo, int number);
 static void put_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls);
@@ -103,45 +97,6 @@ kliv_mail__read_reply(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, 0);
 	put_row(fcinfo, values, nulls);
-	return (Datum) 0;
-}
-
-/* _providers(): the table of providers.c */
-Datum
-kliv_mail__providers(PG_FUNCTION_ARGS)
-{
-	InitMaterializedSRF(fcinfo, 0);
-	for (int i = 0; i < klm_provider_count; i++)
-	{
-		const KlmProvider *provider = &klm_providers[i];
-		Datum		values[11];
-		bool		nulls[11] = {false};
-		Datum		required[lengthof(provider->required)];
-		const char *notes;
-		int			count = 0;
-
-		while (count < lengthof(provider->required) && provider->required[count])
-		{
-			required[count] = CStringGetTextDatum(provider->required[count]);
-			count++;
-		}
-		values[0] = CStringGetTextDatum(provider->name);
-		values[1] = text_or_null(provider->title, &nulls[1]);
-		values[2] = text_or_null(provider->host, &nulls[2]);
-		values[3] = Int32GetDatum(provider->port);
-		values[4] = CStringGetTextDatum(provider->encryption);
-		values[5] = PointerGetDatum(construct_array(required, count, TEXTOID, -1, false,
-													TYPALIGN_INT));
-		values[6] = text_or_null(provider->example, &nulls[6]);
-		values[7] = text_or_null(provider->username_hint, &nulls[7]);
-		values[8] = text_or_null(provider->password_hint, &nulls[8]);
-		notes = provider->notes;
-		if (provider->host_hint)
-			notes = psprintf("%s %s", provider->host_hint, notes);
-		values[9] = text_or_null(notes, &nulls[9]);
-		values[10] = text_or_null(provider->docs_url, &nulls[10]);
-		put_row(fcinfo, values, nulls);
-	}
 	return (Datum) 0;
 }
 

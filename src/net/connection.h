@@ -3,7 +3,7 @@
  * connection.h
  *		Open authenticated SMTP connections with libcurl; move bytes on them.
  *
- * Layer: edge (libcurl; connection.c is its only includer).  Sees smtp.h.
+ * Layer: edge (libcurl, which is included by connection_private.h alone).
  *
  * libcurl does DNS, the address guard, TCP, TLS or STARTTLS, EHLO and AUTH
  * (CURLOPT_CONNECT_ONLY in one multi), never blocking; the mail itself is
@@ -39,13 +39,6 @@ typedef struct KlmTarget
 								 * that kliv_mail.allowed_hosts does not name */
 	const char *ehlo_name;
 } KlmTarget;
-
-/*
- * Is an address (AF_INET or AF_INET6, network order) closed to accounts that
- * users configure: loopback, link-local or private, and neither it nor the
- * host in kliv_mail.allowed_hosts?
- */
-extern bool klm_address_closed(const char *host, int family, const void *address);
 
 typedef struct KlmConnector KlmConnector;	/* one multi, one epoll descriptor */
 typedef struct KlmConnection KlmConnection;

@@ -37,6 +37,7 @@
 #include "functions/configure.h"
 #include "net/probe.h"
 #include "smtp/providers.h"
+#include "smtp/verdict.h"
 
 #define SENDER_TIMEOUT_MS 30000 /* the most for the replies to MAIL and RSET */
 #define CONNECT_GRACE_MS 2000	/* libcurl's own time limit comes first */

@@ -6,7 +6,7 @@
  * Layer: pure (palloc only).  In kliv_mail_net.
  *
  * configure_smtp() and test_smtp() fill and check their arguments by it, the
- * view providers shows it, reply.c takes the provider's own hints from it.
+ * view providers shows it, verdict.c takes the provider's own hints from it.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *

@@ -4,7 +4,7 @@
  *		One SMTP session after AUTH, as a machine: bytes in, bytes out.
  *
  * Layer: pure (palloc only).  Owns the session's state, the bytes to send and
- * the reply being read; calls reply.h to make a reply presentable.
+ * the reply being read; calls reply_parse.h to make a reply presentable.
  *
  * Its unit test is test/unit/smtp_test.c, whose head has the command to build it.
  *
@@ -40,6 +40,7 @@
 
 #include "utils/memutils.h"
 
+#include "smtp/reply_parse.h"
 #include "smtp/session.h"
 
 #define OUTPUT_SIZE 65536

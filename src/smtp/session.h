@@ -4,7 +4,7 @@
  *		One SMTP session after AUTH, as a machine: bytes in, bytes out.
  *
  * Layer: pure (palloc only): no socket, no clock, so it can be tested and
- * fuzzed.  Sees reply.h.
+ * fuzzed.  Knows no verdicts.
  *
  * Several deliveries can be open at once: with PIPELINING (RFC 2920) MAIL,
  * RCPT and DATA leave in one flight, and body, dot and the next delivery's
@@ -18,7 +18,7 @@
 #ifndef KLM_SMTP_H
 #define KLM_SMTP_H
 
-#include "smtp/verdict.h"
+#include "base/kliv_mail.h"
 
 /* What the last EHLO reply offers. */
 typedef struct KlmSmtpCaps

@@ -9,10 +9,8 @@
  *
  *-------------------------------------------------------------------------
  */
-#ifndef KLM_REPLY_H
-#define KLM_REPLY_H
-
-#include "lib/stringinfo.h"
+#ifndef KLM_VERDICT_H
+#define KLM_VERDICT_H
 
 #include "base/kliv_mail.h"
 
@@ -36,19 +34,9 @@ typedef struct KlmDecision
 extern void klm_classify_reply(const KlmReply *reply, const char *provider, bool lost,
 							   KlmDecision *decision);
 
-/*
- * Make a KlmReply of raw reply bytes (one whole reply, "250-a\r\n250 b\r\n",
- * possibly hostile): code, an enhanced status only if its class agrees with
- * the code, text made printable UTF-8 and capped.  Never fails.
- */
-extern void klm_read_reply(KlmStage stage, const char *raw, Size length, KlmReply *reply);
-
-/* The id that the server gave an accepted message in its reply ("queued as X"); palloc'd or NULL. */
-extern char *klm_server_message_id(const KlmReply *reply, const char *provider);
-
 extern const char *klm_stage_name(KlmStage stage);
 extern bool klm_stage_by_name(const char *name, KlmStage *stage);
 extern const char *klm_verdict_name(KlmVerdict verdict);
 extern const char *klm_scope_name(KlmScope scope);
 
-#endif							/* KLM_REPLY_H */
+#endif							/* KLM_VERDICT_H */

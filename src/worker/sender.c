@@ -51,6 +51,7 @@
 #include "net/connection.h"
 #include "secret/unsubscribe_token.h"
 #include "smtp/providers.h"
+#include "smtp/reply_parse.h"
 #include "smtp/session.h"
 #include "smtp/verdict.h"
 

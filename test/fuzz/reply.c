@@ -14,6 +14,7 @@
 #include "mb/pg_wchar.h"
 
 #include "fuzz.h"
+#include "smtp/reply_parse.h"
 #include "smtp/verdict.h"
 
 int

@@ -1,0 +1,72 @@
+/*-------------------------------------------------------------------------
+ *
+ * providers.c
+ *		The SQL function behind the view providers: _providers().
+ *
+ * Runs no SQL.  In kliv_mail_net.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+#include "base/compat.h"
+#include "base/encoding.h"
+#include "smtp/providers.h"
+
+PG_FUNCTION_INFO_V1(kliv_mail__providers);
+
+static Datum
+text_or_null(const char *utf8, bool *null)
+{
+	*null = utf8 == NULL;
+	return utf8 ? CStringGetTextDatum(klm_from_utf8_lossy(utf8)) : (Datum) 0;
+}
+
+/* _providers(): the table of providers.c */
+Datum
+kliv_mail__providers(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < klm_provider_count; i++)
+	{
+		const KlmProvider *provider = &klm_providers[i];
+		Datum		values[11];
+		bool		nulls[11] = {false};
+		Datum		required[lengthof(provider->required)];
+		const char *notes;
+		int			count = 0;
+
+		while (count < lengthof(provider->required) && provider->required[count])
+		{
+			required[count] = CStringGetTextDatum(provider->required[count]);
+			count++;
+		}
+		values[0] = CStringGetTextDatum(provider->name);
+		values[1] = text_or_null(provider->title, &nulls[1]);
+		values[2] = text_or_null(provider->host, &nulls[2]);
+		values[3] = Int32GetDatum(provider->port);
+		values[4] = CStringGetTextDatum(provider->encryption);
+		values[5] = PointerGetDatum(construct_array(required, count, TEXTOID, -1, false,
+													TYPALIGN_INT));
+		values[6] = text_or_null(provider->example, &nulls[6]);
+		values[7] = text_or_null(provider->username_hint, &nulls[7]);
+		values[8] = text_or_null(provider->password_hint, &nulls[8]);
+		notes = provider->notes;
+		if (provider->host_hint)
+			notes = psprintf("%s %s", provider->host_hint, notes);
+		values[9] = text_or_null(notes, &nulls[9]);
+		values[10] = text_or_null(provider->docs_url, &nulls[10]);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}

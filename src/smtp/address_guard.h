@@ -1,0 +1,25 @@
+/*-------------------------------------------------------------------------
+ *
+ * address_guard.h
+ *		Which addresses are closed to accounts that users configure.
+ *
+ * Pure.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_ADDRESS_GUARD_H
+#define KLM_ADDRESS_GUARD_H
+
+#include "base/kliv_mail.h"
+
+/*
+ * Is an address (AF_INET or AF_INET6, network order) closed to accounts that
+ * users configure: loopback, link-local or private, and neither it nor the
+ * host named in allowed (as kliv_mail.allowed_hosts, or NULL)?
+ */
+extern bool klm_address_closed(const char *allowed, const char *host, int family,
+							   const void *address);
+
+#endif							/* KLM_ADDRESS_GUARD_H */
