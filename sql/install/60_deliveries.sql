@@ -139,10 +139,7 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
                 WHEN d.held_by = d.row_held_by AND d.due > kliv_mail._now() THEN d.reason
                 WHEN d.held_by = 'quota' AND d.account_held_by IS NULL THEN 'others before it fill the quota of its account'
                 WHEN d.held_by IS NOT NULL THEN d.account_reason
-                WHEN NOT p.preloaded THEN 'no sender can run: kliv_mail is not in shared_preload_libraries'
-                WHEN p.launcher_pid IS NULL THEN 'the launcher is not running'
-                WHEN p.slots_exhausted THEN 'no worker slot is free for a sender'
-                ELSE 'it is next: a sender takes it at once' END AS reason,
+                ELSE coalesce(p.reason, 'it is next: a sender takes it at once') END AS reason,
            CASE WHEN NOT d.waiting THEN d.hint
                 WHEN d.status IN ('sending', 'scheduled') THEN NULL
                 WHEN d.held_by = 'restore' THEN CASE WHEN d.account_held_by = 'restore' THEN d.account_hint END
@@ -151,11 +148,7 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
                 WHEN d.held_by = 'retry' THEN coalesce(d.hint, format('SELECT kliv_mail.retry(%s); tries it now.', d.message_id))
                 WHEN d.held_by = 'quota' AND d.account_held_by IS NULL THEN 'It goes out by itself at estimated_send_at.'
                 WHEN d.held_by IS NOT NULL THEN d.account_hint
-                WHEN NOT p.preloaded THEN 'Add kliv_mail to shared_preload_libraries in postgresql.conf and restart the server.'
-                WHEN p.launcher_pid IS NULL THEN 'See the server log; SELECT * FROM kliv_mail.status shows the last error.'
-                WHEN p.slots_exhausted THEN 'No worker slot is free: raise max_worker_processes in postgresql.conf and restart the server.'
-                WHEN p.last_error <> '' THEN 'The sender''s last error: ' || p.last_error
-                END AS hint,
+                ELSE coalesce(p.hint, 'The sender''s last error: ' || p.last_error) END AS hint,
            d.attempts, d.account,
            CASE WHEN d.waiting AND NOT d.claimed AND d.due < 'infinity' THEN d.due END AS next_attempt_at,
            d.estimated_send_at,
@@ -163,7 +156,7 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
            d.server_message_id, d.sent_at, d.finished_at
     FROM kliv_mail._delivery_now AS d
     JOIN kliv_mail._message AS m ON m.id = d.message_id
-    CROSS JOIN kliv_mail._process_status() AS p
+    CROSS JOIN kliv_mail._machinery() AS p
     WHERE has_table_privilege('kliv_mail._sees_all', 'SELECT')
        OR coalesce(pg_has_role(to_regrole(quote_ident(m.sender_role))::oid, 'MEMBER'), false);
 

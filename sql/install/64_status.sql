@@ -8,18 +8,19 @@ CREATE VIEW kliv_mail.status AS
            (SELECT count(*) FROM kliv_mail._outbox) AS outbox,
            (SELECT min(o.due) FROM kliv_mail._outbox AS o WHERE o.due <= kliv_mail._now()) AS oldest_due,
            CASE WHEN p.next_due IS NOT NULL THEN greatest(p.next_due, now()) END AS next_start,
-           nullif(p.last_error, '') AS last_error,
+           m.last_error,
            k.key_state, k.key_fingerprint,
            CASE WHEN h.held_by IN ('restore', 'paused') THEN h.reason END AS held,
            nullif(current_setting('kliv_mail.test_clock_offset'), '0') AS test_clock_offset,
-           CASE WHEN NOT p.preloaded THEN 'Add kliv_mail to shared_preload_libraries in postgresql.conf and restart the server.'
+           CASE WHEN m.code IN ('not_preloaded', 'standby') THEN m.hint
                 WHEN h.held_by IN ('restore', 'paused') THEN h.hint
-                WHEN p.slots_exhausted THEN 'No worker slot is free: raise max_worker_processes in postgresql.conf and restart the server.'
+                WHEN m.code IS NOT NULL THEN m.hint
                 WHEN h.held_by = 'account' THEN h.reason || coalesce('. ' || h.hint, '')
                 ELSE k.advice END AS hint,
            (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'kliv_mail') AS version,
            p.library_version
     FROM kliv_mail._process_status() AS p
+    CROSS JOIN kliv_mail._machinery() AS m
     CROSS JOIN kliv_mail._key_state() AS k
     CROSS JOIN LATERAL kliv_mail._availability(kliv_mail._default_account(), kliv_mail._now()) AS h;
 COMMENT ON VIEW kliv_mail.status IS 'One row: is the machinery well, how much waits, and what to do.';

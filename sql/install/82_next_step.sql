@@ -60,25 +60,10 @@ BEGIN
         RETURN;
     END IF;
 
-    SELECT * INTO p FROM kliv_mail._process_status() AS s;
-    IF NOT p.preloaded THEN
-        problem := 'nothing sends mail: kliv_mail is not preloaded; after this statement restart the server (add to the list what it had)';
-        statement := 'ALTER SYSTEM SET shared_preload_libraries = ''kliv_mail'';';
-        RETURN NEXT;
-        RETURN;
-    END IF;
-    -- What keeps all mail from leaving, whatever the account.
-    IF pg_is_in_recovery() THEN
-        problem := 'this server is a standby, and sends nothing until it is promoted; queue mail on the primary';
-        statement := 'SELECT * FROM kliv_mail.status;';
-    ELSIF p.launcher_pid IS NULL THEN
-        problem := 'nothing sends mail: the launcher is not running; the server''s log says why (it needs a worker slot: max_worker_processes)';
-        statement := 'SELECT * FROM kliv_mail.status;';
-    ELSIF p.slots_exhausted THEN
-        problem := 'no worker slot is free for a sender; restart the server after this statement';
-        statement := 'ALTER SYSTEM SET max_worker_processes = 16;';
-    END IF;
-    IF problem IS NOT NULL THEN
+    SELECT * INTO p FROM kliv_mail._machinery() AS m;
+    IF p.code IS NOT NULL THEN
+        problem := kliv_mail._with_cure(p.reason, p.hint);
+        statement := coalesce(kliv_mail._statement_of(p.hint), 'SELECT * FROM kliv_mail.status;');
         RETURN NEXT;
         RETURN;
     END IF;
@@ -111,7 +96,7 @@ BEGIN
         problem := format('the account %I: ', u.account) || kliv_mail._with_cure(u.reason, u.hint);
         statement := coalesce(kliv_mail._statement_of(u.hint), kliv_mail._look_at(u.held_by, u.account),
                               format('SELECT * FROM kliv_mail.usage WHERE account = %L;', u.account));
-    ELSIF p.last_error <> '' THEN
+    ELSIF p.last_error IS NOT NULL THEN
         problem := 'the sender met an error: ' || p.last_error;
         statement := 'SELECT * FROM kliv_mail.status;';
     ELSE

@@ -21,10 +21,12 @@ COMMENT ON EXTENSION kliv_mail IS 'the mail system of an application: start with
 
 -- Without the preload mail queues and nothing sends it: say the line to add.
 DO $$
+DECLARE
+    m record;
 BEGIN
-    IF NOT (SELECT p.preloaded FROM kliv_mail._process_status() AS p) THEN
-        RAISE NOTICE USING MESSAGE = 'kliv_mail is not preloaded: mail queues, and nothing sends it',
-            HINT = 'Add shared_preload_libraries = ''kliv_mail'' to postgresql.conf and restart the server.';
+    SELECT * INTO m FROM kliv_mail._machinery() AS x;
+    IF m.code = 'not_preloaded' THEN
+        RAISE NOTICE USING MESSAGE = 'kliv_mail is not preloaded: mail queues, and nothing sends it', HINT = m.hint;
     END IF;
 END;
 $$;

@@ -165,7 +165,7 @@ like($node->sql('SELECT problem, statement FROM kliv_mail.next_step()'), qr/^the
         $node->start;
     }
     my $id = send_sql('i');
-    check($id, 'sender not running', 'queued', '', qr/no sender can run: kliv_mail is not in shared_preload_libraries/, qr/Add kliv_mail to shared_preload_libraries in postgresql\.conf and restart/);
+    check($id, 'sender not running', 'queued', '', qr/no sender can run: kliv_mail is not in shared_preload_libraries/, qr/^ALTER SYSTEM SET shared_preload_libraries = 'kliv_mail'; then restart the server\.$/);
 }
 $node->stop;
 done_testing();
