@@ -8,8 +8,8 @@ EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" kliv_mail.contr
 NET_SRCS = src/kliv_mail_net.c \
 	$(wildcard src/smtp/*.c src/secret/*.c src/net/*.c) \
 	src/db/outbox.c src/db/account.c $(wildcard src/worker/sender*.c) \
-	src/functions/configure.c src/functions/providers.c src/functions/replies.c \
-	src/functions/reports.c
+	$(addprefix src/functions/,account_arguments.c as_owner.c configure.c keys.c providers.c \
+	replies.c reports.c test_smtp.c unsubscribe.c)
 NET_OBJS = $(NET_SRCS:.c=.o)
 
 # Preloaded into every process of the cluster: all the rest.

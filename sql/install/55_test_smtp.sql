@@ -1,4 +1,4 @@
--- The connection test (src/probe.c).  Rows, a step each, up to the one that
+-- The connection test (src/functions/test_smtp.c).  Rows, a step each, up to the one that
 -- failed; sends no mail unless asked.
 
 CREATE FUNCTION kliv_mail.test_smtp(provider text DEFAULT NULL, host text DEFAULT NULL, port integer DEFAULT NULL,

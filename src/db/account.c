@@ -3,8 +3,8 @@
  * account.c
  *		An account as a process needs it: connection, password, sender.
  *
- * Layer: edge.  Reads the accounts through kliv_mail._load_account() (SPI) and
- * opens their passwords with crypto.c.  What is wrong with an account is
+ * In kliv_mail_net.  Reads the accounts through kliv_mail._load_account() (SPI)
+ * and opens their passwords with secret/.  What is wrong with an account is
  * written into it, not raised: the mail waits, and the views say why.
  *
  * Copyright (c) 2026, the kliv_mail developers
@@ -22,6 +22,7 @@
 #include "base/encoding.h"
 #include "base/error.h"
 #include "db/account.h"
+#include "secret/seal.h"
 
 /* RFC 4616 sets no limit; a token of OAuth2 has some 2 kB. */
 #define PASSWORD_FILE_MAX 8192

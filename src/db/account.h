@@ -3,17 +3,17 @@
  * account.h
  *		An account as a process needs it.
  *
- * Layer: edge (SPI).  Sees connection.h and crypto.h.  In kliv_mail_net.
+ * In kliv_mail_net.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
  *-------------------------------------------------------------------------
  */
-#ifndef KLM_SETTINGS_H
-#define KLM_SETTINGS_H
+#ifndef KLM_ACCOUNT_H
+#define KLM_ACCOUNT_H
 
 #include "net/connection.h"
-#include "secret/seal.h"
+#include "secret/secret_memory.h"
 
 typedef struct KlmAccount
 {
@@ -42,4 +42,4 @@ extern KlmAccount *klm_load_account(const char *name);
 /* What we call ourselves in EHLO: points into the address, or is static. */
 extern const char *klm_ehlo_name(const char *from_address);
 
-#endif							/* KLM_SETTINGS_H */
+#endif							/* KLM_ACCOUNT_H */

@@ -4,8 +4,7 @@
  *		The connection test behind test_smtp() and configure_smtp(): what a
  *		connection would do, step by step, with no mail sent.
  *
- * Layer: processes and SQL entry points.  In kliv_mail_net.  Runs in a
- * backend; sees connection.h and reply.h.
+ * In kliv_mail_net.  Runs in a backend.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *

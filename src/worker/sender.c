@@ -1165,6 +1165,7 @@ make_links(List *claims, List *messages, MemoryContext context)
 	bool		found = false;
 	char	   *url = NULL;
 	char	   *trouble = GetCurrentTimestamp() < look_at ? reason : NULL;
+	KlmSecret  *key = NULL;
 	ListCell   *lc;
 	ListCell   *mc;
 
@@ -1183,9 +1184,7 @@ make_links(List *claims, List *messages, MemoryContext context)
 				url = klm_outbox_unsubscribe_url();
 			if (url == NULL)
 				claimed->problem = "set_brand() has no unsubscribe_url any more, which marketing mail needs";
-			else if (trouble == NULL &&
-					 !klm_unsubscribe_link(url, claimed->recipient, "marketing", false,
-										   &claimed->unsubscribe_link, &error))
+			else if (trouble == NULL && key == NULL && !klm_token_key(false, &key, &error))
 			{
 				trouble = reason;
 				strlcpy(reason, error.message, sizeof(reason));
@@ -1196,8 +1195,12 @@ make_links(List *claims, List *messages, MemoryContext context)
 				claimed->problem = trouble;
 				claimed->key_trouble = found = true;
 			}
+			else if (key != NULL)
+				claimed->unsubscribe_link =
+					klm_unsubscribe_link(key, url, claimed->recipient, "marketing");
 		}
 	}
+	klm_secret_wipe(key);
 	MemoryContextSwitchTo(old);
 	return !found;
 }

@@ -1,19 +1,25 @@
 /*-------------------------------------------------------------------------
  *
- * configure.h
+ * account_arguments.h
  *		What the arguments of configure_smtp() and test_smtp() mean, given
- *		what is saved.
+ *		what is saved; and the checks of each one.
  *
- * Layer: processes and SQL entry points.  In kliv_mail_net.
+ * In kliv_mail_net.  secret: an error must not show the statement.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
  *-------------------------------------------------------------------------
  */
-#ifndef KLM_CONFIGURE_H
-#define KLM_CONFIGURE_H
+#ifndef KLM_ACCOUNT_ARGUMENTS_H
+#define KLM_ACCOUNT_ARGUMENTS_H
+
+#include "access/htup.h"
+#include "access/tupdesc.h"
 
 #include "db/account.h"
+
+#define KLM_MAX_PASSWORD 8192
+#define KLM_MAX_FROM_NAME 200
 
 /* What a caller gave.  UTF-8; NULL (port: has_port false): nothing; "": cleared. */
 typedef struct KlmRequest
@@ -42,6 +48,8 @@ typedef struct KlmResolved
 								 * from what is saved; true for a new account */
 	char	   *replaced_host;	/* that an account in use leaves; or NULL */
 	TimestampTz updated_at;		/* of the saved row */
+	int			hourly_limit;	/* saved, or what a new account has */
+	int			daily_limit;
 	char	   *provider;		/* or NULL */
 	char	   *region;			/* or NULL */
 	char	   *encryption;		/* tls, starttls, none */
@@ -61,4 +69,23 @@ typedef struct KlmResolved
  */
 extern void klm_resolve(const KlmRequest *request, KlmResolved *resolved);
 
-#endif							/* KLM_CONFIGURE_H */
+/* Raises what is wrong with the limits of an account; leaves no lock behind. */
+extern void klm_check_limits(const char *account, int hourly, int daily);
+
+/* One address, with or without a name, which goes to *name (may be NULL). */
+extern char *klm_check_from(const char *address, char **name, bool secret);
+
+/* An address list or "", returned as it is; NULL for NULL. */
+extern char *klm_check_reply_to(const char *list, bool secret);
+
+/* Addresses and @domains, normalised; a text[] in the database's encoding. */
+extern Datum klm_check_senders(Datum array, bool secret);
+
+/* A line of text that gets into a header or onto the wire; returned as it is. */
+extern const char *klm_check_text(const char *argument, const char *value, Size max, bool secret);
+
+/* Columns of a row of _account: UTF-8, or NULL (also where nothing is saved). */
+extern char *klm_saved_text(HeapTuple saved, TupleDesc desc, const char *column);
+extern Datum klm_saved_column(HeapTuple saved, TupleDesc desc, const char *column, bool *isnull);
+
+#endif							/* KLM_ACCOUNT_ARGUMENTS_H */

@@ -1,0 +1,97 @@
+-- pause() and resume(), which also releases the mail of a copy.
+
+-- How many deliveries wait for an account ('' = for any).
+CREATE FUNCTION kliv_mail._waiting_for(p_account text) RETURNS bigint
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT count(*) FROM kliv_mail._outbox AS o
+    WHERE o.epoch IS NULL AND o.origin = kliv_mail._origin()
+      AND (p_account = '' OR o.route = p_account OR (o.route = '' AND p_account = kliv_mail._default_account()));
+END;
+
+CREATE FUNCTION kliv_mail._known_account(p_account text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_account IS NULL OR p_account = 'platform' THEN
+        RETURN coalesce(p_account, '');
+    END IF;
+    RETURN kliv_mail._own_account(p_account, 'pause');
+END;
+$$;
+
+CREATE FUNCTION kliv_mail._pause(p_caller name, p_account text, p_reason text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_account text := kliv_mail._known_account(p_account);
+BEGIN
+    INSERT INTO kliv_mail._pause AS p (account, reason, paused_at, paused_by)
+    VALUES (v_account, nullif(p_reason, ''), kliv_mail._now(), p_caller)
+    ON CONFLICT (account) DO UPDATE
+    SET reason = coalesce(excluded.reason, p.reason), paused_at = excluded.paused_at,
+        -- whose reason it is
+        paused_by = CASE WHEN excluded.reason IS NULL AND p.reason IS NOT NULL THEN p.paused_by ELSE excluded.paused_by END;
+    PERFORM kliv_mail._log_event('paused', nullif(v_account, ''), nullif(p_reason, ''), NULL, p_caller);
+    PERFORM kliv_mail._wake();
+    RETURN kliv_mail._waiting_for(v_account);
+END;
+$$;
+
+CREATE FUNCTION kliv_mail.pause(account text DEFAULT NULL, reason text DEFAULT NULL) RETURNS bigint
+AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION kliv_mail.pause IS
+$$Stops an account, or with NULL all mail of the database: nothing new leaves within a second of the commit, what is queued and what comes waits for resume(). reason is shown wherever the mail is.
+Returns how many deliveries are held. Errors: 22023 no such account.
+Example: SELECT kliv_mail.pause(reason => 'maintenance');$$;
+
+CREATE FUNCTION kliv_mail._resume(p_caller name, p_account text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_account text := kliv_mail._known_account(p_account);
+    v_here text := kliv_mail._origin();
+    v_there text;
+    v_before bigint := 0;
+    v_released bigint := 0;
+    v_still text;
+BEGIN
+    -- A copy: what carries the origin that it was copied from is stamped anew
+    -- (other origins, brought by logical replication, stay what they are).
+    IF v_account = '' THEN
+        SELECT s.origin INTO v_there FROM kliv_mail._state AS s WHERE s.origin <> v_here FOR UPDATE;
+        IF FOUND THEN
+            UPDATE kliv_mail._state SET origin = v_here;
+            UPDATE kliv_mail._account SET origin = v_here, renewed_at = kliv_mail._now() WHERE origin = v_there;
+            UPDATE kliv_mail._outbox SET origin = v_here WHERE origin = v_there;
+            v_released := kliv_mail._waiting_for('');
+            PERFORM kliv_mail._log_event('copy_released', NULL, format('this copy of %s sends its own mail now', v_there),
+                                         jsonb_build_object('origin', jsonb_build_array(v_there, v_here)), p_caller);
+        END IF;
+    ELSE
+        UPDATE kliv_mail._account SET origin = v_here, renewed_at = kliv_mail._now()
+        WHERE name = v_account AND origin <> v_here;
+        IF FOUND THEN
+            v_released := kliv_mail._waiting_for(v_account);
+            PERFORM kliv_mail._log_event('copy_released', v_account, 'the account sends from this database now', NULL, p_caller);
+        END IF;
+    END IF;
+    DELETE FROM kliv_mail._pause AS p WHERE p.account = v_account;
+    IF FOUND THEN
+        v_released := kliv_mail._waiting_for(v_account);
+        PERFORM kliv_mail._log_event('resumed', nullif(v_account, ''), NULL, NULL, p_caller);
+    END IF;
+    SELECT string_agg(CASE p.account WHEN '' THEN 'all mail of this database' ELSE format('the account "%s"', p.account) END, ', ' ORDER BY p.account)
+    INTO v_still FROM kliv_mail._pause AS p;
+    IF v_still IS NOT NULL THEN
+        RAISE NOTICE USING MESSAGE = format('still paused: %s', v_still),
+            HINT = 'kliv_mail.resume(account) ends the pause of an account, kliv_mail.resume() that of the database.';
+    END IF;
+    PERFORM kliv_mail._wake();
+    RETURN v_released;
+END;
+$$;
+
+CREATE FUNCTION kliv_mail.resume(account text DEFAULT NULL) RETURNS bigint
+AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION kliv_mail.resume IS
+$$Ends a pause(): of an account, or with NULL that of the whole database (accounts paused by name stay so; a NOTICE names them). In a copy of a database (dump and restore, template, pg_upgrade), which sends nothing by itself, resume() releases its mail, old and new.
+Returns how many deliveries were released. Errors: 22023 no such account.
+Example: SELECT kliv_mail.resume();$$;

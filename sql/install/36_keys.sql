@@ -1,0 +1,86 @@
+-- The key ring: its state, what the database needs of it, and rotation
+-- (src/functions/keys.c).
+
+-- The ids of the keys at hand, newest first, or what is wrong; missing: there
+-- is no key file at all.  Reads the file, or runs the command, at each call.
+CREATE FUNCTION kliv_mail._key_ring(OUT ids text[], OUT missing boolean, OUT problem text, OUT hint text)
+AS '$libdir/kliv_mail_net', 'kliv_mail__key_ring' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION kliv_mail._key_state(OUT key_state text, OUT key_fingerprint text, OUT advice text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    ring record;
+    lost record;
+    file text;
+BEGIN
+    SELECT r.* INTO ring FROM kliv_mail._key_ring() AS r;
+    key_fingerprint := ring.ids[1];
+    SELECT a.name, a.key_id INTO lost FROM kliv_mail._account AS a
+    WHERE a.key_id IS NOT NULL AND (ring.problem IS NOT NULL OR a.key_id <> ALL (ring.ids)) ORDER BY a.name LIMIT 1;
+    IF ring.missing AND lost.name IS NULL THEN
+        key_state := 'none yet';
+    ELSIF ring.problem IS NOT NULL THEN
+        key_state := ring.problem;
+        advice := ring.hint;
+    ELSIF lost.name IS NOT NULL THEN
+        key_state := format('the key %s of the account "%s" is not in the key ring', lost.key_id, lost.name);
+        advice := format('Put that key back, or save the password again: SELECT * FROM kliv_mail.configure_smtp(password => ..., account => %L);', lost.name);
+    ELSE
+        key_state := 'ok';
+        file := current_setting('kliv_mail.key_file');
+        IF current_setting('kliv_mail.key_command') = ''
+           AND (file !~ '^/' OR starts_with(file, current_setting('data_directory') || '/')) THEN
+            advice := 'Keep the key outside the data directory (kliv_mail.key_file): base backups carry it along, and pg_upgrade leaves it behind.';
+        END IF;
+    END IF;
+END;
+$$;
+
+-- What is needed of the key ring to open what is stored here goes into the
+-- database's label, in the transaction that stores it: ids of keys, and root,
+-- from which the links that were sent derive.
+CREATE FUNCTION kliv_mail._label() RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT kliv_mail._label_keys(coalesce(string_agg(k.id, ',' ORDER BY k.id), ''))
+    FROM (SELECT a.key_id AS id FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL
+          UNION SELECT 'root' FROM kliv_mail._brand AS b WHERE b.unsubscribe_url IS NOT NULL) AS k;
+END;
+
+-- The first key is made only while nothing that is stored names one, here or in
+-- another database: a key that is missing is a state, never a reason for a new one.
+CREATE FUNCTION kliv_mail._first_key_allowed() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT NOT EXISTS (SELECT FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL)
+       AND NOT EXISTS (SELECT FROM kliv_mail._brand AS b WHERE b.unsubscribe_url IS NOT NULL)     -- links that were sent
+       AND NOT EXISTS (SELECT FROM pg_shseclabel AS l WHERE l.provider = 'kliv_mail' AND l.label LIKE '% keys=%');
+END;
+
+-- What rotate_key() reads and writes.
+CREATE FUNCTION kliv_mail._sealed_accounts() RETURNS SETOF kliv_mail._account
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT a.* FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL ORDER BY a.name;
+END;
+
+CREATE FUNCTION kliv_mail._reseal_account(p_account text, p_username_cipher bytea, p_password_cipher bytea, p_key_id text)
+RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    UPDATE kliv_mail._account AS a
+    SET username_cipher = p_username_cipher, password_cipher = p_password_cipher, key_id = p_key_id
+    WHERE a.name = p_account;
+END;
+
+CREATE FUNCTION kliv_mail.public_key() RETURNS bytea
+AS '$libdir/kliv_mail_net', 'kliv_mail_public_key' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION kliv_mail.public_key IS
+'The X25519 public key (32 bytes) for which a client seals a password with libsodium''s crypto_box_seal(), for configure_smtp(password_sealed => ...). It changes with rotate_key(); what was sealed for an older one still opens. Errors: 55000 key.
+Example: SELECT encode(kliv_mail.public_key(), ''base64'');';
+
+CREATE FUNCTION kliv_mail.rotate_key() RETURNS integer
+AS '$libdir/kliv_mail_net', 'kliv_mail_rotate_key' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION kliv_mail.rotate_key IS
+'Adds a new key to the key file (with kliv_mail.key_command: takes its newest) and encrypts this database''s passwords with it. Call it in each database; then older keys open no password. Returns the number of accounts encrypted anew. Errors: 55000 a key or a password cannot be read, or the file cannot be written.
+Example: SELECT kliv_mail.rotate_key();';

@@ -1,0 +1,203 @@
+/*-------------------------------------------------------------------------
+ *
+ * keys.c
+ *		SQL functions: public_key, rotate_key, and what views say of the ring.
+ *
+ * In kliv_mail_net.  Calls secret/ for the keys and db/owner_call for what is
+ * sealed with them.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+#include "base/compat.h"
+#include "base/encoding.h"
+#include "base/error.h"
+#include "db/owner_call.h"
+#include "functions/account_arguments.h"
+#include "secret/key_ring.h"
+#include "secret/seal.h"
+
+PG_FUNCTION_INFO_V1(kliv_mail_public_key);
+PG_FUNCTION_INFO_V1(kliv_mail_rotate_key);
+PG_FUNCTION_INFO_V1(kliv_mail__key_ring);
+
+static bool first_key_allowed(void);
+
+Datum
+kliv_mail_public_key(PG_FUNCTION_ARGS)
+{
+	KlmCaller caller;
+	KlmError	error;
+	bytea	   *key;
+
+	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
+	if (!klm_public_key(first_key_allowed(), &key, &error))
+		klm_raise(NULL, &error, false);
+	klm_become_caller(&caller);
+	PG_RETURN_BYTEA_P(key);
+}
+
+/*
+ * Everything that is sealed here is opened before the key is added, and sealed
+ * anew after it, in one transaction under the lock of all changes: whoever
+ * reads a row in between finds the old ciphertext and, in the ring, its key.
+ */
+Datum
+kliv_mail_rotate_key(PG_FUNCTION_ARGS)
+{
+	KlmCaller caller;
+	KlmCall		call = {0};
+	KlmError	error;
+	SPITupleTable *rows;
+	TupleDesc	desc;
+	KlmSecret **passwords;
+	KlmSecret **usernames;
+	KlmBinding *bindings;
+	int			count;
+	bool		may_create;
+	bool		isnull;
+
+	PreventCommandIfReadOnly("kliv_mail.rotate_key()");
+	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
+	SPI_connect();
+	klm_add_text(&call, NULL);
+	klm_add(&call, TIMESTAMPTZOID, (Datum) 0, true);
+	klm_run(&call, "lock_accounts", false);
+	may_create = klm_result_bool(1);
+
+	memset(&call, 0, sizeof(call));
+	klm_run(&call, "sealed_accounts", false);
+	rows = SPI_tuptable;
+	desc = rows->tupdesc;
+	count = (int) SPI_processed;
+	passwords = palloc0(sizeof(KlmSecret *) * (count + 1));
+	usernames = palloc0(sizeof(KlmSecret *) * (count + 1));
+	bindings = palloc0(sizeof(KlmBinding) * (count + 1));
+	for (int i = 0; i < count; i++)
+	{
+		HeapTuple	row = rows->vals[i];
+		char	   *key = klm_saved_text(row, desc, "key_id");
+		Datum		cipher;
+
+		bindings[i].account = klm_saved_text(row, desc, "name");
+		bindings[i].host = klm_saved_text(row, desc, "host");
+		bindings[i].port = DatumGetInt32(klm_saved_column(row, desc, "port", &isnull));
+		cipher = klm_saved_column(row, desc, "username_cipher", &isnull);
+		if (!isnull && !klm_open(DatumGetByteaPP(cipher), key, &bindings[i], &usernames[i], NULL,
+								 &error))
+			klm_raise(psprintf("account \"%s\"", bindings[i].account), &error, false);
+		bindings[i].username = usernames[i] ? usernames[i]->data :
+			klm_saved_text(row, desc, "username");
+		cipher = klm_saved_column(row, desc, "password_cipher", &isnull);
+		if (!isnull && !klm_open(DatumGetByteaPP(cipher), key, &bindings[i], &passwords[i], NULL,
+								 &error))
+			klm_raise(psprintf("account \"%s\"", bindings[i].account), &error, false);
+	}
+
+	if (!klm_add_key(may_create, &error))
+		klm_raise(NULL, &error, false);
+
+	for (int i = 0; i < count; i++)
+	{
+		bytea	   *password = NULL;
+		bytea	   *username = NULL;
+		char	   *key = NULL;
+
+		if (passwords[i] && !klm_seal(passwords[i], &bindings[i], false, &password, &key, &error))
+			klm_raise(NULL, &error, false);
+		if (usernames[i])
+		{
+			bindings[i].username = NULL;
+			if (!klm_seal(usernames[i], &bindings[i], false, &username, &key, &error))
+				klm_raise(NULL, &error, false);
+		}
+		memset(&call, 0, sizeof(call));
+		klm_add_text(&call, bindings[i].account);
+		klm_add_bytea(&call, username);
+		klm_add_bytea(&call, password);
+		klm_add_text(&call, key);
+		klm_run(&call, "reseal_account", false);
+		klm_secret_wipe(passwords[i]);
+		klm_secret_wipe(usernames[i]);
+	}
+
+	memset(&call, 0, sizeof(call));
+	klm_run(&call, "label", false);
+	klm_add_text(&call, "key_rotated");
+	klm_add_text(&call, NULL);
+	klm_add_text(&call, psprintf("%d accounts were encrypted anew", count));
+	klm_add(&call, JSONBOID, (Datum) 0, true);
+	klm_add_caller(&call, &caller);
+	klm_run(&call, "log_event", false);
+	SPI_finish();
+	klm_become_caller(&caller);
+	PG_RETURN_INT32(count);
+}
+
+/* (ids text[], missing boolean, problem text, hint text) */
+Datum
+kliv_mail__key_ring(PG_FUNCTION_ARGS)
+{
+	TupleDesc	desc;
+	Datum		values[4] = {0};
+	bool		nulls[4] = {true, false, true, true};
+	char	  **ids;
+	int			count;
+	bool		missing;
+	KlmError	error;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (klm_key_ids(&ids, &count, &missing, &error))
+	{
+		Datum	   *elements = palloc(sizeof(Datum) * count);
+
+		for (int i = 0; i < count; i++)
+			elements[i] = CStringGetTextDatum(ids[i]);
+		values[0] = PointerGetDatum(construct_array(elements, count, TEXTOID, -1, false,
+													TYPALIGN_INT));
+		nulls[0] = false;
+	}
+	else
+	{
+		values[2] = CStringGetTextDatum(klm_from_utf8(error.message));
+		nulls[2] = false;
+		if (error.hint)
+		{
+			values[3] = CStringGetTextDatum(klm_from_utf8(error.hint));
+			nulls[3] = false;
+		}
+	}
+	values[1] = BoolGetDatum(missing);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/* May the first key be made: are we primary, and does nothing that is stored name one? */
+static bool
+first_key_allowed(void)
+{
+	KlmCall		call = {0};
+	bool		allowed;
+
+	if (RecoveryInProgress())
+		return false;
+	SPI_connect();
+	klm_run(&call, "first_key_allowed", false);
+	allowed = klm_result_bool(1);
+	SPI_finish();
+	return allowed;
+}

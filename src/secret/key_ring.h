@@ -1,0 +1,66 @@
+/*-------------------------------------------------------------------------
+ *
+ * key_ring.h
+ *		The master keys.
+ *
+ * In kliv_mail_net.  The ring is read for each use and wiped after it.  It is
+ * lines of text, newest key first, in kliv_mail.key_file or as the output of
+ * kliv_mail.key_command:
+ *
+ *		kliv_mail root <64 hex digits>			tokens derive from it; never changes
+ *		kliv_mail key [<id>] <64 hex digits>	the id is a hash of the key
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_KEY_RING_H
+#define KLM_KEY_RING_H
+
+#include "secret/secret_memory.h"
+
+#define KLM_KEY_BYTES 32
+#define KLM_KEY_ID_LENGTH 8
+
+typedef struct KlmKey
+{
+	char		id[KLM_KEY_ID_LENGTH + 1];
+	unsigned char key[KLM_KEY_BYTES];
+} KlmKey;
+
+/* In guarded memory. */
+typedef struct KlmRing
+{
+	bool		has_root;
+	unsigned char root[KLM_KEY_BYTES];
+	int			count;
+	KlmKey		keys[FLEXIBLE_ARRAY_MEMBER];	/* newest first */
+} KlmRing;
+
+/*
+ * The ring, in guarded memory owned by *memory, which the caller wipes.
+ * *missing: there is no key file at all.  false: *error says what is wrong
+ * (55000).
+ */
+extern bool klm_read_ring(KlmRing **ring, KlmSecret **memory, bool *missing, KlmError *error);
+
+/* The same, in a transaction; the first key is made when there is no key file and may_create. */
+extern bool klm_ring_for_sealing(bool may_create, KlmRing **ring, KlmSecret **memory,
+								 KlmError *error);
+
+/* The key of that id, or NULL. */
+extern const KlmKey *klm_find_key(const KlmRing *ring, const char *id);
+
+/* "the key file ..." or "the output of ...", for an error's text. */
+extern const char *klm_ring_source(void);
+
+/* The ids of the ring's keys, newest first, palloc'd; *missing: there is no key file. */
+extern bool klm_key_ids(char ***ids, int *count, bool *missing, KlmError *error);
+
+/*
+ * Rotation: put a new key in front of the file's (with kliv_mail.key_command:
+ * nothing, the ring's newest is taken as the new one).  In a transaction.
+ */
+extern bool klm_add_key(bool may_create, KlmError *error);
+
+#endif							/* KLM_KEY_RING_H */
