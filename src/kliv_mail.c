@@ -22,9 +22,13 @@
 #include "base/compat.h"
 #include "base/error.h"
 #include "base/guc.h"
+#include "cluster/database_label.h"
 #include "cluster/slots.h"
-#include "hooks/hooks.h"
+#include "hooks/ddl.h"
+#include "hooks/secrets_in_logs.h"
 #include "message/address.h"
+#include "worker/key_check.h"
+#include "worker/launcher.h"
 
 KLM_MODULE_MAGIC("kliv_mail");
 

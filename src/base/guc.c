@@ -29,20 +29,18 @@
 /* How far test_clock_offset may move the clock: a hundred years. */
 #define MAX_CLOCK_OFFSET (INT64CONST(36525) * USECS_PER_DAY)
 
+typedef enum OnInDoubt
+{
+	ON_IN_DOUBT_RETRY,
+	ON_IN_DOUBT_HOLD
+} OnInDoubt;
+
 typedef enum Delivery
 {
 	DELIVERY_ON,
 	DELIVERY_HOLD
 } Delivery;
 
-char	   *klm_platform_url = NULL;
-char	   *klm_platform_username = NULL;
-char	   *klm_platform_password_file = NULL;
-char	   *klm_platform_from = NULL;
-int			klm_platform_hourly_limit = 2;
-int			klm_platform_daily_limit = 2;
-int			klm_max_daily_limit = 10000;
-int			klm_reserved_share = 10;
 char	   *klm_key_file = NULL;
 char	   *klm_key_command = NULL;
 char	   *klm_allowed_hosts = NULL;
@@ -53,27 +51,36 @@ int			klm_senders_per_database = 1;
 int			klm_sender_memory = 65536;
 int			klm_connect_timeout = 30000;
 int			klm_reply_timeout = 300000;
-int			klm_retry_for = 3 * SECS_PER_DAY;
 int			klm_retention = 30 * SECS_PER_DAY;
 int			klm_max_message_size = 25600;
 char	   *klm_prohibited_extensions = NULL;
-int			klm_recipient_hourly_limit = 0;
-int			klm_on_in_doubt = KLM_IN_DOUBT_RETRY;
-int			klm_max_in_doubt_retries = 2;
 int			klm_sender_idle_timeout = 5000;
 bool		klm_notify = false;
-char	   *klm_quota_timezone = NULL;
-bool		klm_delivery_hold = false;
 char	   *klm_redirect_to = NULL;
 int64		klm_test_clock_offset = 0;
 
-/* What the variables above are derived from by assign hooks. */
+/* Read by SQL alone. */
+static char *platform_url = NULL;
+static char *platform_username = NULL;
+static char *platform_password_file = NULL;
+static char *platform_from = NULL;
+static int	platform_hourly_limit = 2;
+static int	platform_daily_limit = 2;
+static int	max_daily_limit = 10000;
+static int	reserved_share = 10;
+static int	retry_for = 3 * SECS_PER_DAY;
+static int	recipient_hourly_limit = 0;
+static int	on_in_doubt = ON_IN_DOUBT_RETRY;
+static int	max_in_doubt_retries = 2;
+static char *quota_timezone = NULL;
 static int	delivery = DELIVERY_ON;
+
+/* From which klm_test_clock_offset is derived. */
 static char *test_clock_offset = NULL;
 
 static const struct config_enum_entry on_in_doubt_options[] = {
-	{"retry", KLM_IN_DOUBT_RETRY, false},
-	{"hold", KLM_IN_DOUBT_HOLD, false},
+	{"retry", ON_IN_DOUBT_RETRY, false},
+	{"hold", ON_IN_DOUBT_HOLD, false},
 	{NULL, 0, false}
 };
 
@@ -87,7 +94,6 @@ static bool check_platform_url(char **newval, void **extra, GucSource source);
 static bool check_time_zone(char **newval, void **extra, GucSource source);
 static bool check_clock_offset(char **newval, void **extra, GucSource source);
 static void assign_clock_offset(const char *newval, void *extra);
-static void assign_delivery(int newval, void *extra);
 
 /*
  * Define every setting.
@@ -104,50 +110,50 @@ klm_define_settings(GucStringCheckHook check_address)
 		"smtps://host:port, smtp+starttls://host:port or smtp://host:port (in "
 		"clear, without a user name). Unset: the account is not configured, and "
 		"its mail waits.",
-		&klm_platform_url, "",
+		&platform_url, "",
 		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 		check_platform_url, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.platform_username",
 		"The user name at the platform's SMTP server; empty: no authentication.",
 		NULL,
-		&klm_platform_username, "",
+		&platform_username, "",
 		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.platform_password_file",
 		"The file that holds the password at the platform's SMTP server.",
 		"Its first line is the password. A relative path starts in the data "
 		"directory.",
-		&klm_platform_password_file, "",
+		&platform_password_file, "",
 		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.platform_from",
 		"The address that the platform's mail comes from.",
 		"One address, with a display name or without. Needed with platform_url.",
-		&klm_platform_from, "",
+		&platform_from, "",
 		PGC_SIGHUP, 0,
 		check_address, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.platform_hourly_limit",
 		"How many deliveries an hour a database may make by the platform's account.",
 		NULL,
-		&klm_platform_hourly_limit, 2, 0, 10000000,
+		&platform_hourly_limit, 2, 0, 10000000,
 		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.platform_daily_limit",
 		"How many deliveries a day a database may make by the platform's account.",
 		NULL,
-		&klm_platform_daily_limit, 2, 0, 10000000,
+		&platform_daily_limit, 2, 0, 10000000,
 		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.max_daily_limit",
 		"The most that set_limits() allows a database a day over all its own accounts.",
 		NULL,
-		&klm_max_daily_limit, 10000, 1, 10000000,
+		&max_daily_limit, 10000, 1, 10000000,
 		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.reserved_share",
 		"The share of each quota, in percent, that marketing mail may not use.",
 		NULL,
-		&klm_reserved_share, 10, 0, 100,
+		&reserved_share, 10, 0, 100,
 		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.key_file",
@@ -223,7 +229,7 @@ klm_define_settings(GucStringCheckHook check_address)
 	DefineCustomIntVariable("kliv_mail.retry_for",
 		"How long after its first attempt a delivery is tried again.",
 		NULL,
-		&klm_retry_for, 3 * SECS_PER_DAY, 0, INT_MAX,
+		&retry_for, 3 * SECS_PER_DAY, 0, INT_MAX,
 		PGC_SIGHUP, GUC_UNIT_S,
 		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.retention",
@@ -249,20 +255,20 @@ klm_define_settings(GucStringCheckHook check_address)
 	DefineCustomIntVariable("kliv_mail.recipient_hourly_limit",
 		"How many mails an hour one address gets from a database; 0: no limit.",
 		NULL,
-		&klm_recipient_hourly_limit, 0, 0, 1000000,
+		&recipient_hourly_limit, 0, 0, 1000000,
 		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);
 	DefineCustomEnumVariable("kliv_mail.on_in_doubt",
 		"What happens to a delivery of which nobody knows whether it arrived.",
 		"retry: it is sent again, with the same Message-ID; hold: it waits for "
 		"retry() or cancel().",
-		&klm_on_in_doubt, KLM_IN_DOUBT_RETRY, on_in_doubt_options,
+		&on_in_doubt, ON_IN_DOUBT_RETRY, on_in_doubt_options,
 		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.max_in_doubt_retries",
 		"How often a delivery in doubt is sent again before it is held.",
 		NULL,
-		&klm_max_in_doubt_retries, 2, 0, 10,
+		&max_in_doubt_retries, 2, 0, 10,
 		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.sender_idle_timeout",
@@ -281,7 +287,7 @@ klm_define_settings(GucStringCheckHook check_address)
 	DefineCustomStringVariable("kliv_mail.quota_timezone",
 		"The time zone whose hours and days quotas count in.",
 		"A change never opens a second window.",
-		&klm_quota_timezone, "UTC",
+		&quota_timezone, "UTC",
 		PGC_SUSET, 0,
 		check_time_zone, NULL, NULL);
 	DefineCustomEnumVariable("kliv_mail.delivery",
@@ -289,7 +295,7 @@ klm_define_settings(GucStringCheckHook check_address)
 		"For copies of a server.",
 		&delivery, DELIVERY_ON, delivery_options,
 		PGC_SUSET, 0,
-		NULL, assign_delivery, NULL);
+		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.redirect_to",
 		"The one address that all mail goes to, instead of its recipients.",
 		"For tests and copies; the original recipient is named in a header.",
@@ -448,10 +454,4 @@ static void
 assign_clock_offset(const char *newval, void *extra)
 {
 	klm_test_clock_offset = *(int64 *) extra;
-}
-
-static void
-assign_delivery(int newval, void *extra)
-{
-	klm_delivery_hold = newval == DELIVERY_HOLD;
 }

@@ -17,20 +17,6 @@
 
 #include "base/kliv_mail.h"
 
-typedef enum KlmOnInDoubt
-{
-	KLM_IN_DOUBT_RETRY,
-	KLM_IN_DOUBT_HOLD
-} KlmOnInDoubt;
-
-extern PGDLLEXPORT char *klm_platform_url;
-extern PGDLLEXPORT char *klm_platform_username;
-extern PGDLLEXPORT char *klm_platform_password_file;
-extern PGDLLEXPORT char *klm_platform_from;
-extern PGDLLEXPORT int klm_platform_hourly_limit;
-extern PGDLLEXPORT int klm_platform_daily_limit;
-extern PGDLLEXPORT int klm_max_daily_limit;
-extern PGDLLEXPORT int klm_reserved_share;
 extern PGDLLEXPORT char *klm_key_file;
 extern PGDLLEXPORT char *klm_key_command;
 extern PGDLLEXPORT char *klm_allowed_hosts;
@@ -41,17 +27,11 @@ extern PGDLLEXPORT int klm_senders_per_database;
 extern PGDLLEXPORT int klm_sender_memory;	/* kB */
 extern PGDLLEXPORT int klm_connect_timeout; /* ms */
 extern PGDLLEXPORT int klm_reply_timeout;	/* ms */
-extern PGDLLEXPORT int klm_retry_for;	/* s */
 extern PGDLLEXPORT int klm_retention;	/* s */
 extern PGDLLEXPORT int klm_max_message_size;	/* kB */
 extern PGDLLEXPORT char *klm_prohibited_extensions;
-extern PGDLLEXPORT int klm_recipient_hourly_limit;
-extern PGDLLEXPORT int klm_on_in_doubt; /* KlmOnInDoubt */
-extern PGDLLEXPORT int klm_max_in_doubt_retries;
 extern PGDLLEXPORT int klm_sender_idle_timeout; /* ms */
 extern PGDLLEXPORT bool klm_notify;
-extern PGDLLEXPORT char *klm_quota_timezone;
-extern PGDLLEXPORT bool klm_delivery_hold;	/* delivery = hold */
 extern PGDLLEXPORT char *klm_redirect_to;
 extern PGDLLEXPORT int64 klm_test_clock_offset;	/* microseconds */
 

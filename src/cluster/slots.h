@@ -1,19 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * slots.h
- *		What launcher, senders and backends share: databases that have mail,
- *		who serves them, when they are next due.
- *
- * Layer: edge (shared memory, latches).  Everything here works without the
- * preload too, doing nothing, so that mail can be queued before the
- * administrator has changed shared_preload_libraries.
+ *		What launcher and senders share: databases that have mail, who serves
+ *		them, when they are next due.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
  *-------------------------------------------------------------------------
  */
-#ifndef KLM_SHMEM_H
-#define KLM_SHMEM_H
+#ifndef KLM_SLOTS_H
+#define KLM_SLOTS_H
 
 #include "datatype/timestamp.h"
 #include "storage/latch.h"
@@ -25,45 +21,6 @@ extern PGDLLEXPORT bool klm_preloaded(void);
 
 /* From _PG_init while preloading: hooks that size and make the shared state. */
 extern void klm_shmem_init(void);
-
-/* ---- backends ---- */
-
-/*
- * This transaction queued mail for the database (or changed what may go): at
- * its commit, or at COMMIT PREPARED, a sender is woken or started.  due: when
- * the earliest is due in real time; 0: now.
- */
-extern PGDLLEXPORT void klm_wake_at_commit(TimestampTz due);
-
-/*
- * What somebody waits for may have changed without a sender (it was cancelled):
- * at commit, those in klm_wait_for_record() look again.
- */
-extern PGDLLEXPORT void klm_changed_at_commit(void);
-
-/*
- * At commit the database's senders end cleanly and are started anew, since
- * what ALTER DATABASE ... SET changes is read at the start of a session.
- */
-extern PGDLLEXPORT void klm_restart_at_commit(Oid database);
-
-/*
- * Block the database: no sender is started, and those that run are asked to
- * leave.  klm_block_database() returns once none is attached (interruptible, no
- * time limit but the caller's own); each needs its klm_unblock_database(), also
- * on error.
- */
-extern void klm_block_database(Oid database);
-extern void klm_unblock_database(Oid database);
-
-/*
- * Sleep until a sender has recorded something since *seen, or another commit
- * changed what can happen (klm_changed_at_commit()), or timeout_ms is
- * over; interruptible.  Start with *seen = klm_records(); false at the timeout
- * or when not preloaded.
- */
-extern PGDLLEXPORT uint64 klm_records(void);
-extern PGDLLEXPORT bool klm_wait_for_record(uint64 *seen, long timeout_ms);
 
 /* For the view status. */
 typedef struct KlmProcessStatus
@@ -125,52 +82,13 @@ extern PGDLLEXPORT void klm_sender_backlog(void);
  */
 extern PGDLLEXPORT bool klm_sender_leave(uint64 wakes_seen, TimestampTz next_due, bool force);
 
-/* Results were committed: wake those in klm_wait_for_record(). */
-extern PGDLLEXPORT void klm_sender_recorded(void);
-
 /* Remember an error for the view status ("" clears it). */
 extern PGDLLEXPORT void klm_sender_set_error(const char *utf8);
 
 /* The database lost (or never had) the extension: forget it and its label. */
 extern PGDLLEXPORT void klm_sender_forget_database(void);
 
-/*
- * Put the label on the database by which the launcher finds it, if it is not
- * there; in a transaction.
- */
-extern PGDLLEXPORT void klm_label_database(void);
-
-/*
- * The label names the keys that are needed to open what the database stores,
- * where the launcher and other databases can read them: "mail keys=<id>,<id>".
- * ids: separated by commas, "" for none; in a transaction.
- */
-extern PGDLLEXPORT void klm_label_keys(const char *ids);
-
-/* What stands behind "keys=" in a label, or NULL. */
-extern const char *klm_keys_of_label(const char *label);
-
-/* From _PG_init: the provider of that label; needed without the preload too. */
-extern void klm_label_init(void);
-
-/* ---- utility.c ---- */
-
-/* In a transaction: the extension is gone; remove the label. */
-extern void klm_unlabel_database(void);
-
-/* In a transaction: does the database bear the label? */
-extern bool klm_database_labelled(Oid database);
-
-/* At commit: nothing of this database is to be sent any more. */
-extern void klm_forget_at_commit(Oid database);
-
-/* At commit: a sender has a look whether this (new) database has mail. */
-extern void klm_look_at_commit(Oid database);
-
-/* Now: a prepared transaction was committed; does nothing where no mail ever was. */
-extern void klm_wake_after_prepared(void);
-
-/* ---- launcher.c ---- */
+/* ---- the launcher ---- */
 
 /* A slot taken for a sender that is to be started. */
 typedef struct KlmReservation
@@ -225,4 +143,4 @@ extern void klm_launcher_prune(const Oid *existing, int count);
 /* Did a database find no room in the table since the last call? */
 extern bool klm_launcher_overflowed(void);
 
-#endif							/* KLM_SHMEM_H */
+#endif							/* KLM_SLOTS_H */

@@ -51,6 +51,7 @@
 #include "base/guc.h"
 #include "base/text.h"
 #include "cluster/slots.h"
+#include "cluster/wake.h"
 #include "message/address.h"
 #include "message/compose.h"
 

@@ -3,7 +3,7 @@
  * ddl.c
  *		The ProcessUtility hook: senders are never in a statement's way.
  *
- * Owns the hook.  Calls shmem.c.
+ * Owns the hook.  Calls wake.c and database_label.c.
  *
  * A sender is a session of the bootstrap superuser in the database that it
  * serves.  Without help, DROP DATABASE and its like would fail or wait for it
@@ -43,8 +43,9 @@
 #include "utils/syscache.h"
 
 #include "base/compat.h"
-#include "cluster/slots.h"
-#include "hooks/hooks.h"
+#include "cluster/database_label.h"
+#include "cluster/wake.h"
+#include "hooks/ddl.h"
 
 static ProcessUtility_hook_type next;
 

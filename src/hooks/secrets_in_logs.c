@@ -44,7 +44,7 @@
 #include "utils/plancache.h"
 
 #include "base/kliv_mail.h"
-#include "hooks/hooks.h"
+#include "hooks/secrets_in_logs.h"
 
 
 /*

@@ -6,9 +6,9 @@
  * Owns a process, which lives on a standby until that is promoted, and looks at
  * its start, at reload and every minute, since the primary may make a key at any
  * time; on a primary the launcher looks, at its start and at reload.  Calls
- * guc.c and shmem.c.
+ * database_label.c.
  *
- * Which keys a database needs stands in its security label (shmem.c), so
+ * Which keys a database needs stands in its security label, so
  * nothing connects to it, and a standby learns before its promotion that the
  * key file was not brought along.  Ids are compared, never keys: a line
  * without an id cannot be, and with kliv_mail.key_command nothing is.
@@ -44,8 +44,8 @@
 
 #include "base/compat.h"
 #include "base/guc.h"
-#include "cluster/slots.h"
-#include "hooks/hooks.h"
+#include "cluster/database_label.h"
+#include "worker/key_check.h"
 
 /* Between two looks on a standby. */
 #define LOOK_INTERVAL_MS 60000

@@ -3,7 +3,7 @@
  * launcher.c
  *		The launcher: starts a sender where mail is due.
  *
- * Owns the process.  Calls shmem.c, which knows what is due; this file knows
+ * Owns the process.  Calls slots.c, which knows what is due; this file knows
  * how workers are started, and which databases there are.
  *
  * The launcher is connected to no database, so that it is in nobody's way, and
@@ -48,7 +48,8 @@
 #include "base/compat.h"
 #include "base/guc.h"
 #include "cluster/slots.h"
-#include "hooks/hooks.h"
+#include "worker/key_check.h"
+#include "worker/launcher.h"
 
 /* The longest sleep while something is due later: the clock may be set meanwhile. */
 #define MAX_SLEEP_MS (60 * 60 * 1000L)

@@ -1,0 +1,111 @@
+/*-------------------------------------------------------------------------
+ *
+ * database_label.c
+ *		The security label by which the launcher finds databases with mail
+ *		after a restart, and learns which keys they need.
+ *
+ * Owns the label's provider.  Calls nothing of ours.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_shseclabel.h"
+#include "commands/seclabel.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+
+#include "base/kliv_mail.h"
+#include "cluster/database_label.h"
+
+#define LABEL_PROVIDER "kliv_mail"
+#define LABEL "mail"
+#define LABEL_KEYS " keys="
+
+static void set_label(const char *label);
+static void check_label(const ObjectAddress *object, const char *label);
+
+void
+klm_label_init(void)
+{
+	register_label_provider(LABEL_PROVIDER, check_label);
+}
+
+/* SECURITY LABEL, which pg_dump --create writes too: our label and no other. */
+static void
+check_label(const ObjectAddress *object, const char *label)
+{
+	if (object->classId != DatabaseRelationId)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("security labels of \"%s\" are for databases", LABEL_PROVIDER)));
+	if (label != NULL && strcmp(label, LABEL) != 0 && klm_keys_of_label(label) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("\"%s\" is not a security label of \"%s\"", label, LABEL_PROVIDER),
+				 errhint("It is \"%s\", for the launcher to look for mail in the database, or \"%s%s...\" "
+						 "with the ids of the keys that the database needs.", LABEL, LABEL, LABEL_KEYS)));
+}
+
+const char *
+klm_keys_of_label(const char *label)
+{
+	const char *ids = label + strlen(LABEL LABEL_KEYS);
+
+	if (strncmp(label, LABEL LABEL_KEYS, strlen(LABEL LABEL_KEYS)) != 0 || *ids == '\0' ||
+		ids[strspn(ids, "abcdefghijklmnopqrstuvwxyz0123456789,")] != '\0')
+		return NULL;
+	return ids;
+}
+
+bool
+klm_database_labelled(Oid database)
+{
+	ObjectAddress object;
+
+	ObjectAddressSet(object, DatabaseRelationId, database);
+	return GetSecurityLabel(&object, LABEL_PROVIDER) != NULL;
+}
+
+void
+klm_label_database(void)
+{
+	if (!klm_database_labelled(MyDatabaseId))
+		set_label(LABEL);
+}
+
+void
+klm_label_keys(const char *ids)
+{
+	const char *label = ids[0] == '\0' ? LABEL : psprintf("%s%s%s", LABEL, LABEL_KEYS, ids);
+	const char *old;
+	ObjectAddress object;
+
+	/* One after the other: the catalogue raises an error where two change a row. */
+	LockSharedObject(SharedSecLabelRelationId, MyDatabaseId, 0, ExclusiveLock);
+	ObjectAddressSet(object, DatabaseRelationId, MyDatabaseId);
+	old = GetSecurityLabel(&object, LABEL_PROVIDER);
+	if (old == NULL || strcmp(old, label) != 0)
+		set_label(label);
+}
+
+void
+klm_unlabel_database(void)
+{
+	if (klm_database_labelled(MyDatabaseId))
+		set_label(NULL);
+}
+
+static void
+set_label(const char *label)
+{
+	ObjectAddress object;
+
+	ObjectAddressSet(object, DatabaseRelationId, MyDatabaseId);
+	SetSecurityLabel(&object, LABEL_PROVIDER, label);
+	CommandCounterIncrement();
+}

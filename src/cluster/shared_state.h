@@ -1,0 +1,106 @@
+/*-------------------------------------------------------------------------
+ *
+ * shared_state.h
+ *		What slots.c and wake.c keep in shared memory; no other file includes it.
+ *
+ * One LWLock guards all of it; nobody waits, allocates or raises while holding
+ * it, and what a commit does under it is one hash look-up.  slots.c owns the
+ * state and has the functions below, which are called with the lock held.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_SHARED_STATE_H
+#define KLM_SHARED_STATE_H
+
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+
+#include "cluster/slots.h"
+
+typedef struct KlmDatabase
+{
+	Oid			oid;			/* hash key */
+	bool		has_mail;		/* as far as we know, the extension is there */
+	int			blocked;		/* statements that keep senders out */
+	int			slots;			/* reserved or attached for it */
+	bool		backlog;		/* its senders wish for another one */
+	TimestampTz left_due;		/* the earliest next_due of senders that left while others stay */
+	uint32		deaths;			/* senders that did not leave cleanly */
+	uint64		wakes;			/* commits that asked for a sender */
+	TimestampTz next_due;		/* DT_NOEND: not known to be due ever */
+	TimestampTz waits_since;	/* due, but without a slot; 0: does not wait */
+	int			failures;		/* senders in a row that did not leave cleanly */
+	TimestampTz not_before;		/* the throttle */
+	uint64		records;		/* commits of a sender's results, of cancel() and its kin */
+	ConditionVariable recorded;
+	char		last_error[sizeof(((KlmProcessStatus *) NULL)->last_error)];
+} KlmDatabase;
+
+typedef enum KlmSlotState
+{
+	SLOT_FREE,
+	SLOT_RESERVED,
+	SLOT_ATTACHED,
+	SLOT_LEAVING				/* has said good-bye, its process still ends */
+} KlmSlotState;
+
+typedef struct KlmSlot
+{
+	KlmSlotState	state;
+	uint32		generation;
+	Oid			database;
+	PGPROC	   *proc;			/* from attached on */
+	int			pid;
+	bool		must_leave;		/* a statement waits for it */
+	bool		restart;		/* with other settings, when what is under way is done */
+	bool		extra;			/* its database had a sender already */
+	TimestampTz started;
+} KlmSlot;
+
+typedef struct KlmSharedState
+{
+	LWLock	   *lock;
+	PGPROC	   *launcher;		/* NULL: not running */
+	int			launcher_pid;
+	bool		slots_exhausted;
+	bool		overflowed;		/* a database found no room in the table */
+	pg_atomic_uint32 wanted;	/* databases wait for a slot */
+	ConditionVariable slot_freed;
+	KlmSlot		slots[FLEXIBLE_ARRAY_MEMBER];	/* klm_max_senders */
+} KlmSharedState;
+
+/* NULL: not preloaded. */
+extern KlmSharedState *klm_shared;
+
+extern KlmDatabase *klm_find_database(Oid oid);
+
+/*
+ * Find or make; NULL when the table is full of databases that are due, served
+ * or watched.  Then the launcher, which knows the labels, comes back to it.
+ */
+extern KlmDatabase *klm_make_database(Oid oid);
+
+/* An entry that only a block or a look has made goes with it. */
+extern void klm_remove_if_unknown(KlmDatabase *database);
+
+/*
+ * The database is due.  Returns whose latch to set once the lock is released:
+ * its sender's, who will see the wake-up, or the launcher's.  Further senders'
+ * latches are set here.
+ */
+extern PGPROC *klm_wake_database(KlmDatabase *database, TimestampTz due);
+
+/* Its senders end at once, or (restart) when what is under way is done. */
+extern void klm_ask_to_leave(Oid oid, bool restart);
+
+extern void klm_free_slot(KlmSlot *slot);
+
+/* Without the lock, too.  Harmless where the process has ended and another has its PGPROC now. */
+extern void klm_nudge(PGPROC *proc);
+extern void klm_nudge_launcher(void);
+
+#endif							/* KLM_SHARED_STATE_H */

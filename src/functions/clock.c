@@ -1,0 +1,37 @@
+/*-------------------------------------------------------------------------
+ *
+ * clock.c
+ *		_now() and _origin(): the present, and where this database is.
+ *
+ * Owns nothing.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "base/guc.h"
+
+PG_FUNCTION_INFO_V1(kliv_mail__now);
+PG_FUNCTION_INFO_V1(kliv_mail__origin);
+
+Datum
+kliv_mail__now(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TIMESTAMPTZ(klm_now());
+}
+
+/* A copy of the database, or of the server by dump, has another one. */
+Datum
+kliv_mail__origin(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf(UINT64_FORMAT "/%u",
+											  GetSystemIdentifier(), MyDatabaseId)));
+}
