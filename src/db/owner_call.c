@@ -17,6 +17,7 @@
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
@@ -222,12 +223,56 @@ klm_result_int8(int column)
 		DatumGetInt32(value) : DatumGetInt64(value);
 }
 
+TimestampTz
+klm_result_time(int column)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
 char *
 klm_result_text(int column, MemoryContext context)
 {
 	char	   *value = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
 
 	return value ? MemoryContextStrdup(context, klm_to_utf8(value)) : NULL;
+}
+
+const char **
+klm_result_texts(int column, MemoryContext context, int *count)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+	Datum	   *elements;
+	bool	   *nulls;
+	int			length;
+	const char **texts;
+
+	*count = 0;
+	if (isnull)
+		return NULL;
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &length);
+	texts = MemoryContextAlloc(context, Max(1, length) * sizeof(char *));
+	for (int i = 0; i < length; i++)
+		if (!nulls[i])
+			texts[(*count)++] =
+				MemoryContextStrdup(context, klm_to_utf8(TextDatumGetCString(elements[i])));
+	return texts;
+}
+
+Datum
+klm_return_value(FunctionCallInfo fcinfo, int column)
+{
+	Form_pg_attribute attribute = TupleDescAttr(SPI_tuptable->tupdesc, column - 1);
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column,
+									  &fcinfo->isnull);
+
+	if (fcinfo->isnull)
+		return (Datum) 0;
+	return SPI_datumTransfer(value, attribute->attbyval, attribute->attlen);
 }
 
 void

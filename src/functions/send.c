@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * send.c
- *		kliv_mail.send() and what a caller can do with a message afterwards:
- *		cancel(), retry(), wait(), raw_message(), and see where it stands.
+ *		kliv_mail.send().
  *
  * send() checks its arguments (raising only for them), composes the MIME
  * entity, and makes the rows with kliv_mail._enqueue() under the rights of the
@@ -10,39 +9,27 @@
  * leave now is no reason to fail: kliv_mail._send_check() is asked once a
  * statement and account, and a NOTICE says what the mail waits for.
  *
- * Layer: process.  May call address.c, mime.c, guc.c, shmem.c and SPI.
- *
  * Copyright (c) 2026, the kliv_mail developers
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include <limits.h>
 #include <unistd.h>
 
 #include "access/detoast.h"
-#include "access/htup_details.h"
 #include "access/xact.h"
-#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "common/cryptohash.h"
 #include "common/sha2.h"
-#include "executor/executor.h"
-#include "executor/spi.h"
 #include "fmgr.h"
-#include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
 #include "tcop/utility.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
@@ -52,11 +39,11 @@
 #include "base/text.h"
 #include "cluster/slots.h"
 #include "cluster/wake.h"
+#include "db/owner_call.h"
+#include "functions/content.h"
 #include "message/address.h"
-#include "message/compose.h"
 
 #define MAX_RECIPIENTS		50
-#define MAX_ATTACHMENTS		100
 #define MAX_TAGS			50
 #define MAX_KEY_LENGTH		255
 
@@ -118,7 +105,7 @@ typedef struct SendCheck
 	bool		own;
 	char	   *account;
 	char	   *from_address;
-	char	  **allowed_senders;
+	const char **allowed_senders;
 	int			allowed_sender_count;
 	bool		can_unsubscribe;
 	int			room;
@@ -134,34 +121,25 @@ static SendCheck *checks = NULL;
 static LocalTransactionId checks_lxid = InvalidLocalTransactionId;
 
 PG_FUNCTION_INFO_V1(kliv_mail_send);
-PG_FUNCTION_INFO_V1(kliv_mail_cancel);
-PG_FUNCTION_INFO_V1(kliv_mail_retry);
-PG_FUNCTION_INFO_V1(kliv_mail_wait);
-PG_FUNCTION_INFO_V1(kliv_mail_raw_message);
-PG_FUNCTION_INFO_V1(kliv_mail__line);
 
-static void refuse(const char *argument, int sqlstate, const char *message, const char *hint)
+static void refuse_choice(const char *argument, const char *value, const char *hint)
 	pg_attribute_noreturn();
 static void check_sizes(FunctionCallInfo fcinfo);
 static void read_recipients(FunctionCallInfo fcinfo, SendRequest *request);
 static void read_identity(FunctionCallInfo fcinfo, SendRequest *request);
-static void read_headers(FunctionCallInfo fcinfo, SendRequest *request);
-static void read_attachments(FunctionCallInfo fcinfo, SendRequest *request);
+static bool has_header(const KlmContent *content, const char *name);
 static void read_choices(FunctionCallInfo fcinfo, SendRequest *request);
 static void check_times(FunctionCallInfo fcinfo, TimestampTz now);
 static void check_tags(FunctionCallInfo fcinfo);
 static bytea *fingerprint_arguments(FunctionCallInfo fcinfo);
-static SendCheck *ask_account(const SendRequest *request, Oid owner);
+static SendCheck *ask_account(FunctionCallInfo fcinfo, const SendRequest *request);
 static void check_sender_allowed(const SendRequest *request, SendCheck *check);
 static void tell_what_it_waits_for(SendCheck *check, int count, int suppressed);
 static char *new_message_id(const SendCheck *check, const SendRequest *request);
 static int64 enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int count,
-					 const char *message_id, StringInfo entity, Oid sender, Oid owner,
-					 bytea *fingerprint, TimestampTz now, bool *is_new, int *suppressed);
-static Oid	owner_of(FunctionCallInfo fcinfo);
-static void enter_owner(Oid owner, Oid *saved_user, int *saved_context);
-static void check_may_touch(int64 message_id, Oid caller, Oid owner, bool *own_transaction);
-static int64 call_for_message(const char *statement, int64 message_id);
+					 const char *message_id, StringInfo entity, bytea *fingerprint,
+					 TimestampTz now, bool *is_new, int *suppressed);
+static void add_argument(KlmCall *call, FunctionCallInfo fcinfo, int number, Oid type);
 
 /* ----------------------------------------------------------------
  * send()
@@ -173,8 +151,6 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 {
 	SendRequest request;
 	SendCheck  *check;
-	Oid			sender = GetUserId();
-	Oid			owner = owner_of(fcinfo);
 	TimestampTz now = klm_now();
 	bytea	   *fingerprint = NULL;
 	int			step;
@@ -188,14 +164,16 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 	read_choices(fcinfo, &request);
 	read_recipients(fcinfo, &request);
 	read_identity(fcinfo, &request);
-	read_headers(fcinfo, &request);
-	read_attachments(fcinfo, &request);
+	klm_read_headers(fcinfo, ARG_HEADERS, &request.content);
+	klm_read_attachments(fcinfo, ARG_ATTACHMENTS, &request.content);
+	/* Marketing mail carries a way out of it: the caller's, or set_brand()'s. */
+	request.unsubscribe = request.priority == 2 && !has_header(&request.content, "List-Unsubscribe");
 	check_times(fcinfo, now);
 	check_tags(fcinfo);
 	if (!PG_ARGISNULL(ARG_IDEMPOTENCY_KEY))
 		fingerprint = fingerprint_arguments(fcinfo);
 
-	check = ask_account(&request, owner);
+	check = ask_account(fcinfo, &request);
 	check_sender_allowed(&request, check);
 	if (request.unsubscribe && !check->can_unsubscribe)
 		ereport(ERROR,
@@ -205,7 +183,7 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 	if (request.error_on_limit && check->room < request.recipient_count)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("the quota is used: %s", check->quota_problem),
+				 errmsg("the quota is used: %s", klm_from_utf8_lossy(check->quota_problem)),
 				 errhint("Nothing was queued. With on_limit => 'defer' the mail waits for the next window; higher limits: kliv_mail.configure_smtp(), kliv_mail.set_limits().")));
 
 	/*
@@ -233,12 +211,11 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 		appendStringInfoSpaces(&entity, VARHDRSZ);
 		klm_mime_compose(&request.content, &entity);
 		if ((Size) entity.len > (Size) klm_max_message_size * 1024)
-			refuse("message", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-				   psprintf("%d kB as composed, over kliv_mail.max_message_size (%d kB)", entity.len / 1024,
-							klm_max_message_size),
-				   "Send a link instead of the file.");
+			klm_refuse("message", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+					   "Send a link instead of the file.",
+					   "%d kB as composed, over kliv_mail.max_message_size (%d kB)", entity.len / 1024, klm_max_message_size);
 
-		id = enqueue(fcinfo, &request, first, step, message_id, &entity, sender, owner, fingerprint,
+		id = enqueue(fcinfo, &request, first, step, message_id, &entity, fingerprint,
 					 now, &is_new, &suppressed);
 		pfree(entity.data);
 		if (first == 0)
@@ -252,17 +229,6 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 					   Max(1, PG_GETARG_TIMESTAMPTZ(ARG_SEND_AT) - klm_test_clock_offset));
 
 	PG_RETURN_INT64(first_id);
-}
-
-static void
-refuse(const char *argument, int sqlstate, const char *message, const char *hint)
-{
-	KlmError	error;
-
-	error.sqlstate = sqlstate;
-	error.message = (char *) message;
-	error.hint = (char *) hint;
-	klm_raise(argument, &error, false);
 }
 
 /* Refuse what is too large before anything of that size is detoasted. */
@@ -292,17 +258,26 @@ check_sizes(FunctionCallInfo fcinfo)
 		size = toast_raw_datum_size(PG_GETARG_DATUM(large[i].number));
 		total += size;
 		if (size > limit)
-			refuse(large[i].name, ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-				   psprintf("%zu kB, over kliv_mail.max_message_size (%d kB)", size / 1024, klm_max_message_size),
-				   "Send a link instead of the file.");
+			klm_refuse(large[i].name, ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+					   "Send a link instead of the file.",
+					   "%zu kB, over kliv_mail.max_message_size (%d kB)", size / 1024, klm_max_message_size);
 		if (size >= 1024)
 			appendStringInfo(&parts, "%s%s %zu kB", parts.len > 0 ? ", " : "", large[i].name, size / 1024);
 	}
 	if (total > limit)
-		refuse("message", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-			   psprintf("%zu kB together (%s), over kliv_mail.max_message_size (%d kB)", total / 1024, parts.data,
-						klm_max_message_size),
-			   "Send a link instead of the file.");
+		klm_refuse("message", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+				   "Send a link instead of the file.",
+				   "%zu kB together (%s), over kliv_mail.max_message_size (%d kB)", total / 1024, parts.data, klm_max_message_size);
+}
+
+/* A text that is none of the choices, or NULL. */
+static void
+refuse_choice(const char *argument, const char *value, const char *hint)
+{
+	if (value == NULL)
+		klm_refuse(argument, ERRCODE_INVALID_PARAMETER_VALUE, false, hint, "is NULL");
+	klm_refuse(argument, ERRCODE_INVALID_PARAMETER_VALUE, false, hint,
+			   "\"%s\" is not a choice", klm_shown(value, strlen(value)));
 }
 
 /* message_type, account, on_limit and the key. */
@@ -326,26 +301,26 @@ read_choices(FunctionCallInfo fcinfo, SendRequest *request)
 		}
 	}
 	if (request->message_type == NULL)
-		refuse("message_type", ERRCODE_INVALID_PARAMETER_VALUE,
-			   type ? psprintf("\"%s\" is not a message type", type) : "is NULL",
-			   "Use system, transactional or marketing.");
+		refuse_choice("message_type", type, "Use system, transactional or marketing.");
 
 	if (limit == NULL || (strcmp(limit, "defer") != 0 && strcmp(limit, "error") != 0))
-		refuse("on_limit", ERRCODE_INVALID_PARAMETER_VALUE,
-			   limit ? psprintf("\"%s\" is not a choice", limit) : "is NULL",
-			   "Use defer (over quota waits) or error.");
+		refuse_choice("on_limit", limit, "Use defer (over quota waits) or error.");
 	request->error_on_limit = strcmp(limit, "error") == 0;
 
 	if (account && strlen(account) >= NAMEDATALEN)
-		refuse("account", ERRCODE_INVALID_PARAMETER_VALUE, "the name is too long",
-			   "SELECT account FROM kliv_mail.smtp_settings; lists the accounts.");
+		klm_refuse("account", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "SELECT account FROM kliv_mail.smtp_settings; lists the accounts.",
+				   "the name is too long");
 	request->route = account ? account : "";
 
 	if (key && key[0] == '\0')
-		refuse("idempotency_key", ERRCODE_INVALID_PARAMETER_VALUE, "is empty", "Leave it NULL for none.");
+		klm_refuse("idempotency_key", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "Leave it NULL for none.",
+				   "is empty");
 	if (key && strlen(key) > MAX_KEY_LENGTH)
-		refuse("idempotency_key", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-			   psprintf("%zu octets, over %d", strlen(key), MAX_KEY_LENGTH), NULL);
+		klm_refuse("idempotency_key", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+				   NULL,
+				   "%zu octets, over %d", strlen(key), MAX_KEY_LENGTH);
 }
 
 /* The three lists, and the deliveries they make. */
@@ -372,21 +347,23 @@ read_recipients(FunctionCallInfo fcinfo, SendRequest *request)
 		if (list == NULL && lists[i].number != ARG_RECIPIENTS)
 			continue;
 		if (list == NULL)
-			refuse("recipients", ERRCODE_INVALID_PARAMETER_VALUE, "is NULL",
-				   "Give an address, or several with commas between: 'Ana <ana@example.com>, bob@example.org'.");
+			klm_refuse("recipients", ERRCODE_INVALID_PARAMETER_VALUE, false,
+					   "Give an address, or several with commas between: 'Ana <ana@example.com>, bob@example.org'.",
+					   "is NULL");
 		if (lists[i].number != ARG_RECIPIENTS && list[strspn(list, " \t")] == '\0')
 			continue;
 		if (request->priority == 2 && lists[i].number != ARG_RECIPIENTS)
-			refuse(lists[i].name, ERRCODE_INVALID_PARAMETER_VALUE, "marketing mail has no copies",
-				   "Each recipient of marketing mail gets a message of their own; name them all in recipients.");
+			klm_refuse(lists[i].name, ERRCODE_INVALID_PARAMETER_VALUE, false,
+					   "Each recipient of marketing mail gets a message of their own; name them all in recipients.",
+					   "marketing mail has no copies");
 		if (!klm_parse_address_list(list, &parsed[i], &counts[i], &error))
 			klm_raise(lists[i].name, &error, false);
 		total += counts[i];
 	}
 	if (total > MAX_RECIPIENTS)
-		refuse("recipients", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-			   psprintf("%d addresses, over %d", total, MAX_RECIPIENTS),
-			   "Call send() once for each recipient; one statement can: SELECT kliv_mail.send(email, ...) FROM ....");
+		klm_refuse("recipients", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+				   "Call send() once for each recipient; one statement can: SELECT kliv_mail.send(email, ...) FROM ....",
+				   "%d addresses, over %d", total, MAX_RECIPIENTS);
 
 	request->content.to = parsed[0];
 	request->content.to_count = counts[0];
@@ -424,7 +401,9 @@ read_identity(FunctionCallInfo fcinfo, SendRequest *request)
 	KlmError	error;
 
 	if (subject == NULL)
-		refuse("subject", ERRCODE_INVALID_PARAMETER_VALUE, "is NULL", "Give a subject; '' is one.");
+		klm_refuse("subject", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "Give a subject; '' is one.",
+				   "is NULL");
 	if (!klm_mime_check_subject(subject, &error))
 		klm_raise("subject", &error, false);
 	request->content.subject = subject;
@@ -432,8 +411,9 @@ read_identity(FunctionCallInfo fcinfo, SendRequest *request)
 	request->content.text = klm_argument(fcinfo, ARG_BODY);
 	request->content.html = klm_argument(fcinfo, ARG_HTML);
 	if (request->content.text == NULL && request->content.html == NULL)
-		refuse("body", ERRCODE_INVALID_PARAMETER_VALUE, "body and html are both NULL",
-			   "Give body (plain text), html, or both.");
+		klm_refuse("body", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "Give body (plain text), html, or both.",
+				   "body and html are both NULL");
 
 	if (from)
 	{
@@ -448,10 +428,13 @@ read_identity(FunctionCallInfo fcinfo, SendRequest *request)
 		request->smtputf8 |= address.smtputf8;
 	}
 	if (name && klm_has_unsafe_char(name, false))
-		refuse("from_name", ERRCODE_INVALID_PARAMETER_VALUE, "has a line break, control or direction character",
-			   "Give the name as plain text on one line.");
+		klm_refuse("from_name", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "Give the name as plain text on one line.",
+				   "has a line break, control or direction character");
 	if (name && strlen(name) > 500)
-		refuse("from_name", ERRCODE_PROGRAM_LIMIT_EXCEEDED, psprintf("%zu octets, over 500", strlen(name)), NULL);
+		klm_refuse("from_name", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+				   NULL,
+				   "%zu octets, over 500", strlen(name));
 	request->from_name = name;
 
 	if (reply_to)
@@ -462,132 +445,22 @@ read_identity(FunctionCallInfo fcinfo, SendRequest *request)
 		if (!klm_parse_address_list(reply_to, &addresses, &count, &error))
 			klm_raise("reply_to", &error, false);
 		if (count > MAX_RECIPIENTS)
-			refuse("reply_to", ERRCODE_PROGRAM_LIMIT_EXCEEDED, psprintf("%d addresses, over %d", count, MAX_RECIPIENTS), NULL);
+			klm_refuse("reply_to", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+					   NULL,
+					   "%d addresses, over %d", count, MAX_RECIPIENTS);
 		for (int i = 0; i < count; i++)
 			request->smtputf8 |= addresses[i].smtputf8;
 	}
 	request->reply_to = reply_to;
 }
 
-/* The object {"Name": "value"}. */
-static void
-read_headers(FunctionCallInfo fcinfo, SendRequest *request)
+static bool
+has_header(const KlmContent *content, const char *name)
 {
-	const char *form = "Write an object of names and texts: {\"X-Order\": \"1234\"}.";
-	JsonbIterator *iterator;
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	Jsonb	   *json;
-	KlmHeader  *headers = NULL;
-	char	   *name = NULL;
-	int			count = 0;
-	KlmError	error;
-
-	if (!PG_ARGISNULL(ARG_HEADERS))
-	{
-		json = PG_GETARG_JSONB_P(ARG_HEADERS);
-		if (!JB_ROOT_IS_OBJECT(json))
-			refuse("headers", ERRCODE_INVALID_PARAMETER_VALUE, "is not an object", form);
-		headers = palloc(Max(1, JB_ROOT_COUNT(json)) * sizeof(KlmHeader));
-		iterator = JsonbIteratorInit(&json->root);
-		while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
-		{
-			if (token == WJB_KEY)
-				name = klm_argument_to_utf8("headers", pnstrdup(value.val.string.val, value.val.string.len));
-			else if (token == WJB_VALUE)
-			{
-				if (value.type != jbvString)
-					refuse("headers", ERRCODE_INVALID_PARAMETER_VALUE,
-						   psprintf("the value of \"%s\" is not a text", klm_from_utf8(name)), form);
-				headers[count].name = name;
-				headers[count++].value =
-					klm_argument_to_utf8("headers", pnstrdup(value.val.string.val, value.val.string.len));
-			}
-		}
-		if (!klm_mime_check_headers(headers, count, &error))
-			klm_raise("headers", &error, false);
-		request->content.headers = headers;
-		request->content.header_count = count;
-	}
-
-	/* Marketing mail carries a way out of it: the caller's, or set_brand()'s. */
-	request->unsubscribe = request->priority == 2;
-	for (int i = 0; i < count; i++)
-	{
-		if (pg_strcasecmp(headers[i].name, "List-Unsubscribe") == 0)
-			request->unsubscribe = false;
-	}
-}
-
-/* The array of kliv_mail.attachment, checked again: anybody can build the row by hand. */
-static void
-read_attachments(FunctionCallInfo fcinfo, SendRequest *request)
-{
-	ArrayType  *array;
-	Datum	   *elements;
-	bool	   *nulls;
-	int			count;
-	Size		total = 0;
-	KlmAttachment *attachments;
-
-	if (PG_ARGISNULL(ARG_ATTACHMENTS))
-		return;
-	array = PG_GETARG_ARRAYTYPE_P(ARG_ATTACHMENTS);
-	if (ARR_NDIM(array) == 0)
-		return;
-	if (ARR_NDIM(array) > 1)
-		refuse("attachments", ERRCODE_INVALID_PARAMETER_VALUE, "the array has more than one dimension",
-			   "Write ARRAY[kliv_mail.attach('file.pdf', content)].");
-	deconstruct_array(array, ARR_ELEMTYPE(array), -1, false, TYPALIGN_DOUBLE, &elements, &nulls,
-					  &count);
-	if (count > MAX_ATTACHMENTS)
-		refuse("attachments", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-			   psprintf("%d files, over %d", count, MAX_ATTACHMENTS), "Put them into an archive.");
-
-	attachments = palloc0(count * sizeof(KlmAttachment));
-	for (int i = 0; i < count; i++)
-	{
-		HeapTupleHeader row;
-		bool		isnull[4];
-		Datum		fields[4];
-		bytea	   *content;
-		KlmError	error;
-
-		if (nulls[i])
-			refuse("attachments", ERRCODE_INVALID_PARAMETER_VALUE, psprintf("element %d is NULL", i + 1), NULL);
-		row = DatumGetHeapTupleHeader(elements[i]);
-		for (int j = 0; j < 4; j++)
-			fields[j] = GetAttributeByNum(row, j + 1, &isnull[j]);
-		if (isnull[0] || isnull[3])
-			refuse("attachments", ERRCODE_INVALID_PARAMETER_VALUE,
-				   psprintf("element %d has no %s", i + 1, isnull[0] ? "file name" : "content"),
-				   "Make it with kliv_mail.attach() or kliv_mail.attach_text().");
-		attachments[i].filename = klm_argument_to_utf8("attachments", TextDatumGetCString(fields[0]));
-		attachments[i].content_type =
-			isnull[1] ? NULL : klm_argument_to_utf8("attachments", TextDatumGetCString(fields[1]));
-		attachments[i].content_id = isnull[2] ? NULL : klm_argument_to_utf8("attachments", TextDatumGetCString(fields[2]));
-		/* A row may hold its content compressed: check_sizes() saw it so. */
-		total += toast_raw_datum_size(fields[3]);
-		if (total > (Size) klm_max_message_size * 1024)
-			refuse("attachments", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-				   psprintf("over kliv_mail.max_message_size (%d kB)", klm_max_message_size),
-				   "Send a link instead of the file.");
-		content = DatumGetByteaPP(fields[3]);
-		attachments[i].data = VARDATA_ANY(content);
-		attachments[i].length = VARSIZE_ANY_EXHDR(content);
-		if (!klm_mime_check_attachment(&attachments[i], klm_prohibited_extensions, &error))
-			klm_raise("attachments", &error, false);
-		for (int j = 0; attachments[i].content_id && j < i; j++)
-		{
-			if (attachments[j].content_id &&
-				strcmp(attachments[i].content_id, attachments[j].content_id) == 0)
-				refuse("attachments", ERRCODE_INVALID_PARAMETER_VALUE,
-					   psprintf("two files have the content_id \"%s\"", klm_from_utf8(attachments[i].content_id)),
-					   "Give each inline file an id of its own.");
-		}
-	}
-	request->content.attachments = attachments;
-	request->content.attachment_count = count;
+	for (int i = 0; i < content->header_count; i++)
+		if (pg_strcasecmp(content->headers[i].name, name) == 0)
+			return true;
+	return false;
 }
 
 static void
@@ -605,18 +478,22 @@ check_times(FunctionCallInfo fcinfo, TimestampTz now)
 			continue;
 		at = PG_GETARG_TIMESTAMPTZ(numbers[i]);
 		if (TIMESTAMP_NOT_FINITE(at) || at > latest)
-			refuse(names[i], ERRCODE_INVALID_PARAMETER_VALUE,
-				   psprintf("%s is not a time within ten years", timestamptz_to_str(at)), "Leave it NULL for none.");
+			klm_refuse(names[i], ERRCODE_INVALID_PARAMETER_VALUE, false,
+					   "Leave it NULL for none.",
+					   "%s is not a time within ten years", timestamptz_to_str(at));
 	}
 	if (!PG_ARGISNULL(ARG_EXPIRES_AT))
 	{
 		TimestampTz expires_at = PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT);
 
 		if (expires_at <= now)
-			refuse("expires_at", ERRCODE_INVALID_PARAMETER_VALUE,
-				   psprintf("%s has passed", timestamptz_to_str(expires_at)), "Leave it NULL for mail that does not expire.");
+			klm_refuse("expires_at", ERRCODE_INVALID_PARAMETER_VALUE, false,
+					   "Leave it NULL for mail that does not expire.",
+					   "%s has passed", timestamptz_to_str(expires_at));
 		if (!PG_ARGISNULL(ARG_SEND_AT) && expires_at <= PG_GETARG_TIMESTAMPTZ(ARG_SEND_AT))
-			refuse("expires_at", ERRCODE_INVALID_PARAMETER_VALUE, "is not after send_at", NULL);
+			klm_refuse("expires_at", ERRCODE_INVALID_PARAMETER_VALUE, false,
+					   NULL,
+					   "is not after send_at");
 	}
 }
 
@@ -630,18 +507,25 @@ check_tags(FunctionCallInfo fcinfo)
 	if (PG_ARGISNULL(ARG_TAGS))
 		return;
 	if (ARR_NDIM(PG_GETARG_ARRAYTYPE_P(ARG_TAGS)) > 1)
-		refuse("tags", ERRCODE_INVALID_PARAMETER_VALUE, "the array has more than one dimension",
-			   "Write ARRAY['welcome', 'spring'].");
+		klm_refuse("tags", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "Write ARRAY['welcome', 'spring'].",
+				   "the array has more than one dimension");
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_TAGS), TEXTOID, -1, false, TYPALIGN_INT, &elements,
 					  &nulls, &count);
 	if (count > MAX_TAGS)
-		refuse("tags", ERRCODE_PROGRAM_LIMIT_EXCEEDED, psprintf("%d tags, over %d", count, MAX_TAGS), NULL);
+		klm_refuse("tags", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+				   NULL,
+				   "%d tags, over %d", count, MAX_TAGS);
 	for (int i = 0; i < count; i++)
 	{
 		if (nulls[i] || VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i])) == 0)
-			refuse("tags", ERRCODE_INVALID_PARAMETER_VALUE, psprintf("tag %d is NULL or empty", i + 1), NULL);
+			klm_refuse("tags", ERRCODE_INVALID_PARAMETER_VALUE, false,
+					   NULL,
+					   "tag %d is NULL or empty", i + 1);
 		if (VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i])) > 128)
-			refuse("tags", ERRCODE_PROGRAM_LIMIT_EXCEEDED, psprintf("tag %d has over 128 octets", i + 1), NULL);
+			klm_refuse("tags", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+					   NULL,
+					   "tag %d has over 128 octets", i + 1);
 	}
 }
 
@@ -697,26 +581,13 @@ fingerprint_arguments(FunctionCallInfo fcinfo)
  * ----------------------------------------------------------------
  */
 
-static char *
-spi_text(int column, MemoryContext context)
-{
-	char	   *value = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
-
-	return value ? MemoryContextStrdup(context, value) : NULL;
-}
-
 /* Ask kliv_mail._send_check(), at most once a statement. */
 static SendCheck *
-ask_account(const SendRequest *request, Oid owner)
+ask_account(FunctionCallInfo fcinfo, const SendRequest *request)
 {
-	static SPIPlanPtr plan = NULL;
-	static const Oid types[] = {TEXTOID, INT2OID};
-	Datum		values[2];
 	SendCheck  *check;
-	Oid			user;
-	int			context;
-	bool		isnull;
-	Datum		allowed;
+	KlmCaller	caller;
+	KlmCall		call = {0};
 
 	if (checks_lxid != KLM_MY_LXID)
 	{
@@ -740,60 +611,29 @@ ask_account(const SendRequest *request, Oid owner)
 	}
 	check->statement = 0;		/* not valid until it is whole */
 
-	enter_owner(owner, &user, &context);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	if (plan == NULL)
-	{
-		plan = SPI_prepare("SELECT * FROM kliv_mail._send_check($1, $2)", lengthof(types), (Oid *) types);
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
-	}
-	values[0] = CStringGetTextDatum(klm_from_utf8((char *) request->route));
-	values[1] = Int16GetDatum(request->priority);
-	if (SPI_execute_plan(plan, values, NULL, true, 1) != SPI_OK_SELECT || SPI_processed != 1)
-		elog(ERROR, "kliv_mail._send_check() returned no row");
-
-	check->known =
-		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	check->account = spi_text(2, TopTransactionContext);
-	check->own =
-		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull)) &&
-		!isnull;
-	check->from_address = spi_text(4, TopTransactionContext);
-	allowed = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 5, &isnull);
-	check->allowed_sender_count = 0;
-	if (!isnull)
-	{
-		Datum	   *elements;
-		int			count;
-		MemoryContext old;
-
-		deconstruct_array(DatumGetArrayTypeP(allowed), TEXTOID, -1, false, TYPALIGN_INT, &elements,
-						  NULL, &count);
-		old = MemoryContextSwitchTo(TopTransactionContext);
-		check->allowed_senders = palloc(Max(1, count) * sizeof(char *));
-		for (int i = 0; i < count; i++)
-			check->allowed_senders[check->allowed_sender_count++] =
-				klm_to_utf8(TextDatumGetCString(elements[i]));
-		MemoryContextSwitchTo(old);
-	}
-	check->can_unsubscribe =
-		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 6, &isnull)) &&
-		!isnull;
-	check->room =
-		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 7, &isnull));
-	check->problem = spi_text(8, TopTransactionContext);
-	check->hint = spi_text(9, TopTransactionContext);
-	check->quota_problem = spi_text(10, TopTransactionContext);
-	check->quota_hint = spi_text(11, TopTransactionContext);
-	SPI_finish();
-	SetUserIdAndSecContext(user, context);
+	klm_enter_owner(fcinfo, &caller);
+	klm_add_text(&call, request->route);
+	klm_add(&call, INT2OID, Int16GetDatum(request->priority), false);
+	klm_run_one(&call, "send_check", true);
+	check->known = klm_result_bool(1);
+	check->account = klm_result_text(2, TopTransactionContext);
+	check->own = klm_result_bool(3);
+	check->from_address = klm_result_text(4, TopTransactionContext);
+	check->allowed_senders = klm_result_texts(5, TopTransactionContext,
+											  &check->allowed_sender_count);
+	check->can_unsubscribe = klm_result_bool(6);
+	check->room = klm_result_int8(7);
+	check->problem = klm_result_text(8, TopTransactionContext);
+	check->hint = klm_result_text(9, TopTransactionContext);
+	check->quota_problem = klm_result_text(10, TopTransactionContext);
+	check->quota_hint = klm_result_text(11, TopTransactionContext);
+	klm_leave_owner(&caller);
 
 	if (!check->known)
-		refuse("account", ERRCODE_INVALID_PARAMETER_VALUE,
-			   psprintf("\"%s\" is not in use", request->route),
-			   "SELECT account FROM kliv_mail.smtp_settings WHERE in_use; lists the accounts; kliv_mail.configure_smtp(account => ...) makes one.");
+		klm_refuse("account", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "SELECT account FROM kliv_mail.smtp_settings WHERE in_use; lists the accounts; "
+				   "kliv_mail.configure_smtp(account => ...) makes one.",
+				   "\"%s\" is not in use", klm_shown(request->route, strlen(request->route)));
 	check->statement = GetCurrentStatementStartTimestamp();
 	return check;
 }
@@ -819,14 +659,16 @@ check_sender_allowed(const SendRequest *request, SendCheck *check)
 	}
 	if (check->from_address && strcmp(check->from_address, request->from_address) == 0)
 		return;
-	if (klm_address_allowed(request->from_address, (const char **) check->allowed_senders,
+	if (klm_address_allowed(request->from_address, check->allowed_senders,
 							check->allowed_sender_count))
 		return;
-	refuse("from_address", ERRCODE_INVALID_PARAMETER_VALUE,
-		   psprintf("the account \"%s\" may not send as %s", check->account, klm_from_utf8((char *) request->from_address)),
-		   psprintf("It sends as %s. An administrator allows more by kliv_mail.update_sender(allowed_senders => "
-					"ARRAY[...]), which takes the whole list: addresses, and domains such as '@example.com'.",
-					check->from_address ? check->from_address : "no address yet"));
+	klm_refuse("from_address", ERRCODE_INVALID_PARAMETER_VALUE, false,
+			   psprintf("It sends as %s. An administrator allows more by "
+						"kliv_mail.update_sender(allowed_senders => ARRAY[...]), which takes the whole "
+						"list: addresses, and domains such as '@example.com'.",
+						check->from_address ? check->from_address : "no address yet"),
+			   "the account \"%s\" may not send as %s", check->account,
+			   klm_shown(request->from_address, strlen(request->from_address)));
 }
 
 /* At most one NOTICE for an account in a transaction, and one a session about the preload. */
@@ -861,15 +703,15 @@ tell_what_it_waits_for(SendCheck *check, int count, int suppressed)
 	{
 		check->noticed = true;
 		ereport(NOTICE,
-				(errmsg("the mail waits: %s", check->problem),
-				 check->hint ? errhint("%s", check->hint) : 0));
+				(errmsg("the mail waits: %s", klm_from_utf8_lossy(check->problem)),
+				 check->hint ? errhint("%s", klm_from_utf8_lossy(check->hint)) : 0));
 	}
 	else if (!check->noticed && count > check->room)
 	{
 		check->noticed = true;
 		ereport(NOTICE,
-				(errmsg("the mail waits: %s", check->quota_problem),
-				 errhint("%s", check->quota_hint)));
+				(errmsg("the mail waits: %s", klm_from_utf8_lossy(check->quota_problem)),
+				 errhint("%s", klm_from_utf8_lossy(check->quota_hint))));
 	}
 	check->room = Max(0, check->room - count);
 }
@@ -911,418 +753,65 @@ new_message_id(const SendCheck *check, const SendRequest *request)
 /* Call kliv_mail._enqueue() for recipients [first, first + count) as the owner. */
 static int64
 enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int count,
-		const char *message_id, StringInfo entity, Oid sender, Oid owner, bytea *fingerprint,
+		const char *message_id, StringInfo entity, bytea *fingerprint,
 		TimestampTz now, bool *is_new, int *suppressed)
 {
-	static SPIPlanPtr plan = NULL;
-	static const Oid types[] = {
-		NAMEOID,      TEXTOID,        INT2OID,        TEXTOID,       TEXTOID,  TEXTOID,
-		TEXTOID,      TEXTOID,        TEXTOID,        TEXTOID,       BYTEAOID, BOOLOID,
-		BOOLOID,      TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTARRAYOID,  JSONBOID, TEXTARRAYOID,
-		TEXTARRAYOID, TEXTOID,        BYTEAOID,       TIMESTAMPTZOID};
-	Datum		values[lengthof(types)];
-	char		nulls[lengthof(types) + 1];
+	KlmCaller	caller;
+	KlmCall		call = {0};
 	Datum	   *recipients = palloc(count * sizeof(Datum));
 	Datum	   *kinds = palloc(count * sizeof(Datum));
-	NameData	sender_name;
-	MemoryContext memory = CurrentMemoryContext;
-	ErrorContextCallback *callers = error_context_stack;
-	Oid			user;
-	int			context;
 	int64		id;
-	bool		isnull;
 
-	memset(nulls, ' ', lengthof(types));
-	nulls[lengthof(types)] = '\0';
-#define SET_TEXT(n, utf8) \
-	do { \
-		const char *value_ = (utf8); \
-		if (value_ == NULL) nulls[n] = 'n'; \
-		else values[n] = CStringGetTextDatum(klm_from_utf8((char *) value_)); \
-	} while (0)
-#define SET_ARGUMENT(n, number) \
-	do { \
-		if (PG_ARGISNULL(number)) nulls[n] = 'n'; \
-		else values[n] = PG_GETARG_DATUM(number); \
-	} while (0)
-
-	namestrcpy(&sender_name, GetUserNameFromId(sender, false));
 	for (int i = 0; i < count; i++)
 	{
 		recipients[i] = CStringGetTextDatum(klm_from_utf8(request->recipients[first + i].addr));
 		kinds[i] = CStringGetTextDatum(request->kinds[first + i]);
 	}
 	SET_VARSIZE(entity->data, entity->len);
-
-	memset(values, 0, sizeof(values));
-	values[0] = NameGetDatum(&sender_name);
-	SET_TEXT(1, request->message_type);
-	values[2] = Int16GetDatum(request->priority);
-	nulls[3] = 'n';				/* no template */
-	SET_TEXT(4, request->route);
-	SET_TEXT(5, request->from_address);
-	SET_TEXT(6, request->from_name);
-	SET_TEXT(7, request->reply_to);
-	SET_TEXT(8, request->content.subject);
-	SET_TEXT(9, message_id);
-	values[10] = PointerGetDatum(entity->data);
-	values[11] = BoolGetDatum(request->smtputf8);
-	values[12] = BoolGetDatum(request->unsubscribe);
-	SET_ARGUMENT(13, ARG_SEND_AT);
-	SET_ARGUMENT(14, ARG_EXPIRES_AT);
-	SET_ARGUMENT(15, ARG_TAGS);
-	SET_ARGUMENT(16, ARG_METADATA);
-	values[17] =
-		PointerGetDatum(construct_array(recipients, count, TEXTOID, -1, false, TYPALIGN_INT));
-	values[18] = PointerGetDatum(construct_array(kinds, count, TEXTOID, -1, false, TYPALIGN_INT));
 	/* Of several marketing messages of one call, the first carries the key. */
-	if (fingerprint && first == 0)
-	{
-		SET_ARGUMENT(19, ARG_IDEMPOTENCY_KEY);
-		values[20] = PointerGetDatum(fingerprint);
-	}
-	else
-		nulls[19] = nulls[20] = 'n';
-	values[21] = TimestampTzGetDatum(now);
+	if (first > 0)
+		fingerprint = NULL;
 
-	enter_owner(owner, &user, &context);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	if (plan == NULL)
-	{
-		plan = SPI_prepare("SELECT * FROM kliv_mail._enqueue($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)",
-						   lengthof(types), (Oid *) types);
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
-	}
-	PG_TRY();
-	{
-		error_context_stack = NULL;
-		if (SPI_execute_plan(plan, values, nulls, false, 1) != SPI_OK_SELECT || SPI_processed != 1)
-			elog(ERROR, "kliv_mail._enqueue() returned no row");
-		error_context_stack = callers;
-	}
-	PG_CATCH();
-	{
-		klm_rethrow(memory);
-	}
-	PG_END_TRY();
-	id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	*is_new = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
-	*suppressed +=
-		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
-	SPI_finish();
-	SetUserIdAndSecContext(user, context);
+	klm_enter_owner(fcinfo, &caller);
+	klm_add_caller(&call, &caller);
+	klm_add_text(&call, request->message_type);
+	klm_add(&call, INT2OID, Int16GetDatum(request->priority), false);
+	klm_add_text(&call, NULL);	/* no template */
+	klm_add_text(&call, request->route);
+	klm_add_text(&call, request->from_address);
+	klm_add_text(&call, request->from_name);
+	klm_add_text(&call, request->reply_to);
+	klm_add_text(&call, request->content.subject);
+	klm_add_text(&call, message_id);
+	klm_add_bytea(&call, (bytea *) entity->data);
+	klm_add_bool(&call, request->smtputf8);
+	klm_add_bool(&call, request->unsubscribe);
+	add_argument(&call, fcinfo, ARG_SEND_AT, TIMESTAMPTZOID);
+	add_argument(&call, fcinfo, ARG_EXPIRES_AT, TIMESTAMPTZOID);
+	add_argument(&call, fcinfo, ARG_TAGS, TEXTARRAYOID);
+	add_argument(&call, fcinfo, ARG_METADATA, JSONBOID);
+	klm_add(&call, TEXTARRAYOID, PointerGetDatum(construct_array(recipients, count, TEXTOID, -1,
+																 false, TYPALIGN_INT)), false);
+	klm_add(&call, TEXTARRAYOID, PointerGetDatum(construct_array(kinds, count, TEXTOID, -1,
+																 false, TYPALIGN_INT)), false);
+	if (fingerprint)
+		add_argument(&call, fcinfo, ARG_IDEMPOTENCY_KEY, TEXTOID);
+	else
+		klm_add_text(&call, NULL);
+	klm_add_bytea(&call, fingerprint);
+	klm_add_time(&call, now);
+	klm_run_one(&call, "enqueue", false);
+	id = klm_result_int8(1);
+	*is_new = klm_result_bool(2);
+	*suppressed += klm_result_int8(3);
+	klm_leave_owner(&caller);
 	return id;
-#undef SET_TEXT
-#undef SET_ARGUMENT
 }
 
-/* The owner of the function that was called, which is the extension's. */
-static Oid
-owner_of(FunctionCallInfo fcinfo)
-{
-	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(fcinfo->flinfo->fn_oid));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for function %u", fcinfo->flinfo->fn_oid);
-	owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
-	ReleaseSysCache(tuple);
-	return owner;
-}
-
-/* An error restores the caller by itself, as the end of the (sub)transaction does. */
+/* An argument as it was given. */
 static void
-enter_owner(Oid owner, Oid *saved_user, int *saved_context)
+add_argument(KlmCall *call, FunctionCallInfo fcinfo, int number, Oid type)
 {
-	GetUserIdAndSecContext(saved_user, saved_context);
-	SetUserIdAndSecContext(owner, *saved_context | SECURITY_LOCAL_USERID_CHANGE |
-									  SECURITY_RESTRICTED_OPERATION);
-}
-
-/* ----------------------------------------------------------------
- * cancel(), retry(), wait()
- * ----------------------------------------------------------------
- */
-
-/*
- * 22023 unless the message is there and the caller may touch it.  Call as the
- * owner, with SPI connected.
- */
-static void
-check_may_touch(int64 message_id, Oid caller, Oid owner, bool *own_transaction)
-{
-	static SPIPlanPtr plan = NULL;
-	static const Oid types[] = {INT8OID, NAMEOID};
-	Datum		values[2];
-	NameData	caller_name;
-	bool		isnull;
-	bool		found;
-
-	if (plan == NULL)
-	{
-		plan = SPI_prepare("SELECT kliv_mail._may_touch($2, m.sender_role), m.xmin FROM kliv_mail._message AS m WHERE m.id OPERATOR(pg_catalog.=) $1",
-						   lengthof(types), (Oid *) types);
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not prepare: %s", SPI_result_code_string(SPI_result));
-	}
-	namestrcpy(&caller_name, GetUserNameFromId(caller, false));
-	values[0] = Int64GetDatum(message_id);
-	values[1] = NameGetDatum(&caller_name);
-	if (SPI_execute_plan(plan, values, NULL, false, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not look up a message");
-	found = SPI_processed == 1 &&
-		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	if (!found)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("message_id: there is no message %lld of yours", (long long) message_id),
-				 errhint("SELECT id, subject FROM kliv_mail.messages; lists them.")));
-	if (own_transaction)
-		*own_transaction = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull)));
-}
-
-/* Run a statement of one bigint argument that gives one number. */
-static int64
-call_for_message(const char *statement, int64 message_id)
-{
-	Oid			type = INT8OID;
-	Datum		value = Int64GetDatum(message_id);
-	bool		isnull;
-
-	if (SPI_execute_with_args(statement, 1, &type, &value, NULL, false, 1) != SPI_OK_SELECT ||
-		SPI_processed != 1)
-		elog(ERROR, "could not run: %s", statement);
-	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-}
-
-Datum
-kliv_mail_cancel(PG_FUNCTION_ARGS)
-{
-	int64		message_id = PG_GETARG_INT64(0);
-	Oid			owner = owner_of(fcinfo);
-	Oid			caller;
-	int			context;
-	int64		count;
-
-	PreventCommandIfReadOnly("kliv_mail.cancel()");
-	enter_owner(owner, &caller, &context);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	check_may_touch(message_id, caller, owner, NULL);
-	count = call_for_message("SELECT kliv_mail._cancel($1)", message_id);
-	SPI_finish();
-	SetUserIdAndSecContext(caller, context);
-	if (count > 0)
-		klm_changed_at_commit();
-	PG_RETURN_BOOL(count > 0);
-}
-
-Datum
-kliv_mail_retry(PG_FUNCTION_ARGS)
-{
-	int64		message_id = PG_GETARG_INT64(0);
-	Oid			owner = owner_of(fcinfo);
-	Oid			caller;
-	int			context;
-	int64		count;
-
-	PreventCommandIfReadOnly("kliv_mail.retry()");
-	enter_owner(owner, &caller, &context);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	check_may_touch(message_id, caller, owner, NULL);
-	count = call_for_message("SELECT kliv_mail._retry($1)::bigint", message_id);
-	SPI_finish();
-	SetUserIdAndSecContext(caller, context);
-	if (count > 0)
-		klm_wake_at_commit(0);
-	PG_RETURN_INT32((int32) count);
-}
-
-Datum
-kliv_mail_raw_message(PG_FUNCTION_ARGS)
-{
-	static const Oid types[] = {INT8OID, TEXTOID};
-	Oid			owner = owner_of(fcinfo);
-	Oid			caller;
-	int			context;
-	KlmAddress	address;
-	KlmError	error;
-	Datum		values[2];
-	char		nulls[] = "  ";
-	MemoryContext memory = CurrentMemoryContext;
-	ErrorContextCallback *callers = error_context_stack;
-	bool		isnull;
-	Datum		result;
-
-	if (PG_ARGISNULL(0))
-		PG_RETURN_NULL();
-	values[0] = PG_GETARG_DATUM(0);
-	values[1] = (Datum) 0;
-	if (PG_ARGISNULL(1))
-		nulls[1] = 'n';
-	else
-	{
-		if (!klm_parse_address(klm_argument(fcinfo, 1), &address, &error))
-			klm_raise("recipient", &error, false);
-		values[1] = CStringGetTextDatum(klm_from_utf8(address.addr));
-	}
-	enter_owner(owner, &caller, &context);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	check_may_touch(PG_GETARG_INT64(0), caller, owner, NULL);
-	PG_TRY();
-	{
-		error_context_stack = NULL;
-		if (SPI_execute_with_args("SELECT kliv_mail._raw_message($1, $2)", lengthof(types), (Oid *) types, values, nulls,
-								  true, 1) != SPI_OK_SELECT || SPI_processed != 1)
-			elog(ERROR, "kliv_mail._raw_message() returned no row");
-		error_context_stack = callers;
-	}
-	PG_CATCH();
-	{
-		klm_rethrow(memory);
-	}
-	PG_END_TRY();
-	result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	if (!isnull)
-		result = SPI_datumTransfer(result, false, -1);
-	SPI_finish();
-	SetUserIdAndSecContext(caller, context);
-	if (isnull)
-		PG_RETURN_NULL();
-	return result;
-}
-
-/*
- * Each look needs a snapshot of its own, which READ COMMITTED gives to each
- * SPI call that is not read-only; above it, nothing new could ever be seen.
- */
-Datum
-kliv_mail_wait(PG_FUNCTION_ARGS)
-{
-	int64		message_id = PG_GETARG_INT64(0);
-	Interval   *timeout = PG_GETARG_INTERVAL_P(1);
-	Oid			owner = owner_of(fcinfo);
-	Oid			caller;
-	int			context;
-	bool		own_transaction;
-	uint64		seen;
-	TimestampTz deadline;
-	bool		finished;
-	char	   *status = NULL;
-	MemoryContext result_context = CurrentMemoryContext;
-
-	if (IsolationUsesXactSnapshot())
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("kliv_mail.wait() cannot see anything new in this transaction's isolation level"),
-				 errhint("Call it in a READ COMMITTED transaction.")));
-	if (timeout->month != 0 || timeout->day < 0 || timeout->day > 24 || timeout->time < 0 ||
-		timeout->time > (24 - timeout->day) * USECS_PER_DAY)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("timeout: not a time from 0 to 24 days"),
-				 errhint("Write for example '30 seconds'.")));
-	deadline = GetCurrentTimestamp() + timeout->day * USECS_PER_DAY + timeout->time;
-
-	for (;;)
-	{
-		Oid			type = INT8OID;
-		Datum		value = Int64GetDatum(message_id);
-		TimestampTz now;
-		TimestampTz next_at;
-		TimestampTz at;
-		bool		isnull;
-		long		wait_ms;
-
-		/* Before the look, so that what is recorded after it wakes us. */
-		seen = klm_records();
-		enter_owner(owner, &caller, &context);
-		if (SPI_connect() != SPI_OK_CONNECT)
-			elog(ERROR, "SPI_connect failed");
-		check_may_touch(message_id, caller, owner, &own_transaction);
-		if (own_transaction)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("message %lld is sent only when this transaction commits", (long long) message_id),
-					 errhint("COMMIT first, then call kliv_mail.wait().")));
-		if (SPI_execute_with_args("SELECT * FROM kliv_mail._wait_state($1)", 1, &type, &value, NULL, false, 1) != SPI_OK_SELECT ||
-			SPI_processed != 1)
-			elog(ERROR, "kliv_mail._wait_state() returned no row");
-		status = spi_text(1, result_context);
-		finished =
-			DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
-		next_at = DatumGetTimestampTz(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull));
-		at = DatumGetTimestampTz(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4, &isnull));
-		SPI_finish();
-		SetUserIdAndSecContext(caller, context);
-
-		now = GetCurrentTimestamp();
-		if (finished || now >= deadline || !klm_preloaded())
-			break;
-		/* Nothing more can happen before the timeout. */
-		if (next_at == DT_NOEND || next_at - at > deadline - now)
-			break;
-		wait_ms = Max(1, (deadline - now + 999) / 1000);
-		/* A time may pass that nobody records: an expiry, a window. */
-		if (next_at > at)
-			wait_ms = Min(wait_ms, Max(1, (next_at - at + 999) / 1000 + 100));
-		klm_wait_for_record(&seen, wait_ms);
-		CHECK_FOR_INTERRUPTS();
-	}
-	/* Not at each look: where it stands in its account's line costs something to say. */
-	if (!finished)
-	{
-		Oid			type = INT8OID;
-		Datum		value = Int64GetDatum(message_id);
-
-		enter_owner(owner, &caller, &context);
-		if (SPI_connect() != SPI_OK_CONNECT)
-			elog(ERROR, "SPI_connect failed");
-		if (SPI_execute_with_args("SELECT s.status FROM kliv_mail._message_status AS s WHERE s.message_id OPERATOR(pg_catalog.=) $1",
-								  1, &type, &value, NULL, false, 1) != SPI_OK_SELECT)
-			elog(ERROR, "could not look up a message");
-		if (SPI_processed == 1)
-			status = spi_text(1, result_context);
-		SPI_finish();
-		SetUserIdAndSecContext(caller, context);
-	}
-	if (status == NULL)
-		PG_RETURN_NULL();
-	PG_RETURN_TEXT_P(cstring_to_text(status));
-}
-
-/*
- * _line(): where deliveries stand in line, of those alone that the caller may
- * see, since whoever reads the views may call it too.
- */
-Datum
-kliv_mail__line(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	Oid			owner = owner_of(fcinfo);
-	Oid			caller;
-	int			context;
-	Oid			type = NAMEOID;
-	NameData	name;
-	Datum		value = NameGetDatum(&name);
-
-	InitMaterializedSRF(fcinfo, 0);
-	enter_owner(owner, &caller, &context);
-	namestrcpy(&name, GetUserNameFromId(caller, false));
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	if (SPI_execute_with_args("SELECT * FROM kliv_mail._line_of($1)", 1, &type, &value, NULL, true, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not read the line");
-	for (uint64 i = 0; i < SPI_processed; i++)
-		tuplestore_puttuple(result->setResult, SPI_tuptable->vals[i]);
-	SPI_finish();
-	SetUserIdAndSecContext(caller, context);
-	return (Datum) 0;
+	klm_add(call, type, PG_ARGISNULL(number) ? (Datum) 0 : PG_GETARG_DATUM(number),
+			PG_ARGISNULL(number));
 }
