@@ -7,7 +7,7 @@ EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" kliv_mail.contr
 # libsodium or the replies' rules, in whole folders where it can be said so.
 NET_SRCS = src/kliv_mail_net.c \
 	$(wildcard src/smtp/*.c src/secret/*.c src/net/*.c) \
-	src/db/outbox.c src/db/account.c $(wildcard src/worker/sender*.c) \
+	src/db/outbox.c src/db/account.c $(wildcard src/worker/sender*.c) src/worker/identity.c \
 	$(addprefix src/functions/,account_arguments.c as_owner.c configure.c keys.c providers.c \
 	replies.c reports.c test_smtp.c unsubscribe.c)
 NET_OBJS = $(NET_SRCS:.c=.o)

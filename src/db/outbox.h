@@ -6,7 +6,7 @@
  * Layer: edge (SPI).  In kliv_mail_net.  Everything here runs between
  * klm_outbox_begin() and klm_outbox_commit(): one transaction, as the
  * extension's owner, in a security-restricted operation.  The logic is that of
- * sql/install/45_outbox.sql; text comes back in UTF-8, palloc'd in the context
+ * sql/install/4*.sql; text comes back in UTF-8, palloc'd in the context
  * that klm_outbox_begin() was given.
  *
  * Copyright (c) 2026, the kliv_mail developers

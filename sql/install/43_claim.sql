@@ -1,0 +1,202 @@
+-- A claim: which deliveries a sender takes now, counted in the windows of their account in the same transaction.
+--
+-- Lock order: _quota (by account name), then _outbox, then _usage; but the rows that
+-- a sender has claimed are its own, and taken first.
+
+-- Claim for one account: rows that are due, within both windows, at most
+-- p_room of them and (but for the first, when p_first) p_bytes octets.  Counts
+-- them in the windows in the same transaction.  sender: whose mail it is, where
+-- another account of ours is in trouble.
+CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean)
+RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer,
+               suppressed text, sender text, sender_name text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+    -- Planning anew for each LIMIT is a quarter of what one mail costs the sender.
+    SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    v_put_off integer;
+    v_at timestamptz := kliv_mail._now();
+    v_origin text := kliv_mail._origin();
+    v_own text[] := kliv_mail._own_routes(p_account);
+    v_routes text[] := kliv_mail._routes(p_account);
+    v_default text := kliv_mail._default_account();
+    v_cap integer := current_setting('kliv_mail.recipient_hourly_limit')::integer;
+    v record;
+    v_room integer;
+    v_ids bigint[];
+    v_sizes integer[];
+BEGIN
+    -- A glance without a lock, so that a look in vain writes nothing: is anything
+    -- waiting at all, and may it leave?
+    IF NOT EXISTS (SELECT FROM unnest(v_routes) AS r (route), LATERAL (
+            SELECT FROM kliv_mail._outbox AS o WHERE o.origin = v_origin AND o.route = r.route AND o.epoch IS NULL LIMIT 1) AS x) THEN
+        RETURN;
+    END IF;
+    SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
+    IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
+        RETURN;
+    END IF;
+    PERFORM FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        INSERT INTO kliv_mail._quota (account) VALUES (p_account) ON CONFLICT DO NOTHING;
+        PERFORM FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE SKIP LOCKED;
+        IF NOT FOUND THEN
+            RETURN;             -- another sender is claiming for it
+        END IF;
+    END IF;
+    -- From here each statement has a snapshot that sees what the lock's last owner wrote.
+    v_at := kliv_mail._now();
+    SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
+    IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
+        RETURN;
+    END IF;
+    -- After trouble, one delivery tries whether it has ended.
+    v_room := least(p_room, v.probe_room, v.remaining);
+    -- Until what a claim would take has none any more that had its share.
+    IF v_cap > 0 THEN
+        FOR i IN 1 .. 20 LOOP
+            v_put_off := kliv_mail._cap_recipients(v_routes, 1000, v_cap, v_at, v.hour_start, v.hour_end);
+            EXIT WHEN v_put_off = 0;
+        END LOOP;
+        IF v_put_off > 0 THEN
+            RETURN;             -- the next claim goes on with it
+        END IF;
+    END IF;
+    -- System before transactional before marketing, older first; marketing only as
+    -- far as it leaves its share of the windows free.  The rows are chosen first and
+    -- then taken by their ids, since the outbox's statistics are mostly of a moment
+    -- when it was empty: a join would read all of it for each claim.
+    SELECT array_agg(s.id ORDER BY s.n), array_agg(s.size ORDER BY s.n) INTO v_ids, v_sizes
+    FROM (SELECT z.id, z.size, z.priority, row_number() OVER w AS n, sum(z.size) OVER w AS upto
+          FROM (SELECT y.*, coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = y.message_id), 0) AS size
+                FROM (SELECT c.id, c.due, c.message_id, p.priority
+                      FROM unnest(v_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
+                          SELECT o.id, o.message_id, o.due FROM kliv_mail._outbox AS o
+                          WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
+                            AND o.epoch IS NULL AND o.due <= v_at
+                            -- _expire() ends them, a thousand at a time
+                            AND (o.expires_at IS NULL OR o.expires_at > v_at)
+                            -- another account's mail only if its From may leave here
+                            AND (r.route = ANY (v_own) OR coalesce((SELECT m.from_address IS NULL OR kliv_mail._may_send(p_account, m.from_address)
+                                                                    FROM kliv_mail._message AS m WHERE m.id = o.message_id), true))
+                          ORDER BY o.due, o.id LIMIT v_room FOR NO KEY UPDATE SKIP LOCKED) AS c
+                      ORDER BY p.priority, c.due, c.id LIMIT v_room) AS y) AS z
+          WINDOW w AS (ORDER BY z.priority, z.due, z.id)) AS s
+    WHERE (s.upto <= p_bytes OR (p_first AND s.n = 1)) AND (s.priority < 2 OR s.n <= v.remaining_marketing);
+    IF v.probe_room = 1 THEN
+        UPDATE kliv_mail._quota AS q SET probe = v_ids[1] WHERE q.account = p_account;
+    END IF;
+    RETURN QUERY
+        WITH claimed AS (
+            UPDATE kliv_mail._outbox AS o
+            SET epoch = p_epoch, account = p_account, hour_start = v.hour_start, day_start = v.day_start,
+                attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at), held_by = NULL
+            WHERE o.id = ANY (v_ids)
+            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, array_position(v_ids, o.id) AS n, o.priority,
+                CASE WHEN o.route = ANY (v_own) THEN NULL WHEN o.route = '' THEN v_default ELSE o.route END AS instead_of),
+        told AS (
+            INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
+            SELECT nextval('kliv_mail._event_id'), v_at, 'failover', p_account, c.message_id, c.id,
+                   format('goes by the account "%s" instead of "%s", which is in trouble', p_account, c.instead_of)
+            FROM claimed AS c WHERE c.instead_of IS NOT NULL),
+        counted AS (
+            INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, used, used_marketing)
+            SELECT p_account, w.window_name, w.window_start, w.window_end, count(*), count(*) FILTER (WHERE c.priority = 2)
+            FROM claimed AS c, (VALUES ('hour', v.hour_start, v.hour_end), ('day', v.day_start, v.day_end))
+                AS w (window_name, window_start, window_end)
+            GROUP BY 1, 2, 3, 4
+            UNION ALL
+            SELECT '@' || c.recipient, 'hour', v.hour_start, v.hour_end, count(*), 0 FROM claimed AS c WHERE v_cap > 0 GROUP BY 1
+            ORDER BY 1, 2, 3
+            ON CONFLICT (account, window_name, window_start) DO UPDATE
+            SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
+        SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts, v_sizes[c.n],
+               CASE WHEN EXISTS (SELECT FROM kliv_mail._suppression) THEN kliv_mail._suppressed(c.recipient, c.priority, v_at) END,
+               f.from_address, f.from_name
+        FROM claimed AS c LEFT JOIN kliv_mail._account AS f ON f.name = c.instead_of ORDER BY c.n;
+END;
+$$;
+
+-- recipient_hourly_limit: who had their share of this hour waits for the next
+-- one.  Looks at the first p_room of each route and priority; how many it sent there.
+CREATE FUNCTION kliv_mail._cap_recipients(p_routes text[], p_room integer, p_cap integer, at timestamptz,
+                                          p_hour_start timestamptz, p_hour_end timestamptz) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    UPDATE kliv_mail._outbox AS o SET due = p_hour_end, held_by = 'quota',
+        last_reason = format('this address has had its %s mails of this hour (kliv_mail.recipient_hourly_limit)', p_cap)
+    WHERE o.id = ANY (ARRAY(
+        SELECT x.id FROM (
+            SELECT c.id, c.recipient, row_number() OVER (PARTITION BY c.recipient ORDER BY c.priority, c.due, c.id) AS n
+            FROM unnest(p_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
+                SELECT o.id, o.recipient, o.priority, o.due FROM kliv_mail._outbox AS o
+                WHERE o.origin = kliv_mail._origin() AND o.route = r.route AND o.priority = p.priority
+                  AND o.epoch IS NULL AND o.due <= at
+                ORDER BY o.due, o.id LIMIT p_room FOR NO KEY UPDATE SKIP LOCKED) AS c) AS x
+        LEFT JOIN kliv_mail._usage AS u ON u.account = '@' || x.recipient AND u.window_name = 'hour'
+            AND u.window_start = p_hour_start
+        WHERE x.n + coalesce(u.used, 0) > p_cap));
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END;
+$$;
+
+-- Claim for all accounts in turn, p_bytes octets in all; NULL: a single row of any
+-- size.  p_accounts, p_busy and p_held: how many deliveries and octets the sender
+-- already has of some of them.  An account gets no more than half of what the
+-- others leave, so that one that hangs cannot fill the sender's memory, and one
+-- that has nothing gets a mail of any size.
+-- settings changes whenever the account was changed in any way.
+CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint,
+                                 p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}')
+RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer, suppressed text,
+               sender text, sender_name text, settings text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    a record;
+    c record;
+    v_bytes bigint := p_bytes;
+BEGIN
+    FOR a IN
+        SELECT x.name, p_room - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) = 0 AS idle, coalesce(b.held, 0) AS held,
+               md5(x::text) AS settings
+        FROM kliv_mail._accounts() AS x
+        LEFT JOIN unnest(p_accounts, p_busy, p_held) AS b (name, busy, held) ON b.name = x.name
+        WHERE x.in_use AND x.problem IS NULL AND p_room > coalesce(b.busy, 0)
+        ORDER BY coalesce(b.busy, 0), x.route_order, x.name
+    LOOP
+        FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room,
+                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL) LOOP
+            id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
+            attempts := c.attempts; doubts := c.doubts; size := c.size; suppressed := c.suppressed;
+            sender := c.sender; sender_name := c.sender_name; settings := a.settings;
+            v_bytes := v_bytes - c.size;
+            RETURN NEXT;
+        END LOOP;
+        EXIT WHEN p_bytes IS NULL AND FOUND;
+    END LOOP;
+END;
+$$;
+
+-- What the sender asks when it is woken, since it may have claimed before a change.
+CREATE FUNCTION kliv_mail._account_states(OUT name text, OUT settings text, OUT stopped integer) RETURNS SETOF record
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT x.name, md5(x::text),
+           (NOT x.in_use OR x.problem IS NOT NULL OR x.hourly_limit = 0 OR x.daily_limit = 0
+            OR EXISTS (SELECT FROM kliv_mail._pause AS p WHERE p.account IN ('', x.name)))::integer
+    FROM kliv_mail._accounts() AS x;
+END;
+
+-- What the sender needs of the messages it does not hold yet.
+CREATE FUNCTION kliv_mail._messages(p_ids bigint[])
+RETURNS TABLE (id bigint, header_id text, from_address text, from_name text, reply_to text, smtputf8 boolean, unsubscribe boolean, entity bytea)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT m.id, m.header_id, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.unsubscribe, m.entity
+    FROM kliv_mail._message AS m WHERE m.id = ANY (p_ids);
+END;

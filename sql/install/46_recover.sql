@@ -1,0 +1,98 @@
+-- Claims whose sender is gone, rows that cannot be read, and when a sender is next needed.
+
+-- The claims of epochs whose sender is gone, as their locks tell: a server may
+-- have any of them.
+CREATE FUNCTION kliv_mail._recover() RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_doubts integer := CASE WHEN current_setting('kliv_mail.on_in_doubt') = 'hold' THEN 0
+                             ELSE current_setting('kliv_mail.max_in_doubt_retries')::integer END;
+    v_epoch bigint;
+    v_total bigint := 0;
+    v_count bigint;
+    v_origin text := kliv_mail._origin();
+    v_there text := (SELECT s.origin FROM kliv_mail._state AS s WHERE s.origin <> v_origin);
+BEGIN
+    -- Where it came by a dump the label is not there yet, or not all of it.
+    PERFORM kliv_mail._label();
+    -- A copy says so, once, in the log and in events.
+    IF v_there IS NOT NULL AND NOT EXISTS (SELECT FROM kliv_mail._event AS e WHERE e.kind = 'copy_held' AND e.data->>'origin' = v_origin) THEN
+        PERFORM kliv_mail._log_event('copy_held', NULL, format('this database is a copy of %s and sends nothing until resume()', v_there),
+                                     jsonb_build_object('origin', v_origin));
+        RAISE LOG USING MESSAGE = format('kliv_mail: the database "%s" is a copy of another one, and sends nothing until it is told to', current_database()),
+            HINT = 'SELECT kliv_mail.resume(); in that database releases its mail, if this copy is the one that shall send it.';
+    END IF;
+    FOR v_epoch IN SELECT DISTINCT o.epoch FROM kliv_mail._outbox AS o WHERE o.epoch IS NOT NULL LOOP
+        CONTINUE WHEN NOT kliv_mail._epoch_dead(v_epoch);
+        UPDATE kliv_mail._outbox AS o
+        SET epoch = NULL, doubtful = true, doubts = o.doubts + 1,
+            due = CASE WHEN o.doubts + 1 > v_doubts THEN 'infinity' ELSE v_at END,
+            last_stage = NULL, last_code = NULL, last_enhanced = NULL, last_reply = NULL,
+            last_reason = 'the sender ended before the outcome was recorded', last_hint = NULL
+        WHERE o.epoch = v_epoch;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_total := v_total + v_count;
+    END LOOP;
+    RETURN v_total;
+END;
+$$;
+
+-- Set a row aside that could not even be read; the sender goes on without it.
+CREATE FUNCTION kliv_mail._set_aside(p_id bigint, p_reason text) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    WITH gone AS (DELETE FROM kliv_mail._outbox AS o WHERE o.id = p_id RETURNING o.*)
+    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
+        attempts, doubts, account, reason, hint, finished_at)
+    SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'failed', g.created_at, g.expires_at,
+        g.attempts, g.doubts, g.account, p_reason, 'The queued row was changed by hand; send the mail anew.', kliv_mail._now()
+    FROM gone AS g;
+    RETURN FOUND;
+END;
+$$;
+
+-- When a sender is next needed, by this database's clock; infinity: not before a call.
+CREATE FUNCTION kliv_mail._next_due() RETURNS timestamptz
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+    SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_origin text := kliv_mail._origin();
+    v_next timestamptz := 'infinity';
+    v_due timestamptz[];
+    v record;
+    a record;
+BEGIN
+    -- Ours alone: nobody here can end what was brought from elsewhere.
+    SELECT coalesce(min(o.expires_at), 'infinity') INTO v_next FROM kliv_mail._outbox AS o
+    WHERE o.origin = v_origin AND o.expires_at IS NOT NULL;
+    FOR a IN SELECT x.name FROM kliv_mail._accounts() AS x WHERE x.in_use AND x.problem IS NULL LOOP
+        -- The first in line of each priority.
+        SELECT array_agg((SELECT min(d.due) FROM unnest(kliv_mail._routes(a.name)) AS r (route), LATERAL (
+                    SELECT o.due FROM kliv_mail._outbox AS o
+                    WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority AND o.epoch IS NULL
+                      AND (r.route = ANY (kliv_mail._own_routes(a.name)) OR coalesce((
+                            SELECT m.from_address IS NULL OR kliv_mail._may_send(a.name, m.from_address)
+                            FROM kliv_mail._message AS m WHERE m.id = o.message_id), true))
+                    ORDER BY o.due, o.id LIMIT 1) AS d) ORDER BY p.priority)
+        INTO v_due FROM generate_series(0, 2) AS p (priority);
+        CONTINUE WHEN v_due[1] IS NULL AND v_due[2] IS NULL AND v_due[3] IS NULL;
+        SELECT * INTO v FROM kliv_mail._availability(a.name, v_at);
+        CONTINUE WHEN v.blocked_until = 'infinity' OR v.hour_limit = 0 OR v.day_limit = 0;
+        -- greatest() and least() ignore NULL: what is not there must not come first.
+        v_next := least(v_next, greatest(
+            least(CASE WHEN v_due[1] IS NOT NULL OR v_due[2] IS NOT NULL THEN
+                      greatest(least(v_due[1], v_due[2]),
+                               CASE WHEN v.remaining > 0 THEN NULL
+                                    WHEN v.day_used >= v.day_limit THEN v.day_open_at ELSE v.hour_open_at END) END,
+                  CASE WHEN v_due[3] IS NOT NULL THEN
+                      greatest(v_due[3],
+                               CASE WHEN v.remaining_marketing > 0 THEN NULL
+                                    WHEN v.day_used >= kliv_mail._marketing_share(v.day_limit) THEN v.day_open_at
+                                    ELSE v.hour_open_at END) END),
+            v.blocked_until));
+    END LOOP;
+    RETURN v_next;
+END;
+$$;

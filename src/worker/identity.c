@@ -1,0 +1,157 @@
+/*-------------------------------------------------------------------------
+ *
+ * identity.c
+ *		Who a message says it is from: the lines that the sender puts before what
+ *		send() composed.
+ *
+ * The same message and account give the same lines, so that a retry is the
+ * same bytes until the account changes.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "base/error.h"
+#include "base/guc.h"
+#include "base/text.h"
+#include "message/compose.h"
+#include "secret/unsubscribe_token.h"
+#include "smtp/providers.h"
+#include "worker/sender.h"
+
+/* _record() has what waits for the key come back in a minute. */
+#define KEY_LOOK_MS			55000
+
+/*
+ * From, Reply-To and what else says who sends: the account's, with what the
+ * message wishes as far as the account may.  The same inputs give the same
+ * lines, so a retry is the same bytes until the account changes.  In the
+ * current context.
+ */
+char *
+klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
+				 const KlmClaim *claimed, const char **from, const char **problem)
+{
+	KlmIdentity identity = {0};
+	KlmHeader	headers[KLM_PROVIDER_HEADERS_MAX + 3];
+	const char *reply_to = message->reply_to;
+	KlmAddress *addresses = NULL;
+	KlmError	error;
+	StringInfoData out;
+	bool		platform = strcmp(account->name, KLM_PLATFORM) == 0;
+
+	/* Failover: the claim made sure that this account may send for the other. */
+	identity.from_address = claimed->sender ? claimed->sender : account->from_address;
+	if (message->from_address)
+	{
+		if (!platform &&
+			(strcmp(message->from_address, account->from_address) == 0 ||
+			 klm_address_allowed(message->from_address, (const char **) account->allowed_senders,
+								 account->allowed_sender_count)))
+			identity.from_address = message->from_address;
+		else if (reply_to == NULL)
+			reply_to = message->from_address;
+	}
+	identity.from_name = message->from_name ? message->from_name :
+		claimed->sender ? claimed->sender_name : account->from_name;
+	if (identity.from_name && klm_has_unsafe_char(identity.from_name, false))
+	{
+		*problem = "the sender's name has a line break or control character";
+		return NULL;
+	}
+	if (reply_to == NULL)
+		reply_to = account->reply_to;
+	if (reply_to && reply_to[0])
+	{
+		if (!klm_parse_address_list(reply_to, &addresses, &identity.reply_to_count, &error))
+		{
+			*problem = psprintf("reply_to: %s", error.message);
+			return NULL;
+		}
+		identity.reply_to = addresses;
+	}
+	identity.headers = headers;
+	identity.header_count =
+		klm_provider_headers(klm_find_provider(account->provider), account->target.host,
+							 message->header_id, claimed->id, headers);
+	if (claimed->unsubscribe_link)
+	{
+		headers[identity.header_count].name = "List-Unsubscribe";
+		headers[identity.header_count++].value = psprintf("<%s>", claimed->unsubscribe_link);
+		headers[identity.header_count].name = "List-Unsubscribe-Post";
+		headers[identity.header_count++].value = "List-Unsubscribe=One-Click";
+	}
+	if (klm_redirect_to && klm_redirect_to[0])
+	{
+		headers[identity.header_count].name = "X-Kliv-Mail-Original-Recipient";
+		headers[identity.header_count++].value = claimed->recipient;
+		if (klm_has_unsafe_char(claimed->recipient, false))
+		{
+			*problem = "the recipient's address has a line break or control character";
+			return NULL;
+		}
+	}
+	*from = pstrdup(identity.from_address);
+	initStringInfo(&out);
+	klm_mime_identity(&identity, &out);
+	return out.data;
+}
+
+/*
+ * Marketing mail: each recipient's unsubscribe link, in the given context; made
+ * here since the key ring is read in a transaction.  False: the key is missing,
+ * which one look tells for all; these deliveries wait.
+ */
+bool
+klm_make_unsubscribe_links(List *claims, List *messages, MemoryContext context)
+{
+	static TimestampTz look_at = 0;
+	static char reason[256];
+	MemoryContext old = MemoryContextSwitchTo(context);
+	bool		found = false;
+	KlmSecret  *key = NULL;
+	char	   *url = NULL;
+	char	   *trouble = GetCurrentTimestamp() < look_at ? reason : NULL;
+	ListCell   *lc;
+	ListCell   *mc;
+
+	foreach(lc, claims)
+	{
+		KlmClaim   *claimed = lfirst(lc);
+
+		foreach(mc, messages)
+		{
+			KlmStoredMessage *message = lfirst(mc);
+			KlmError	error = {0};
+
+			if (message->id != claimed->message_id || !message->unsubscribe)
+				continue;
+			if (url == NULL)
+				url = klm_outbox_unsubscribe_url();
+			if (url == NULL)
+				claimed->problem = "set_brand() has no unsubscribe_url any more, which marketing mail needs";
+			else if (trouble == NULL && key == NULL && !klm_token_key(false, &key, &error))
+			{
+				trouble = reason;
+				strlcpy(reason, error.message, sizeof(reason));
+				look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), KEY_LOOK_MS);
+			}
+			else if (key != NULL)
+				claimed->unsubscribe_link =
+					klm_unsubscribe_link(key, url, claimed->recipient, "marketing");
+			if (trouble != NULL)
+			{
+				claimed->problem = trouble;
+				claimed->key_trouble = found = true;
+			}
+		}
+	}
+	klm_secret_wipe(key);
+	MemoryContextSwitchTo(old);
+	return !found;
+}

@@ -1,0 +1,193 @@
+/*-------------------------------------------------------------------------
+ *
+ * sender.h
+ *		What the files of the sender share: its state, pools, links, deliveries.
+ *
+ * An account in use has a pool with its links (connections) and the queue of
+ * claimed deliveries that no link has begun.  For sender*.c and identity.c
+ * alone.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef KLM_SENDER_H
+#define KLM_SENDER_H
+
+#include "lib/ilist.h"
+
+#include "cluster/slots.h"
+#include "db/account.h"
+#include "db/outbox.h"
+#include "net/connection.h"
+#include "smtp/session.h"
+#include "smtp/reply_parse.h"
+#include "smtp/verdict.h"
+
+/* An account's settings, kept while a pool or a link uses them. */
+typedef struct KlmSettings
+{
+	MemoryContext context;
+	int			users;
+	KlmAccount *account;
+} KlmSettings;
+
+typedef struct KlmPool
+{
+	dlist_node	node;
+	char	   *name;
+	char	   *version;		/* KlmClaim.settings that the settings were loaded for */
+	KlmSettings   *settings;
+	dlist_head	queue;			/* Deliveries not begun */
+	int			queued;
+	int			open;			/* Deliveries begun on a link */
+	int64		bytes;			/* of both */
+	dlist_head	links;
+	int			link_count;
+	int			opening;
+	int			allowed;		/* connections now; grows on success, shrinks on trouble */
+	TimestampTz next_begin;		/* where the provider takes only so many a second */
+	bool		more;			/* its last claim found something */
+	bool		stale;			/* the queue was composed for other settings */
+	bool		paused;			/* pause(), a limit of 0, out of use: what has not left goes back */
+	/* Trouble of the account itself, to be recorded. */
+	bool		hold;
+	const char *hold_by;
+	int			hold_pause_s;
+	char	   *hold_reason;	/* in outcome_context */
+	char	   *hold_hint;
+	bool		hold_failure;
+	char	   *hold_fingerprint;	/* of the settings that it was met with */
+} KlmPool;
+
+typedef enum LinkState
+{
+	LINK_OPENING,
+	LINK_OPEN
+} LinkState;
+
+typedef struct KlmLink
+{
+	dlist_node	node;
+	KlmPool	   *pool;
+	KlmSettings   *settings;
+	MemoryContext context;
+	LinkState	state;
+	KlmConnection *connection;
+	KlmSmtp    *smtp;
+	TimestampTz deadline;		/* of the reply that is awaited, or of idleness */
+	int			begun;			/* deliveries handed to it */
+} KlmLink;
+
+typedef struct KlmBatch
+{
+	MemoryContext context;
+	int			open;			/* deliveries without an outcome */
+} KlmBatch;
+
+typedef struct KlmDelivery
+{
+	dlist_node	node;
+	int64		id;
+	int64		message_id;
+	KlmBatch	   *batch;
+	KlmPool	   *pool;
+	KlmStoredMessage *message;
+	int			size;
+	char	   *identity;		/* the identity lines */
+	KlmSmtpDelivery smtp;
+} KlmDelivery;
+
+/* The one sender that this process is. */
+typedef struct KlmSender
+{
+	MemoryContext context;
+	MemoryContext outcome_context;	/* until a transaction has recorded them */
+	KlmConnector *connector;
+	dlist_head	pools;
+	int64		epoch;
+	KlmOutcome *outcomes;
+	int			outcome_count;
+	int64		claimed_bytes;	/* of all pools */
+	MemoryContext claim_context;	/* the batch of the transaction under way */
+	int64	   *tried_ids;		/* the rows that it reads, for blame when it fails */
+	int			tried_count;
+	KlmSenderState shared;
+	int			connections;	/* to an account, our share of connections_per_account */
+	bool		recovery_wanted;	/* a sender may have died with claims */
+	bool		claim_wanted;
+	bool		claim_again;	/* an account's last claim found something, so there may be more */
+	TimestampTz next_claim;		/* real time */
+	bool		isolating;		/* one row at a time, to find one that cannot be read */
+	int			isolated;		/* rows that were read so */
+} KlmSender;
+
+extern KlmSender klm_sender;
+
+/* ---- sender.c ---- */
+
+/* Outcomes and holds are committed: forget them, wake who waits.  claimed: in a claim's transaction. */
+extern void klm_forget_recorded(bool claimed);
+
+/* An outcome that no server gave: "returned", or what is wrong with the row. */
+extern void klm_add_local_outcome(int64 id, int64 message_id, const char *verdict,
+								  const char *reason);
+extern void klm_add_outcome(KlmDelivery *delivery, const KlmLink *link, const KlmReply *reply,
+							const KlmDecision *decision);
+
+/* A delivery has its outcome.  Others of the batch may hang elsewhere: its mail goes now. */
+extern void klm_finish_delivery(KlmDelivery *delivery);
+
+/* What no link has begun goes back as it was. */
+extern void klm_return_queue(KlmPool *pool);
+
+/* Trouble of the account itself, which the next transaction records. */
+extern void klm_note_hold(KlmPool *pool, const KlmSettings *settings, const char *by, int pause_s,
+						  const char *reason, const char *hint, bool failure);
+
+/* What to do about a reply to an account, in the current context or static. */
+extern const char *klm_cure_of(const KlmDecision *decision, const KlmAccount *account);
+
+/* ---- sender_claim.c ---- */
+
+/*
+ * In a transaction, which it commits: claim what there is room for, read what
+ * is needed of it, and queue it.  The commit is durable before anything
+ * reaches a socket.
+ */
+extern void klm_claim(void);
+extern void klm_release_settings(KlmSettings *settings);
+
+/* ---- sender_links.c ---- */
+
+/* Hand queued deliveries to links, opening such as there is need for. */
+extern void klm_feed(KlmPool *pool);
+
+/* Nothing new leaves of an account that is paused: only what has its dot is waited for. */
+extern void klm_stop_paused(KlmPool *pool);
+
+/* Read and write what is ready. */
+extern void klm_drive_network(void);
+extern void klm_check_deadlines(TimestampTz now);
+extern bool klm_waits_for_dot(const KlmLink *link);
+
+/* why: what open deliveries lose their connection to; NULL: none is open, part politely. */
+extern void klm_close_link(KlmLink *link, const char *why);
+
+/* ---- identity.c ---- */
+
+/*
+ * From, Reply-To and what else says who sends: the account's, with what the
+ * message wishes as far as the account may.  In the current context; NULL with
+ * *problem where they cannot be made.
+ */
+extern char *klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
+								  const KlmClaim *claimed, const char **from, const char **problem);
+
+/*
+ * Marketing mail: each recipient's unsubscribe link, in the given context; in
+ * a transaction.  False: the key is missing, these deliveries wait.
+ */
+extern bool klm_make_unsubscribe_links(List *claims, List *messages, MemoryContext context);
+
+#endif							/* KLM_SENDER_H */
