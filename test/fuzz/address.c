@@ -13,6 +13,7 @@
 #include "mb/pg_wchar.h"
 
 #include "fuzz.h"
+#include "base/text.h"
 #include "message/compose.h"
 #include "smtp/session.h"
 

@@ -14,7 +14,9 @@
 #include "postgres.h"
 
 #include "fuzz.h"
+#include "base/text.h"
 #include "message/compose.h"
+#include "message/html_to_text.h"
 
 static char *
 next_text(const uint8 **data, Size *size)

@@ -13,6 +13,8 @@
  */
 #include "postgres.h"
 
+#include "lib/stringinfo.h"
+
 #include "fuzz.h"
 #include "smtp/session.h"
 

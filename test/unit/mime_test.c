@@ -16,7 +16,9 @@
  */
 #include "postgres.h"
 
+#include "base/text.h"
 #include "message/compose.h"
+#include "message/html_to_text.h"
 
 /* ---- the part of PostgreSQL that the frontend libraries lack ---- */
 
