@@ -21,34 +21,7 @@
 
 #include "message/compose.h"
 
-/* ---- the part of PostgreSQL that the frontend libraries lack ---- */
-
-MemoryContext CurrentMemoryContext = NULL;
-
-bool
-errstart(int elevel, const char *domain)
-{
-	fputs("an error was raised\n", stderr);
-	abort();
-}
-
-bool
-errstart_cold(int elevel, const char *domain)
-{
-	return errstart(elevel, domain);
-}
-
-int
-errmsg_internal(const char *fmt,...)
-{
-	return 0;
-}
-
-void
-errfinish(const char *filename, int lineno, const char *funcname)
-{
-	abort();
-}
+#include "../test/unit/outside.h"
 
 /* ---- */
 

@@ -27,6 +27,7 @@
 #include "postgres.h"
 
 #include "lib/stringinfo.h"
+#include "utils/datetime.h"
 #include "utils/memutils.h"
 
 #include "base/error.h"
@@ -213,27 +214,23 @@ klm_mime_identity(const KlmIdentity *identity, StringInfo out)
  * Header lines
  */
 
-/* RFC 5322, 3.3, in UTC.  The calendar by days from 1 March, so that leap days come last. */
+/* RFC 5322, 3.3, in UTC. */
 static void
 write_date(StringInfo out, TimestampTz date)
 {
-	static const char *const days[] = {"Sat", "Sun", "Mon", "Tue", "Wed", "Thu", "Fri"};
-	static const char *const months[] = {"Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep",
-	"Oct", "Nov", "Dec", "Jan", "Feb"};
-	int64		seconds = date / USECS_PER_SEC - (date % USECS_PER_SEC < 0 ? 1 : 0);
-	int64		day = seconds / SECS_PER_DAY - (seconds % SECS_PER_DAY < 0 ? 1 : 0);
-	int			second = (int) (seconds - day * SECS_PER_DAY);
-	int64		era_day = day + 730425; /* from 1 March 0000 to 1 January 2000 */
-	int64		era = era_day / 146097 - (era_day % 146097 < 0 ? 1 : 0);
-	int			doe = (int) (era_day - era * 146097);
-	int			yoe = (doe - doe / 1460 + doe / 36524 - doe / 146096) / 365;
-	int			doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-	int			month = (5 * doy + 2) / 153;
-	int			mday = doy - (153 * month + 2) / 5 + 1;
-	int			year = (int) (era * 400) + yoe + (month >= 10 ? 1 : 0);
+	static const char *const days[] = {"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
+	static const char *const months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul",
+	"Aug", "Sep", "Oct", "Nov", "Dec"};
+	int64		day = date / USECS_PER_DAY - (date % USECS_PER_DAY < 0 ? 1 : 0);
+	int			second = (int) ((date - day * USECS_PER_DAY) / USECS_PER_SEC);
+	int			julian = (int) day + POSTGRES_EPOCH_JDATE;
+	int			year;
+	int			month;
+	int			mday;
 
+	j2date(julian, &year, &month, &mday);
 	appendStringInfo(out, "Date: %s, %d %s %04d %02d:%02d:%02d +0000\r\n",
-					 days[((day % 7) + 7) % 7], mday, months[month], year,
+					 days[j2day(julian)], mday, months[month - 1], year,
 					 second / 3600, second / 60 % 60, second % 60);
 }
 

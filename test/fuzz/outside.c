@@ -19,6 +19,9 @@
 
 #include "fuzz.h"
 
+#define OUTSIDE_CALENDAR_ONLY
+#include "../unit/outside.h"
+
 typedef struct Chunk
 {
 	struct Chunk *next;
