@@ -51,7 +51,7 @@ EXTRA_CLEAN = kliv_mail_net.so $(NET_OBJS) $(NET_OBJS:.o=.d) sql/$(EXTENSION)--$
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo test test-chroot crashtest soak majors bench bench-%,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo test test-chroot crashtest soak compilers majors bench bench-%,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -98,9 +98,15 @@ crashtest:
 soak:
 	KLIV_MAIL_SOAK_MINUTES='$(or $(MINUTES),60)' PROVE_FLAGS=-v bash test/run tap 066_soak
 
-## majors: make test on PostgreSQL 17 and 18, in chroots of Debian trixie and sid (root, debootstrap)
+## compilers: the tree built by gcc and by clang, every warning an error
+compilers:
+	bash test/compilers
+
+## majors: make compilers and make test on this machine's PostgreSQL, and on 17, 18 and 19 in chroots of Debian trixie, sid and experimental (root, debootstrap; CHROOTS=FOLDER keeps them)
 majors:
-	TARGETS=test bash test/chroot trixie sid
+	bash test/compilers
+	bash test/run
+	TARGETS='compilers test' CHROOTS='$(CHROOTS)' bash test/chroot trixie sid experimental
 
 ## sanitize: unit tests with gcc's sanitizers and under valgrind (to be installed), SQL and TAP tests with that for undefined behaviour
 sanitize:
@@ -126,4 +132,4 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test test-chroot crashtest soak majors bench bench-latency bench-drain bench-send bench-backlog lint help
+.PHONY: demo test test-chroot crashtest soak compilers majors bench bench-latency bench-drain bench-send bench-backlog lint help

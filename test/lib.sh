@@ -110,18 +110,30 @@ install_packages()
     fi
 }
 
-# build_copy: build a copy of the tree in $scratch/tree and install it into a
-# copy of PostgreSQL in $scratch/pg.  Sets PG_CONFIG to that one.
-build_copy()
+# copy_tree FOLDER: the sources, without what was built from them.
+copy_tree()
+{
+    mkdir "$1"
+    tar -C "$top" -cf - --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.d' \
+        --exclude=./tmp_check --exclude=./results --exclude=node_modules . |
+        tar -C "$1" -xf - --no-same-owner
+}
+
+# choose_pg_config: PG_CONFIG, else the newest PostgreSQL that is installed.
+choose_pg_config()
 {
     PG_CONFIG=${PG_CONFIG:-$(newest_pg_config)}
     PG_CONFIG=${PG_CONFIG:-$(command -v pg_config || true)}
     [ -x "$PG_CONFIG" ] || die "no pg_config: set PG_CONFIG"
     say "building for $("$PG_CONFIG" --version)"
-    mkdir "$scratch/tree"
-    tar -C "$top" -cf - --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.d' \
-        --exclude=./tmp_check --exclude=./results --exclude=node_modules . |
-        tar -C "$scratch/tree" -xf - --no-same-owner
+}
+
+# build_copy: build a copy of the tree in $scratch/tree and install it into a
+# copy of PostgreSQL in $scratch/pg.  Sets PG_CONFIG to that one.
+build_copy()
+{
+    choose_pg_config
+    copy_tree "$scratch/tree"
     PG_CONFIG=$(sh "$top/test/pgcopy" "$scratch/pg" "$PG_CONFIG")
     if ! make -s -C "$scratch/tree" -j"$(nproc)" PG_CONFIG="$PG_CONFIG" all >"$scratch/build.log" 2>&1 ||
         ! make -s -C "$scratch/tree" PG_CONFIG="$PG_CONFIG" install >>"$scratch/build.log" 2>&1; then
