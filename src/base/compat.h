@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * compat.h
- *		Every difference between PostgreSQL 15 and 18, and between the versions
+ *		Every difference between PostgreSQL 15 and 19, and between the versions
  *		of libcurl, each with the release that made it.
  *
  * May be included by every file; includes nothing of ours.
@@ -60,6 +60,30 @@
 /* PostgreSQL 18 replaced pg_attribute_noreturn(), which stood after the declarator. */
 #if PG_VERSION_NUM >= 180000
 #define pg_attribute_noreturn() __attribute__((noreturn))
+#endif
+
+/*
+ * PostgreSQL 19 takes one size of a hash table in shared memory, where the
+ * first and the greatest were apart.
+ */
+#if PG_VERSION_NUM >= 190000
+#define klm_shmem_hash(name, size, info, flags) ShmemInitHash(name, size, info, flags)
+#else
+#define klm_shmem_hash(name, size, info, flags) ShmemInitHash(name, size, size, info, flags)
+#endif
+
+/* PostgreSQL 19 shows post_parse_analyze_hook a JumbleState that it may not change. */
+#if PG_VERSION_NUM >= 190000
+#define KLM_JUMBLE_STATE const JumbleState
+#else
+#define KLM_JUMBLE_STATE JumbleState
+#endif
+
+/* PostgreSQL 19 tells signal handlers who sent it: what one hands on to another. */
+#if PG_VERSION_NUM >= 190000
+#define KLM_SIGNAL_ARGS postgres_signal_arg, pg_siginfo
+#else
+#define KLM_SIGNAL_ARGS postgres_signal_arg
 #endif
 
 /* libcurl 8.20 looks up names in threads of the multi handle, which says whether it waits. */

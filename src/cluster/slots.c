@@ -134,8 +134,8 @@ start_shared_memory(void)
 	}
 	info.keysize = sizeof(Oid);
 	info.entrysize = sizeof(KlmDatabase);
-	databases = ShmemInitHash("kliv_mail databases", MAX_DATABASES, MAX_DATABASES, &info,
-							  HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	databases = klm_shmem_hash("kliv_mail databases", MAX_DATABASES, &info,
+							   HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -109,7 +109,7 @@ klm_outbox_abort(void)
 void
 klm_outbox_shutdown(SIGNAL_ARGS)
 {
-	SignalHandlerForShutdownRequest(postgres_signal_arg);
+	SignalHandlerForShutdownRequest(KLM_SIGNAL_ARGS);
 	if (committing)
 		QueryCancelPending = true;
 }

@@ -12,6 +12,11 @@
  * statement runs: its senders leave and none is started until the statement
  * has failed or its transaction has ended.  Since that stops mail for a
  * moment, it is done only for a caller whom the statement itself would obey.
+ * PostgreSQL 19 ends workers for a database's command by itself where they ask
+ * for it (BGWORKER_INTERRUPTIBLE).  Senders do not: it would save nothing here,
+ * since it does not keep the launcher from starting the next sender, knows
+ * nothing of statements about extensions, and waits for 5 s, which may be too
+ * short for the answer to a final dot.
  *
  * What is looked up here is looked up again by the statement: a name that has
  * got another meaning in between costs a sender its slot, or a statement a

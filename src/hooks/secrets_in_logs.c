@@ -81,7 +81,7 @@ static emit_log_hook_type previous_hook = NULL;
 static post_parse_analyze_hook_type previous_analyze_hook = NULL;
 
 static void hide_secrets(ErrorData *edata);
-static void hide_statement(ParseState *pstate, Query *query, JumbleState *jumble);
+static void hide_statement(ParseState *pstate, Query *query, KLM_JUMBLE_STATE *jumble);
 static bool is_plain_query(const ParseState *pstate, const Query *query);
 static bool is_statement_line(const ErrorData *edata);
 static bool names_secret(const char *text, bool as_call);
@@ -115,7 +115,7 @@ klm_loghook_init(void)
 }
 
 static void
-hide_statement(ParseState *pstate, Query *query, JumbleState *jumble)
+hide_statement(ParseState *pstate, Query *query, KLM_JUMBLE_STATE *jumble)
 {
 	if (query->queryId != 0 && pstate->p_sourcetext != NULL && !is_plain_query(pstate, query))
 	{

@@ -31,6 +31,7 @@
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"		/* get_database_name() since PostgreSQL 19 */
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
