@@ -26,6 +26,15 @@ CREATE TABLE kliv_mail._state (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- What the secrets of this database are bound to.  The row that is made here gets
+-- company where a dump is restored: the original's, which is older and goes on
+-- to be used.  So no row of a dump can collide with it.
+CREATE TABLE kliv_mail._salt (
+    salt    bytea PRIMARY KEY CHECK (octet_length(salt) = 16),
+    made_at timestamptz NOT NULL
+);
+INSERT INTO kliv_mail._salt (salt, made_at) VALUES (uuid_send(gen_random_uuid()), now());
+
 -- The accounts that configure_smtp() saves.  'platform' is never a row.
 CREATE TABLE kliv_mail._account (
     name                text COLLATE "C" PRIMARY KEY CHECK (name <> 'platform'),

@@ -1,6 +1,13 @@
 -- The key ring: its state, what the database needs of it, and rotation
 -- (src/functions/keys.c).
 
+-- The salts of this database, 16 bytes each, the one to seal with first.
+CREATE FUNCTION kliv_mail._salts() RETURNS bytea
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT string_agg(s.salt, ''::bytea ORDER BY s.made_at, s.salt) FROM kliv_mail._salt AS s;
+END;
+
 -- The ids of the keys at hand, newest first, or what is wrong; missing: there
 -- is no key file at all.  Reads the file, or runs the command, at each call.
 CREATE FUNCTION kliv_mail._key_ring(OUT ids text[], OUT missing boolean, OUT problem text, OUT hint text)
@@ -76,7 +83,7 @@ END;
 CREATE FUNCTION kliv_mail.public_key() RETURNS bytea
 AS '$libdir/kliv_mail_net', 'kliv_mail_public_key' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.public_key IS
-'The X25519 public key (32 bytes) for which a client seals a password with libsodium''s crypto_box_seal(), for configure_smtp(password_sealed => ...). It changes with rotate_key(); what was sealed for an older one still opens. Errors: 55000 key.
+'The X25519 public key (32 bytes) of this database, for which a client seals a password with libsodium''s crypto_box_seal(), for configure_smtp(password_sealed => ...). What is sealed are three lines: the account''s name, its host, the password. It changes with rotate_key(); what was sealed for an older one still opens. Errors: 55000 key.
 Example: SELECT encode(kliv_mail.public_key(), ''base64'');';
 
 CREATE FUNCTION kliv_mail.rotate_key() RETURNS integer

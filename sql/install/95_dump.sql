@@ -1,6 +1,7 @@
 -- What pg_dump takes along: every table and the sequences of their ids (and of
 -- epochs, so that no claim of old is taken for ours).  A test sees that none is forgotten.
 SELECT pg_extension_config_dump('kliv_mail._state', '');
+SELECT pg_extension_config_dump('kliv_mail._salt', '');
 SELECT pg_extension_config_dump('kliv_mail._account', '');
 SELECT pg_extension_config_dump('kliv_mail._pause', '');
 SELECT pg_extension_config_dump('kliv_mail._quota', '');

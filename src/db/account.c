@@ -22,7 +22,9 @@
 #include "base/encoding.h"
 #include "base/error.h"
 #include "db/account.h"
+#include "db/owner_call.h"
 #include "secret/seal.h"
+#include "secret/unsubscribe_token.h"
 
 /* RFC 4616 sets no limit; a token of OAuth2 has some 2 kB. */
 #define PASSWORD_FILE_MAX 8192
@@ -33,8 +35,10 @@ static char password_file_hint[] = "The administrator of the server writes the p
 static char *text_column(HeapTuple row, TupleDesc desc, const char *name);
 static Datum column(HeapTuple row, TupleDesc desc, const char *name, bool *isnull);
 static void load_senders(KlmAccount *account, HeapTuple row, TupleDesc desc);
-static bool load_username(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *error);
-static bool load_password(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *error);
+static bool load_username(KlmAccount *account, HeapTuple row, TupleDesc desc,
+						  const KlmDomain *domain, KlmError *error);
+static bool load_password(KlmAccount *account, HeapTuple row, TupleDesc desc,
+						  const KlmDomain *domain, KlmError *error);
 
 KlmAccount *
 klm_load_account(const char *name)
@@ -48,7 +52,10 @@ klm_load_account(const char *name)
 	char	   *encryption;
 	bool		isnull;
 	bool		own;
+	KlmDomain	domain;
 	KlmError	error = {0};
+
+	klm_load_domain(&domain);
 
 	values[0] = CStringGetTextDatum(name);
 	if (SPI_execute_with_args("SELECT * FROM kliv_mail._load_account($1)", 1, types, values, NULL,
@@ -83,7 +90,8 @@ klm_load_account(const char *name)
 	account->problem = text_column(row, desc, "problem");
 	account->hint = text_column(row, desc, "hint");
 	if (account->problem == NULL &&
-		!(load_username(account, row, desc, &error) && load_password(account, row, desc, &error)))
+		!(load_username(account, row, desc, &domain, &error) &&
+		  load_password(account, row, desc, &domain, &error)))
 	{
 		account->problem = error.message;
 		account->hint = error.hint;
@@ -94,9 +102,11 @@ klm_load_account(const char *name)
 
 /* The user name, sealed where it is a secret. */
 static bool
-load_username(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *error)
+load_username(KlmAccount *account, HeapTuple row, TupleDesc desc, const KlmDomain *domain,
+			  KlmError *error)
 {
-	KlmBinding	binding = {account->name, account->target.host, account->target.port, NULL};
+	KlmBinding	binding = {account->name, account->target.host, account->target.port, NULL,
+	domain};
 	KlmSecret  *secret;
 	bool		isnull;
 	Datum		cipher = column(row, desc, "username_cipher", &isnull);
@@ -114,10 +124,11 @@ load_username(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *erro
 }
 
 static bool
-load_password(KlmAccount *account, HeapTuple row, TupleDesc desc, KlmError *error)
+load_password(KlmAccount *account, HeapTuple row, TupleDesc desc, const KlmDomain *domain,
+			  KlmError *error)
 {
 	KlmBinding	binding = {account->name, account->target.host, account->target.port,
-	account->target.username};
+	account->target.username, domain};
 	char	   *file = text_column(row, desc, "password_file");
 	bool		isnull;
 	Datum		cipher = column(row, desc, "password_cipher", &isnull);
@@ -189,6 +200,30 @@ load_senders(KlmAccount *account, HeapTuple row, TupleDesc desc)
 		if (!nulls[i])
 			account->allowed_senders[account->allowed_sender_count++] =
 				klm_to_utf8(TextDatumGetCString(elements[i]));
+}
+
+void
+klm_load_domain(KlmDomain *domain)
+{
+	KlmCall		call = {0};
+	bool		isnull;
+	Datum		salts;
+	MemoryContext context = CurrentMemoryContext;
+
+	klm_run_one(&call, "salts", false);
+	salts = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	MemoryContextSwitchTo(context);
+	klm_domain_set(domain, isnull ? NULL : DatumGetByteaPCopy(salts));
+	SPI_freetuptable(SPI_tuptable);
+}
+
+bool
+klm_load_token_key(bool may_create, KlmSecret **key, KlmError *error)
+{
+	KlmDomain	domain;
+
+	klm_load_domain(&domain);
+	return klm_token_key(&domain, may_create, key, error);
 }
 
 /* A fully qualified name that says nothing about this machine: the sender's domain. */

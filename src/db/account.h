@@ -13,6 +13,7 @@
 #define KLM_ACCOUNT_H
 
 #include "net/connection.h"
+#include "secret/domain.h"
 #include "secret/secret_memory.h"
 
 typedef struct KlmAccount
@@ -38,6 +39,15 @@ typedef struct KlmAccount
  * no such account, or not in use.
  */
 extern KlmAccount *klm_load_account(const char *name);
+
+/*
+ * What this database's secrets are bound to, in the current context; in a
+ * transaction with SPI connected, as the extension's owner.
+ */
+extern void klm_load_domain(KlmDomain *domain);
+
+/* klm_token_key() of this database, under the same conditions. */
+extern bool klm_load_token_key(bool may_create, KlmSecret **key, KlmError *error);
 
 /* What we call ourselves in EHLO: points into the address, or is static. */
 extern const char *klm_ehlo_name(const char *from_address);

@@ -70,6 +70,7 @@ typedef struct KlmSaved
 static void unpack_saved(HeapTuple row, TupleDesc desc, KlmSaved *saved, KlmResolved *resolved);
 static const KlmProvider *resolve_host(const KlmRequest *request, KlmSaved *saved,
 									   KlmResolved *resolved);
+static void open_sealed(KlmRequest *request, const KlmResolved *resolved);
 static void resolve_port(const KlmRequest *request, const KlmProvider *preset,
 						 const KlmSaved *saved, KlmResolved *resolved);
 static int	port_of_encryption(const KlmProvider *preset, const char *encryption);
@@ -84,6 +85,7 @@ static void check_account_name(const KlmRequest *request);
 static void check_password(const KlmProvider *preset, KlmSecret *password, bool secret);
 static char *check_host(const char *host, bool secret);
 static HeapTuple read_saved(const char *account, TupleDesc *desc);
+static void read_domain(KlmDomain *domain);
 static HeapTuple look(KlmCall *call, const char *function, TupleDesc *desc);
 static bool same(const char *a, const char *b);
 
@@ -93,8 +95,10 @@ static bool same(const char *a, const char *b);
  * because the saved one was saved for another place.
  */
 void
-klm_resolve(const KlmRequest *request, KlmResolved *resolved)
+klm_resolve(const KlmRequest *given, KlmResolved *resolved)
 {
+	KlmRequest	opened = *given;
+	const KlmRequest *request = &opened;
 	const KlmProvider *preset;
 	KlmSaved	saved;
 	HeapTuple	row;
@@ -104,7 +108,11 @@ klm_resolve(const KlmRequest *request, KlmResolved *resolved)
 	row = read_saved(request->account, &desc);
 	memset(resolved, 0, sizeof(KlmResolved));
 	unpack_saved(row, desc, &saved, resolved);
+	read_domain(&resolved->domain);
 	preset = resolve_host(request, &saved, resolved);
+	if (request->sealed)
+		open_sealed(&opened, resolved);
+	resolved->new_password = request->password != NULL;
 	resolve_port(request, preset, &saved, resolved);
 	resolve_username(request, preset, &saved, resolved);
 	resolve_password(request, preset, &saved, resolved);
@@ -268,6 +276,34 @@ resolve_port(const KlmRequest *request, const KlmProvider *preset, const KlmSave
 		strcmp(encryption, "starttls") == 0 ? KLM_STARTTLS : KLM_CLEAR;
 }
 
+/*
+ * A client sealed the password for one account and one host, so that whoever
+ * has seen the box cannot have it opened and sent elsewhere.
+ */
+static void
+open_sealed(KlmRequest *request, const KlmResolved *resolved)
+{
+	char	   *account;
+	char	   *host;
+	KlmError	error;
+
+	if (!klm_open_sealed(request->sealed, &resolved->domain, &account, &host, &request->password,
+						 &error))
+		klm_raise("password_sealed", &error, request->secret);
+	if (strcmp(account, request->account) != 0)
+		klm_refuse("password_sealed", INVALID, request->secret,
+				   "The first line in the box is the account's name, \"custom\" unless another was "
+				   "given.",
+				   "was sealed for the account \"%s\", not \"%s\"",
+				   klm_shown(account, strlen(account)), request->account);
+	if (pg_strcasecmp(host, resolved->target.host) != 0)
+		klm_refuse("password_sealed", INVALID, request->secret,
+				   "The second line in the box is the host as kliv_mail.smtp_settings shows it; that "
+				   "of a provider stands in the view kliv_mail.providers.",
+				   "was sealed for the host \"%s\", not \"%s\"",
+				   klm_shown(host, strlen(host)), resolved->target.host);
+}
+
 /* The port to use where only the encryption was given. */
 static int
 port_of_encryption(const KlmProvider *preset, const char *encryption)
@@ -305,7 +341,8 @@ resolve_username(const KlmRequest *request, const KlmProvider *preset, KlmSaved 
 		check_password(preset, request->password, request->secret);
 	if (saved->username_cipher)
 	{
-		KlmBinding	binding = {request->account, saved->host, saved->port, NULL};
+		KlmBinding	binding = {request->account, saved->host, saved->port, NULL,
+		&resolved->domain};
 		KlmSecret  *plain;
 		KlmError	error;
 
@@ -391,7 +428,8 @@ resolve_password(const KlmRequest *request, const KlmProvider *preset, const Klm
 			"is needed");
 	else if (username)
 	{
-		KlmBinding	binding = {request->account, saved->host, saved->port, username};
+		KlmBinding	binding = {request->account, saved->host, saved->port, username,
+		&resolved->domain};
 		KlmError	error;
 
 		if (!klm_open(saved->password_cipher, saved->key_id, &binding, &resolved->password, NULL,
@@ -642,6 +680,18 @@ read_saved(const char *account, TupleDesc *desc)
 
 	klm_add_text(&call, account);
 	return look(&call, "read_account", desc);
+}
+
+static void
+read_domain(KlmDomain *domain)
+{
+	KlmCall		call = {0};
+	TupleDesc	desc;
+	HeapTuple	row = look(&call, "salts", &desc);
+	bool		isnull;
+	Datum		salts = heap_getattr(row, 1, desc, &isnull);
+
+	klm_domain_set(domain, isnull ? NULL : DatumGetByteaPCopy(salts));
 }
 
 /*

@@ -34,7 +34,8 @@ typedef struct KlmRequest
 	const char *region;
 	const char *auth;
 	const char *from_address;
-	KlmSecret  *password;		/* wherever it came from; NULL: not given */
+	KlmSecret  *password;		/* in clear or from a file; NULL: not given */
+	const bytea *sealed;		/* password_sealed, or NULL */
 	bool		sender_needed;	/* no from_address is an error */
 	bool		secret;			/* errors must not show the statement */
 } KlmRequest;
@@ -55,9 +56,11 @@ typedef struct KlmResolved
 	char	   *encryption;		/* tls, starttls, none */
 	char	   *auth;			/* password, oauth2 */
 	bool		username_secret;
+	bool		new_password;	/* one was given, in whichever way */
 	KlmSecret  *password;		/* given, or the saved one where nothing changed; or NULL */
 	char	   *from_address;	/* NULL: unknown, unless sender_needed */
 	char	   *from_name;		/* given inside from_address, or NULL */
+	KlmDomain	domain;			/* to seal with */
 	KlmTarget	target;			/* ready for klm_probe() */
 } KlmResolved;
 

@@ -153,13 +153,14 @@ configure(FunctionCallInfo fcinfo)
 		klm_run(&call, "lock_accounts", false);
 		may_create = klm_result_bool(1);
 
-		if (request.password)
+		if (resolved.new_password)
 		{
+			binding.domain = &resolved.domain;
 			binding.account = request.account;
 			binding.host = resolved.target.host;
 			binding.port = resolved.target.port;
 			binding.username = username;
-			if (!klm_seal(request.password, &binding, may_create, &password_cipher, &key_id,
+			if (!klm_seal(resolved.password, &binding, may_create, &password_cipher, &key_id,
 						  &error))
 				klm_raise("password", &error, true);
 			if (resolved.username_secret)
@@ -174,8 +175,8 @@ configure(FunctionCallInfo fcinfo)
 			}
 		}
 	}
-	if (request.password)
-		password_masked = klm_mask(request.password->data);
+	if (resolved.new_password)
+		password_masked = klm_mask(resolved.password->data);
 
 	memset(&call, 0, sizeof(call));
 	klm_add_caller(&call, &caller);
@@ -192,7 +193,7 @@ configure(FunctionCallInfo fcinfo)
 	klm_add_bytea(&call, password_cipher);
 	klm_add_text(&call, password_masked);
 	klm_add_text(&call, key_id);
-	klm_add_bool(&call, request.password != NULL);
+	klm_add_bool(&call, resolved.new_password);
 	klm_add_bool(&call, resolved.changed);
 	klm_add_bool(&call, test);
 	klm_add_text(&call, resolved.from_address);
@@ -256,10 +257,7 @@ read_password(FunctionCallInfo fcinfo, KlmRequest *request)
 			explicit_bzero(given_text, VARSIZE_ANY(given_text));
 	}
 	else if (!PG_ARGISNULL(ARG_PASSWORD_SEALED))
-	{
-		if (!klm_open_sealed(PG_GETARG_BYTEA_PP(ARG_PASSWORD_SEALED), &request->password, &error))
-			klm_raise("password_sealed", &error, request->secret);
-	}
+		request->sealed = PG_GETARG_BYTEA_PP(ARG_PASSWORD_SEALED);
 	else if (!PG_ARGISNULL(ARG_PASSWORD_FILE))
 	{
 		char	   *path = text_to_cstring(PG_GETARG_TEXT_PP(ARG_PASSWORD_FILE));

@@ -26,6 +26,7 @@
 #include "base/compat.h"
 #include "base/encoding.h"
 #include "base/error.h"
+#include "db/account.h"
 #include "db/owner_call.h"
 #include "functions/account_arguments.h"
 #include "secret/key_ring.h"
@@ -42,12 +43,16 @@ kliv_mail_public_key(PG_FUNCTION_ARGS)
 {
 	KlmCaller caller;
 	KlmError	error;
+	KlmDomain	domain;
+	MemoryContext context = CurrentMemoryContext;
 	bytea	   *key;
 
-	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
-	if (!klm_public_key(first_key_allowed(), &key, &error))
+	klm_enter_owner(fcinfo, &caller);
+	MemoryContextSwitchTo(context);
+	klm_load_domain(&domain);
+	if (!klm_public_key(&domain, first_key_allowed(), &key, &error))
 		klm_raise(NULL, &error, false);
-	klm_become_caller(&caller);
+	klm_leave_owner(&caller);
 	PG_RETURN_BYTEA_P(key);
 }
 
@@ -70,10 +75,11 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 	int			count;
 	bool		may_create;
 	bool		isnull;
+	KlmDomain	domain;
 
 	PreventCommandIfReadOnly("kliv_mail.rotate_key()");
-	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
-	SPI_connect();
+	klm_enter_owner(fcinfo, &caller);
+	klm_load_domain(&domain);
 	klm_add_text(&call, NULL);
 	klm_add(&call, TIMESTAMPTZOID, (Datum) 0, true);
 	klm_run(&call, "lock_accounts", false);
@@ -93,6 +99,7 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 		char	   *key = klm_saved_text(row, desc, "key_id");
 		Datum		cipher;
 
+		bindings[i].domain = &domain;
 		bindings[i].account = klm_saved_text(row, desc, "name");
 		bindings[i].host = klm_saved_text(row, desc, "host");
 		bindings[i].port = DatumGetInt32(klm_saved_column(row, desc, "port", &isnull));
@@ -143,8 +150,7 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 	klm_add(&call, JSONBOID, (Datum) 0, true);
 	klm_add_caller(&call, &caller);
 	klm_run(&call, "log_event", false);
-	SPI_finish();
-	klm_become_caller(&caller);
+	klm_leave_owner(&caller);
 	PG_RETURN_INT32(count);
 }
 
@@ -195,9 +201,7 @@ first_key_allowed(void)
 
 	if (RecoveryInProgress())
 		return false;
-	SPI_connect();
-	klm_run(&call, "first_key_allowed", false);
+	klm_run_one(&call, "first_key_allowed", false);
 	allowed = klm_result_bool(1);
-	SPI_finish();
 	return allowed;
 }

@@ -12,12 +12,14 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
 
 #include "base/encoding.h"
 #include "base/error.h"
+#include "db/account.h"
 #include "secret/unsubscribe_token.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail__unsubscribe_link);
@@ -31,13 +33,17 @@ kliv_mail__unsubscribe_link(PG_FUNCTION_ARGS)
 	char	   *address = klm_to_utf8(text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	char	   *list = klm_to_utf8(text_to_cstring(PG_GETARG_TEXT_PP(2)));
 	char	   *link;
+	MemoryContext context = CurrentMemoryContext;
 	KlmSecret  *key;
 	KlmError	error;
 
-	if (!klm_token_key(PG_GETARG_BOOL(3), &key, &error))
+	SPI_connect();
+	MemoryContextSwitchTo(context);
+	if (!klm_load_token_key(PG_GETARG_BOOL(3), &key, &error))
 		klm_raise(NULL, &error, false);
 	link = klm_unsubscribe_link(key, url, address, list);
 	klm_secret_wipe(key);
+	SPI_finish();
 	PG_RETURN_TEXT_P(cstring_to_text(klm_from_utf8(link)));
 }
 
@@ -51,11 +57,17 @@ kliv_mail__unsubscribe_read(PG_FUNCTION_ARGS)
 	bool		nulls[2] = {true, true};
 	char	   *address;
 	char	   *list;
+	MemoryContext context = CurrentMemoryContext;
+	KlmDomain	domain;
 	KlmError	error;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	if (!klm_unsubscribe_read(token, &address, &list, &error))
+	SPI_connect();
+	MemoryContextSwitchTo(context);
+	klm_load_domain(&domain);
+	SPI_finish();
+	if (!klm_unsubscribe_read(&domain, token, &address, &list, &error))
 		klm_raise(NULL, &error, false);
 	if (address != NULL)
 	{

@@ -5,12 +5,14 @@
  *
  * Calls pgcrypto for what is stored and libsodium for what clients seal.
  *
- * A master key is used only through crypto_kdf: one subkey for each account
- * is the passphrase of pgcrypto, one more the seed of the key pair to which
- * clients seal.  pgcrypto is called through fmgr, never through SQL text, so
- * that neither pg_stat_statements nor auto_explain meets a plaintext.  Inside
- * the ciphertext the password stands behind what it belongs to (account, host,
- * port, user name), because pgcrypto has no associated data.
+ * A master key is used only through klm_derive(): one key for each account is
+ * the passphrase of pgcrypto, one more the seed of the key pair to which
+ * clients seal.  pgcrypto's functions are taken from its library and never from
+ * the catalogue, where the owner of a database may have put others of their
+ * name; nor does any SQL text call them, which pg_stat_statements or
+ * auto_explain would show.  Inside the ciphertext the password stands behind
+ * what it belongs to (account, host, port, user name), because pgcrypto has no
+ * associated data; a client puts account and host before it.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -20,15 +22,11 @@
 
 #include <sodium.h>
 
-#include "access/htup_details.h"
-#include "catalog/dependency.h"
-#include "catalog/pg_proc.h"
-#include "commands/extension.h"
+#include "fmgr.h"
+#include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
-#include "utils/catcache.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
 
 #include "base/compat.h"
 #include "base/error.h"
@@ -44,10 +42,14 @@
 /* No string-to-key work: the passphrase is 256 random bits, not a human's. */
 #define PGP_OPTIONS "cipher-algo=aes256, compress-algo=0, s2k-mode=1, s2k-digest-algo=sha256"
 
-static pg_noinline Oid pgcrypto_function(const char *name);
-static bool call_pgcrypto(const char *function, const KlmKey *key, const char *account,
-						  const KlmSecret *input, KlmSecret **output);
-static void sealing_pair(const KlmKey *key, unsigned char *public_key, unsigned char *secret_key);
+static bool decrypt(const KlmKey *key, const KlmBinding *binding, const KlmSecret *sealed,
+					KlmSecret **secret);
+static bool call_pgcrypto(const char *function, const KlmKey *key, const KlmBinding *binding,
+						  int salt, const KlmSecret *input, KlmSecret **output);
+static void sealing_pair(const KlmKey *key, const KlmDomain *domain, int salt,
+						 unsigned char *public_key, unsigned char *secret_key);
+static bool open_box(const KlmRing *ring, const KlmDomain *domain, const bytea *sealed,
+					 KlmSecret *opened);
 static KlmSecret *bind_secret(const KlmBinding *binding, const KlmSecret *secret);
 static bool unbind_secret(const KlmBinding *binding, const KlmSecret *bound, KlmSecret **secret);
 
@@ -64,17 +66,16 @@ klm_seal(const KlmSecret *secret, const KlmBinding *binding, bool may_create,
 	KlmSecret  *opened = NULL;
 	bool		same;
 
-	if (!klm_ring_for_sealing(may_create, &ring, &memory, error))
+	if (!klm_domain_check(binding->domain, error) ||
+		!klm_ring_for_sealing(may_create, &ring, &memory, error))
 		return false;
 	bound = bind_secret(binding, secret);
 
 	/* What cannot be read back must not be stored. */
-	same = call_pgcrypto("pgp_sym_encrypt_bytea", &ring->keys[0], binding->account,
-						 bound, &sealed) &&
-		call_pgcrypto("pgp_sym_decrypt_bytea", &ring->keys[0], binding->account,
-					  sealed, &opened) &&
-		opened->length == bound->length &&
-		sodium_memcmp(opened->data, bound->data, bound->length) == 0;
+	same = call_pgcrypto("pgp_sym_encrypt_bytea", &ring->keys[0], binding, 0, bound, &sealed) &&
+		decrypt(&ring->keys[0], binding, sealed, &opened) &&
+		opened->length == secret->length &&
+		sodium_memcmp(opened->data, secret->data, secret->length) == 0;
 	klm_secret_wipe(bound);
 	klm_secret_wipe(opened);
 	if (same)
@@ -87,8 +88,8 @@ klm_seal(const KlmSecret *secret, const KlmBinding *binding, bool may_create,
 	klm_secret_wipe(sealed);
 	klm_secret_wipe(memory);
 	if (!same)
-		return klm_fail(error, NOT_READY, "Check the installation of the extension pgcrypto.",
-					"could not be encrypted so that it can be read back");
+		return klm_fail(error, NOT_READY, "Check the installation of pgcrypto's library.",
+						"could not be encrypted so that it can be read back");
 	return true;
 }
 
@@ -99,7 +100,6 @@ klm_open(const bytea *ciphertext, const char *id, const KlmBinding *binding,
 	KlmRing    *ring;
 	KlmSecret  *memory;
 	KlmSecret  *sealed;
-	KlmSecret  *bound = NULL;
 	const KlmKey *key;
 	bool		missing;
 	bool		ok;
@@ -122,19 +122,36 @@ klm_open(const bytea *ciphertext, const char *id, const KlmBinding *binding,
 		*key_missing = false;
 
 	sealed = klm_secret_create(VARDATA_ANY(ciphertext), VARSIZE_ANY_EXHDR(ciphertext));
-	ok = call_pgcrypto("pgp_sym_decrypt_bytea", key, binding->account, sealed, &bound);
+	ok = decrypt(key, binding, sealed, secret);
 	klm_secret_wipe(sealed);
 	klm_secret_wipe(memory);
-	if (ok)
-		ok = unbind_secret(binding, bound, secret);
-	klm_secret_wipe(bound);
 	if (!ok)
 		return klm_fail(error, NOT_READY,
 						"Save it again: SELECT kliv_mail.configure_smtp(...) with the password.",
-					"the stored password does not belong to account \"%s\", host \"%s\", port %d "
-					"and its user name: the row was changed by other means than configure_smtp()",
-					binding->account, binding->host ? binding->host : "", binding->port);
+						"the stored password does not belong to this database, account \"%s\", "
+						"host \"%s\", port %d and its user name: the row was changed by other "
+						"means than configure_smtp()",
+						binding->account, binding->host ? binding->host : "", binding->port);
 	return true;
+}
+
+/* By whichever salt of the database it was encrypted with; false where it belongs elsewhere. */
+static bool
+decrypt(const KlmKey *key, const KlmBinding *binding, const KlmSecret *sealed,
+		KlmSecret **secret)
+{
+	for (int i = 0; i < binding->domain->count; i++)
+	{
+		KlmSecret  *bound;
+		bool		ok;
+
+		if (!call_pgcrypto("pgp_sym_decrypt_bytea", key, binding, i, sealed, &bound))
+			continue;
+		ok = unbind_secret(binding, bound, secret);
+		klm_secret_wipe(bound);
+		return ok;
+	}
+	return false;
 }
 
 /* The plaintext of a ciphertext: what it belongs to, each with its length, then the secret. */
@@ -181,42 +198,14 @@ unbind_secret(const KlmBinding *binding, const KlmSecret *bound, KlmSecret **sec
 }
 
 /*
- * pgcrypto's function, found by name among those that belong to the extension,
- * wherever it is installed and whatever the search path.
- */
-static pg_noinline Oid
-pgcrypto_function(const char *name)
-{
-	Oid			extension = get_extension_oid("pgcrypto", true);
-	Oid			function = InvalidOid;
-	CatCList   *list = SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum(name));
-
-	for (int i = 0; i < list->n_members && !OidIsValid(function); i++)
-	{
-		Form_pg_proc form = (Form_pg_proc) GETSTRUCT(&list->members[i]->tuple);
-
-		if (form->pronargs == 3 && OidIsValid(extension) &&
-			getExtensionOfObject(ProcedureRelationId, form->oid) == extension)
-			function = form->oid;
-	}
-	ReleaseSysCacheList(list);
-	if (!OidIsValid(function))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the extension \"pgcrypto\" has no function %s(bytea, text, text)", name),
-				 errhidestmt(true)));
-	return function;
-}
-
-/*
  * Encrypt or decrypt with the account's passphrase.  false: pgcrypto says wrong
  * key or corrupt data; anything else that it raises goes on.
  */
 static bool
-call_pgcrypto(const char *function, const KlmKey *key, const char *account,
+call_pgcrypto(const char *function, const KlmKey *key, const KlmBinding *binding, int salt,
 			  const KlmSecret *input, KlmSecret **output)
 {
-	Oid			oid = pgcrypto_function(function);
+	PGFunction	call = load_external_function("$libdir/pgcrypto", function, true, NULL);
 	MemoryContext outer = CurrentMemoryContext;
 	MemoryContext scratch = AllocSetContextCreate(outer, "kliv_mail pgcrypto",
 												  ALLOCSET_DEFAULT_SIZES);
@@ -227,9 +216,9 @@ call_pgcrypto(const char *function, const KlmKey *key, const char *account,
 	volatile bool ok = true;
 
 	crypto_generichash((unsigned char *) &subkey_number, sizeof(subkey_number),
-					   (const unsigned char *) account, strlen(account), NULL, 0);
+					   (const unsigned char *) binding->account, strlen(binding->account), NULL, 0);
 	subkey_number = pg_ntoh64(subkey_number);
-	crypto_kdf_derive_from_key(subkey, sizeof(subkey), subkey_number, KDF_PGCRYPTO, key->key);
+	klm_derive(subkey, key->key, subkey_number, KDF_PGCRYPTO, binding->domain, salt);
 
 	MemoryContextSwitchTo(scratch);
 	passphrase = palloc(VARHDRSZ + (2 * KLM_KEY_BYTES) + 1);
@@ -243,9 +232,9 @@ call_pgcrypto(const char *function, const KlmKey *key, const char *account,
 	PG_TRY();
 	{
 		text	   *options = cstring_to_text(PGP_OPTIONS);
-		bytea	   *result = DatumGetByteaPP(OidFunctionCall3(oid, PointerGetDatum(data),
-															  PointerGetDatum(passphrase),
-															  PointerGetDatum(options)));
+		bytea	   *result = DatumGetByteaPP(DirectFunctionCall3(call, PointerGetDatum(data),
+																 PointerGetDatum(passphrase),
+																 PointerGetDatum(options)));
 
 		MemoryContextSwitchTo(outer);
 		*output = klm_secret_create(VARDATA_ANY(result), VARSIZE_ANY_EXHDR(result));
@@ -277,72 +266,102 @@ call_pgcrypto(const char *function, const KlmKey *key, const char *account,
 /* ---- passwords sealed by clients ---- */
 
 static void
-sealing_pair(const KlmKey *key, unsigned char *public_key, unsigned char *secret_key)
+sealing_pair(const KlmKey *key, const KlmDomain *domain, int salt, unsigned char *public_key,
+			 unsigned char *secret_key)
 {
 	unsigned char seed[crypto_box_SEEDBYTES];
 
-	crypto_kdf_derive_from_key(seed, sizeof(seed), 1, KDF_SEALING, key->key);
+	StaticAssertStmt(sizeof(seed) == KLM_KEY_BYTES, "a seed is a derived key");
+	klm_derive(seed, key->key, 1, KDF_SEALING, domain, salt);
 	crypto_box_seed_keypair(public_key, secret_key, seed);
 	sodium_memzero(seed, sizeof(seed));
 }
 
 bool
-klm_public_key(bool may_create, bytea **public_key, KlmError *error)
+klm_public_key(const KlmDomain *domain, bool may_create, bytea **public_key, KlmError *error)
 {
 	KlmRing    *ring;
 	KlmSecret  *memory;
 	unsigned char secret_key[crypto_box_SECRETKEYBYTES];
 
-	if (!klm_ring_for_sealing(may_create, &ring, &memory, error))
+	if (!klm_domain_check(domain, error) ||
+		!klm_ring_for_sealing(may_create, &ring, &memory, error))
 		return false;
 	*public_key = palloc(VARHDRSZ + crypto_box_PUBLICKEYBYTES);
 	SET_VARSIZE(*public_key, VARHDRSZ + crypto_box_PUBLICKEYBYTES);
-	sealing_pair(&ring->keys[0], (unsigned char *) VARDATA(*public_key), secret_key);
+	sealing_pair(&ring->keys[0], domain, 0, (unsigned char *) VARDATA(*public_key), secret_key);
 	sodium_memzero(secret_key, sizeof(secret_key));
 	klm_secret_wipe(memory);
 	return true;
 }
 
 bool
-klm_open_sealed(const bytea *sealed, KlmSecret **secret, KlmError *error)
+klm_open_sealed(const bytea *sealed, const KlmDomain *domain, char **account, char **host,
+				KlmSecret **secret, KlmError *error)
 {
 	KlmRing    *ring;
 	KlmSecret  *memory;
 	KlmSecret  *opened;
 	Size		length = VARSIZE_ANY_EXHDR(sealed);
+	const char *lines[2];
 	bool		missing;
-	bool		ok = false;
+	bool		ok;
 
 	if (!klm_read_ring(&ring, &memory, &missing, error))
 		return false;
-	if (length > crypto_box_SEALBYTES)
-	{
-		opened = klm_secret_create(NULL, length - crypto_box_SEALBYTES);
-		for (int i = 0; i < ring->count && !ok; i++)
-		{
-			unsigned char public_key[crypto_box_PUBLICKEYBYTES];
-			unsigned char secret_key[crypto_box_SECRETKEYBYTES];
-
-			sealing_pair(&ring->keys[i], public_key, secret_key);
-			ok = crypto_box_seal_open((unsigned char *) opened->data,
-									  (const unsigned char *) VARDATA_ANY(sealed), length,
-									  public_key, secret_key) == 0;
-			sodium_memzero(secret_key, sizeof(secret_key));
-		}
-		if (ok)
-			*secret = opened;
-		else
-			klm_secret_wipe(opened);
-	}
+	opened = klm_secret_create(NULL, length > crypto_box_SEALBYTES ?
+							   length - crypto_box_SEALBYTES : 0);
+	ok = length > crypto_box_SEALBYTES && open_box(ring, domain, sealed, opened);
 	klm_secret_wipe(memory);
 	if (!ok)
 	{
-		klm_fail(error, NOT_READY, "Seal the password with libsodium's crypto_box_seal() for what "
-			 "kliv_mail.public_key() of this server returns.",
-			 "was not sealed for this server's public key");
-		error->sqlstate = ERRCODE_INVALID_PARAMETER_VALUE;
+		klm_secret_wipe(opened);
+		return klm_fail(error, ERRCODE_INVALID_PARAMETER_VALUE,
+						"Seal account, host and password, a line each, with libsodium's "
+						"crypto_box_seal() for what kliv_mail.public_key() of this database "
+						"returns.",
+						"was not sealed for this database's public key");
 	}
-	return ok;
+
+	lines[0] = memchr(opened->data, '\n', opened->length);
+	lines[1] = lines[0] ? memchr(lines[0] + 1, '\n',
+								 opened->data + opened->length - lines[0] - 1) : NULL;
+	if (lines[1] == NULL)
+	{
+		klm_secret_wipe(opened);
+		return klm_fail(error, ERRCODE_INVALID_PARAMETER_VALUE,
+						"Seal account, host and password, a line each: "
+						"'custom\\nsmtp.example.com\\nthe password'.",
+						"names no account and host before the password");
+	}
+	*account = pnstrdup(opened->data, lines[0] - opened->data);
+	*host = pnstrdup(lines[0] + 1, lines[1] - lines[0] - 1);
+	*secret = klm_secret_create(lines[1] + 1, opened->data + opened->length - lines[1] - 1);
+	klm_secret_wipe(opened);
+	return true;
+}
+
+/* With any key of the ring and any salt of the database. */
+static bool
+open_box(const KlmRing *ring, const KlmDomain *domain, const bytea *sealed, KlmSecret *opened)
+{
+	for (int i = 0; i < ring->count; i++)
+		for (int salt = 0; salt < domain->count; salt++)
+		{
+			unsigned char public_key[crypto_box_PUBLICKEYBYTES];
+			unsigned char secret_key[crypto_box_SECRETKEYBYTES];
+			bool		ok;
+
+			sealing_pair(&ring->keys[i], domain, salt, public_key, secret_key);
+			ok = crypto_box_seal_open((unsigned char *) opened->data,
+									  (const unsigned char *) VARDATA_ANY(sealed),
+									  VARSIZE_ANY_EXHDR(sealed), public_key, secret_key) == 0;
+			sodium_memzero(secret_key, sizeof(secret_key));
+			if (ok)
+				return true;
+			CHECK_FOR_INTERRUPTS();
+		}
+	return false;
 }
 
 char *

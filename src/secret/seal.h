@@ -12,6 +12,7 @@
 #ifndef KLM_SEAL_H
 #define KLM_SEAL_H
 
+#include "secret/domain.h"
 #include "secret/secret_memory.h"
 
 /* What a ciphertext is bound to. */
@@ -21,6 +22,7 @@ typedef struct KlmBinding
 	const char *host;
 	int			port;
 	const char *username;		/* NULL as "" */
+	const KlmDomain *domain;	/* the database's */
 } KlmBinding;
 
 /*
@@ -40,10 +42,16 @@ extern bool klm_open(const bytea *ciphertext, const char *key_id, const KlmBindi
 					 KlmSecret **secret, bool *key_missing, KlmError *error);
 
 /* The X25519 public key of the newest key, for crypto_box_seal() at a client. */
-extern bool klm_public_key(bool may_create, bytea **public_key, KlmError *error);
+extern bool klm_public_key(const KlmDomain *domain, bool may_create, bytea **public_key,
+						   KlmError *error);
 
-/* Open what a client sealed with any public key of the ring. */
-extern bool klm_open_sealed(const bytea *sealed, KlmSecret **secret, KlmError *error);
+/*
+ * Open what a client sealed with any public key that this database has had:
+ * the account and the host that the password is for, and the password.  false:
+ * *error says that it was not (22023), or what is wrong with the ring (55000).
+ */
+extern bool klm_open_sealed(const bytea *sealed, const KlmDomain *domain, char **account,
+							char **host, KlmSecret **secret, KlmError *error);
 
 /* "****" and the last characters: six of at least eighteen, else a third. */
 extern char *klm_mask(const char *utf8);

@@ -28,17 +28,17 @@ static void hash_of(const KlmSecret *key, const unsigned char *text, Size length
 					unsigned char *hash);
 
 bool
-klm_token_key(bool may_create, KlmSecret **key, KlmError *error)
+klm_token_key(const KlmDomain *domain, bool may_create, KlmSecret **key, KlmError *error)
 {
 	KlmRing    *ring;
 	KlmSecret  *memory;
 
-	StaticAssertStmt(KLM_KEY_BYTES == crypto_kdf_KEYBYTES, "keys derive from keys");
-	if (!klm_ring_for_sealing(may_create, &ring, &memory, error))
+	StaticAssertStmt(KLM_KEY_BYTES == crypto_auth_KEYBYTES, "a token's key is a derived key");
+	if (!klm_domain_check(domain, error) ||
+		!klm_ring_for_sealing(may_create, &ring, &memory, error))
 		return false;
-	*key = klm_secret_create(NULL, crypto_auth_KEYBYTES);
-	crypto_kdf_derive_from_key((unsigned char *) (*key)->data, crypto_auth_KEYBYTES, 1, KDF_TOKEN,
-							   ring->root);
+	*key = klm_secret_create(NULL, KLM_KEY_BYTES);
+	klm_derive((unsigned char *) (*key)->data, ring->root, 1, KDF_TOKEN, domain, 0);
 	klm_secret_wipe(memory);
 	return true;
 }
@@ -66,12 +66,16 @@ klm_unsubscribe_link(const KlmSecret *key, const char *url, const char *address,
 }
 
 bool
-klm_unsubscribe_read(const char *token, char **address, char **list, KlmError *error)
+klm_unsubscribe_read(const KlmDomain *domain, const char *token, char **address, char **list,
+					 KlmError *error)
 {
 	unsigned char bytes[MAX_TOKEN + 1];
-	unsigned char expected[TOKEN_BYTES];
 	size_t		length = 0;
+	KlmRing    *ring;
+	KlmSecret  *memory;
 	KlmSecret  *key;
+	bool		missing;
+	bool		ours = false;
 
 	*address = *list = NULL;
 	if (strlen(token) > MAX_TOKEN ||
@@ -79,16 +83,26 @@ klm_unsubscribe_read(const char *token, char **address, char **list, KlmError *e
 						  sodium_base64_VARIANT_URLSAFE_NO_PADDING) != 0 ||
 		length <= TOKEN_BYTES)
 		return true;
-	if (!klm_token_key(false, &key, error))
+	if (!klm_read_ring(&ring, &memory, &missing, error))
 		return false;
-	hash_of(key, bytes + TOKEN_BYTES, length - TOKEN_BYTES, expected);
+	key = klm_secret_create(NULL, KLM_KEY_BYTES);
+	for (int salt = 0; salt < domain->count && !ours; salt++)
+	{
+		unsigned char expected[TOKEN_BYTES];
+
+		klm_derive((unsigned char *) key->data, ring->root, 1, KDF_TOKEN, domain, salt);
+		hash_of(key, bytes + TOKEN_BYTES, length - TOKEN_BYTES, expected);
+		ours = sodium_memcmp(expected, bytes, TOKEN_BYTES) == 0;
+	}
 	klm_secret_wipe(key);
-	if (sodium_memcmp(expected, bytes, TOKEN_BYTES) != 0)
-		return true;
-	/* Ours, so list and address are the texts that they were. */
-	bytes[length] = '\0';
-	*list = pstrdup((char *) bytes + TOKEN_BYTES);
-	*address = pstrdup((char *) bytes + TOKEN_BYTES + strlen(*list) + 1);
+	klm_secret_wipe(memory);
+	if (ours)
+	{
+		/* Ours, so list and address are the texts that they were. */
+		bytes[length] = '\0';
+		*list = pstrdup((char *) bytes + TOKEN_BYTES);
+		*address = pstrdup((char *) bytes + TOKEN_BYTES + strlen(*list) + 1);
+	}
 	return true;
 }
 

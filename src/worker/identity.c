@@ -135,7 +135,7 @@ klm_make_unsubscribe_links(List *claims, List *messages, MemoryContext context)
 				url = klm_outbox_unsubscribe_url();
 			if (url == NULL)
 				claimed->problem = "set_brand() has no unsubscribe_url any more, which marketing mail needs";
-			else if (trouble == NULL && key == NULL && !klm_token_key(false, &key, &error))
+			else if (trouble == NULL && key == NULL && !klm_load_token_key(false, &key, &error))
 			{
 				trouble = reason;
 				strlcpy(reason, error.message, sizeof(reason));

@@ -43,10 +43,10 @@ sub client
     append_to_file(
         $program,
         $language eq 'python'
-        ? "import sys, psycopg2\n$block{python}\nsave_password(psycopg2.connect('$connection'), sys.argv[1])\n"
+        ? "import sys, psycopg2\n$block{python}\nsave_password(psycopg2.connect('$connection'), 'localhost', sys.argv[1])\n"
         : "const { Client } = require('pg');\n$block{js}\n"
           . "const client = new Client({ host: '$host', port: $port, database: 'postgres', user: process.env.USER });\n"
-          . "client.connect().then(() => savePassword(client, process.argv[2])).then(() => client.end())\n"
+          . "client.connect().then(() => savePassword(client, 'localhost', process.argv[2])).then(() => client.end())\n"
           . "  .catch(error => { console.error(error); process.exit(1); });\n");
     my ($out, $err) = run_command([ $language eq 'python' ? '/usr/bin/python3' : 'node', $program, $password ]);
     return $err;
@@ -97,12 +97,32 @@ SKIP:
             'import sys; from nacl.public import PublicKey, SealedBox; print(SealedBox(PublicKey(bytes.fromhex(sys.argv[1]))).encrypt(sys.argv[2].encode()).hex())', $for, $password ]);
         return $out;
     };
-    my $before = $seal->($public, 'CANARY from before the rotation');
+    my $before = $seal->($public, "custom\nlocalhost\nCANARY from before the rotation");
     $node->sql('SELECT kliv_mail.rotate_key()');
     isnt($node->sql(q{SELECT encode(kliv_mail.public_key(), 'hex')}), $public, 'rotate_key() changes the public key');
     accepts('CANARY from before the rotation');
     my $save = sub { return $node->try("SELECT * FROM kliv_mail.configure_smtp(password_sealed => '\\x$_[0]')"); };
     is($save->($before)->{state}, '', 'what was sealed for the older one still opens');
+    is($save->($seal->($public, "custom\nLOCALHOST\nCANARY from before the rotation"))->{state}, '', '... the case of a host does not matter');
+
+    # A box is of one database: another tenant's public_key() is another, and the box of one opens in no other.
+    $node->sql('CREATE DATABASE evil');
+    $node->sql('CREATE EXTENSION kliv_mail CASCADE', dbname => 'evil');
+    isnt($node->sql(q{SELECT encode(kliv_mail.public_key(), 'hex')}, dbname => 'evil'), $node->sql(q{SELECT encode(kliv_mail.public_key(), 'hex')}), 'another database has another public key');
+    my $stolen = $node->try("SELECT * FROM kliv_mail.configure_smtp(host => 'localhost', port => " . $smtp->port
+          . ", encryption => 'tls', username => 'x\@evil.example', password_sealed => '\\x$before')", dbname => 'evil');
+    is("$stolen->{state} $stolen->{message}", q{22023 password_sealed: was not sealed for this database's public key}, '... and does not open what was sealed for this one');
+    is(scalar(grep { ($_->{user} // '') eq 'x@evil.example' } $smtp->ledger('auth')), 0, '... nor send it to a server of its own');
+
+    # ... for one account and one host of it.
+    for (
+        [ 'for another account', $seal->($public, "second\nlocalhost\nCANARY elsewhere"), qr/^22023 password_sealed: was sealed for the account "second", not "custom"/ ],
+        [ 'for another host', $seal->($public, "custom\nsmtp.example.com\nCANARY elsewhere"), qr/^22023 password_sealed: was sealed for the host "smtp.example.com", not "localhost"/ ],
+        [ 'without account and host', $seal->($public, 'CANARY bare'), qr/^22023 password_sealed: names no account and host before the password/ ])
+    {
+        my $result = $save->($_->[1]);
+        like("$result->{state} $result->{message}", $_->[2], "refused: $_->[0]");
+    }
     for (
         [ 'for another server', $seal->('2fe57da347cd62431528daac5fbb290730fff684afc4cfc2ed90995f58cb3b74', 'CANARY lost') ],
         [ 'cut short', substr($before, 0, -2) ],
@@ -110,7 +130,7 @@ SKIP:
         [ 'empty', '' ])
     {
         my $result = $save->($_->[1]);
-        is("$result->{state} $result->{message}", q{22023 password_sealed: was not sealed for this server's public key}, "refused: $_->[0]");
+        is("$result->{state} $result->{message}", q{22023 password_sealed: was not sealed for this database's public key}, "refused: $_->[0]");
     }
     is($node->try(q{SELECT * FROM kliv_mail.configure_smtp(password => 'x', password_sealed => '\x00')})->{state}, '22023', 'refused: two passwords');
 }
