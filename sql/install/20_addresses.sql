@@ -22,6 +22,12 @@ COMMENT ON FUNCTION kliv_mail.mailbox(text, text) IS
     'One address with a display name, quoted as needed, for the address arguments of send(): mailbox(''ana@example.com'', ''Smith, Ana'') gives "Smith, Ana" <ana@example.com>. name NULL or '''' (the default): the one that address has, or none. 22023 unless address is exactly one address; 54000 for a name over 1,000 bytes.
 Example: SELECT kliv_mail.send(kliv_mail.mailbox(''ana@example.com'', ''Smith, Ana''), ''Hello'', ''It works'');';
 
+-- May an account with that address and those allowed senders send as address?
+CREATE FUNCTION kliv_mail._may_send_as(address text, from_address text, allowed_senders text[])
+    RETURNS boolean
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'kliv_mail__may_send_as';
+
 CREATE FUNCTION kliv_mail.attach(filename text, content bytea, content_type text DEFAULT NULL,
         content_id text DEFAULT NULL)
     RETURNS kliv_mail.attachment

@@ -13,9 +13,7 @@ CREATE FUNCTION kliv_mail._may_send(p_account text, p_address text) RETURNS bool
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN EXISTS (SELECT FROM kliv_mail._account AS a
-                   WHERE a.name = p_account
-                     AND (p_address = a.from_address OR p_address = ANY (a.allowed_senders)
-                          OR lower('@' || split_part(p_address, '@', -1)) IN (SELECT lower(s) FROM unnest(a.allowed_senders) AS s)));
+                   WHERE a.name = p_account AND kliv_mail._may_send_as(p_address, a.from_address, a.allowed_senders));
 END;
 $$;
 

@@ -241,7 +241,7 @@ klm_result_text(int column, MemoryContext context)
 	return value ? MemoryContextStrdup(context, klm_to_utf8(value)) : NULL;
 }
 
-const char **
+char **
 klm_result_texts(int column, MemoryContext context, int *count)
 {
 	bool		isnull;
@@ -249,7 +249,7 @@ klm_result_texts(int column, MemoryContext context, int *count)
 	Datum	   *elements;
 	bool	   *nulls;
 	int			length;
-	const char **texts;
+	char	  **texts;
 
 	*count = 0;
 	if (isnull)

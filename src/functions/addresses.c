@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * addresses.c
- *		mailbox(), is_address(), parse_addresses().
+ *		mailbox(), is_address(), parse_addresses(), _may_send_as().
  *
  * Runs no SQL.
  *
@@ -11,8 +11,10 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/tuplestore.h"
 
@@ -24,6 +26,7 @@
 PG_FUNCTION_INFO_V1(kliv_mail_mailbox);
 PG_FUNCTION_INFO_V1(kliv_mail_is_address);
 PG_FUNCTION_INFO_V1(kliv_mail_parse_addresses);
+PG_FUNCTION_INFO_V1(kliv_mail__may_send_as);
 
 /* mailbox(address text, name text) */
 Datum
@@ -94,4 +97,28 @@ kliv_mail_parse_addresses(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
+}
+
+/* _may_send_as(address text, from_address text, allowed_senders text[]) */
+Datum
+kliv_mail__may_send_as(PG_FUNCTION_ARGS)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	char	  **senders = NULL;
+	int			count = 0;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(false);
+	if (!PG_ARGISNULL(2))
+	{
+		deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, -1, false, TYPALIGN_INT,
+						  &elements, &nulls, &count);
+		senders = palloc(Max(1, count) * sizeof(char *));
+		for (int i = 0; i < count; i++)
+			senders[i] = nulls[i] ? NULL : TextDatumGetCString(elements[i]);
+	}
+	PG_RETURN_BOOL(klm_may_send_as(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+								   PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1)),
+								   senders, count));
 }

@@ -8,7 +8,7 @@
  * read-only: nothing here switches the user, and nothing is taken from a table
  * of ours.
  *
- * Layer: process.  May call guc.c and SPI.
+ * Calls SPI and the base folder.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *

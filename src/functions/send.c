@@ -105,7 +105,7 @@ typedef struct SendCheck
 	bool		own;
 	char	   *account;
 	char	   *from_address;
-	const char **allowed_senders;
+	char	  **allowed_senders;
 	int			allowed_sender_count;
 	bool		can_unsubscribe;
 	int			room;
@@ -657,10 +657,8 @@ check_sender_allowed(const SendRequest *request, SendCheck *check)
 		check->told_sender = true;
 		return;
 	}
-	if (check->from_address && strcmp(check->from_address, request->from_address) == 0)
-		return;
-	if (klm_address_allowed(request->from_address, check->allowed_senders,
-							check->allowed_sender_count))
+	if (klm_may_send_as(request->from_address, check->from_address, check->allowed_senders,
+						check->allowed_sender_count))
 		return;
 	klm_refuse("from_address", ERRCODE_INVALID_PARAMETER_VALUE, false,
 			   psprintf("It sends as %s. An administrator allows more by "

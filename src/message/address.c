@@ -892,25 +892,27 @@ klm_format_address(const char *name, const char *addr)
 	return out.data;
 }
 
-bool
-klm_address_allowed(const char *addr, const char **patterns, int count)
+/* Domains compare without case, local parts exactly. */
+static bool
+matches_sender(const char *addr, const char *pattern)
 {
 	const char *domain = strrchr(addr, '@');
-	int			i;
+	const char *pattern_domain = pattern ? strrchr(pattern, '@') : NULL;
 
-	if (domain == NULL)
+	if (domain == NULL || pattern_domain == NULL || pg_strcasecmp(pattern_domain, domain) != 0)
 		return false;
-	for (i = 0; i < count; i++)
-	{
-		const char *pattern_domain = strrchr(patterns[i], '@');
+	if (pattern_domain == pattern)
+		return true;
+	return pattern_domain - pattern == domain - addr && memcmp(pattern, addr, domain - addr) == 0;
+}
 
-		if (pattern_domain == NULL || pg_strcasecmp(pattern_domain, domain) != 0)
-			continue;
-		if (pattern_domain == patterns[i])
+bool
+klm_may_send_as(const char *addr, const char *from_address, char **senders, int count)
+{
+	if (matches_sender(addr, from_address))
+		return true;
+	for (int i = 0; i < count; i++)
+		if (matches_sender(addr, senders[i]))
 			return true;
-		if (pattern_domain - patterns[i] == domain - addr &&
-			memcmp(patterns[i], addr, domain - addr) == 0)
-			return true;
-	}
 	return false;
 }

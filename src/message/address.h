@@ -42,9 +42,11 @@ extern PGDLLEXPORT bool klm_parse_address(const char *text, KlmAddress *address,
 extern PGDLLEXPORT char *klm_format_address(const char *name, const char *addr);
 
 /*
- * Is addr one of the patterns (addresses, or "@domain")?  Domains compare
- * without case, local parts exactly.
+ * May an account send as addr?  It may as its own from_address (or NULL) and as
+ * its allowed senders, addresses or "@domain", of which NULL is none.  Domains
+ * compare without case, local parts exactly.  SQL asks it by _may_send_as().
  */
-extern PGDLLEXPORT bool klm_address_allowed(const char *addr, const char **patterns, int count);
+extern PGDLLEXPORT bool klm_may_send_as(const char *addr, const char *from_address,
+										char **senders, int count);
 
 #endif							/* KLM_ADDRESS_H */

@@ -50,9 +50,8 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 	if (message->from_address)
 	{
 		if (!platform &&
-			(strcmp(message->from_address, account->from_address) == 0 ||
-			 klm_address_allowed(message->from_address, (const char **) account->allowed_senders,
-								 account->allowed_sender_count)))
+			klm_may_send_as(message->from_address, account->from_address, account->allowed_senders,
+							account->allowed_sender_count))
 			identity.from_address = message->from_address;
 		else if (reply_to == NULL)
 			reply_to = message->from_address;

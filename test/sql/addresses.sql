@@ -216,3 +216,10 @@ INSERT INTO person VALUES ('ana@example.com');
 INSERT INTO person VALUES ('ana');
 INSERT INTO person VALUES (NULL);
 DROP SCHEMA addresses_test CASCADE;
+
+-- May an account with the address a@x.example send as this?  Domains compare without
+-- case, local parts exactly, whether the address is its own or an allowed one.
+SELECT address, kliv_mail._may_send_as(address, 'a@x.example', ARRAY['News@Y.example', '@z.example', NULL])
+FROM unnest(ARRAY['a@x.example', 'a@X.EXAMPLE', 'A@x.example', 'b@x.example', 'News@y.example', 'news@y.example',
+                  'any@Z.example', 'any@sub.z.example', '"a@z.example"@y.example', 'no address', NULL]) AS address;
+SELECT kliv_mail._may_send_as('a@x.example', NULL, NULL) AS "without any", kliv_mail._may_send_as('a@x.example', NULL, '{@x.example}') AS "by domain";
