@@ -62,7 +62,7 @@ kliv_mail_classify_reply(PG_FUNCTION_ARGS)
 	}
 
 	klm_read_reply(stage, raw, strlen(raw), &reply);
-	klm_classify_reply(&reply, provider, reply.code == 0, &decision);
+	klm_classify_reply(&reply, provider, NULL, reply.code == 0, &decision);
 
 	values[0] = CStringGetTextDatum(klm_verdict_name(decision.verdict));
 	values[1] = CStringGetTextDatum(klm_scope_name(decision.scope));

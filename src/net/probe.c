@@ -171,7 +171,7 @@ add_failure(KlmProbe *probe, const char *name, double elapsed_ms, int sqlstate, 
 		KlmDecision decision;
 
 		/* What is known about this reply says more than the stage does. */
-		klm_classify_reply(reply, provider, false, &decision);
+		klm_classify_reply(reply, provider, NULL, false, &decision);
 		if (decision.verdict == KLM_PROVIDER_LIMIT)
 		{
 			/* Neither the login nor the sender is to blame. */

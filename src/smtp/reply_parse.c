@@ -41,7 +41,8 @@ status_length(const char *s, const char *end)
 		if (digits < 1 || digits > 3)
 			return 0;
 	}
-	if (p < end && (*p == '.' || (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z')))
+	/* Nothing that could go on as a number or as somebody's address: "5.1.1@example.com". */
+	if (p < end && strchr(" \t),:;<[", *p) == NULL)
 		return 0;
 	return p - s;
 }

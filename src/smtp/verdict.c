@@ -11,8 +11,8 @@
  *		"mailbox unavailable"; then the recipient; then policy, since 5.7.1
  *		means everything; then what the code and the stage alone tell.
  *
- *		A rule looks at the text with codes, line ends and case taken out, so
- *		that a phrase is found across the lines of a multi-line reply.
+ *		A rule looks at the server's own words only (evidence.c); a precise
+ *		status at RCPT beats them all.
  *
  * Layer: pure (palloc only).  Sees providers.h for the provider's own hints.
  *
@@ -26,8 +26,8 @@
 
 #include "datatype/timestamp.h"
 
+#include "smtp/evidence.h"
 #include "smtp/providers.h"
-#include "smtp/reply_parse.h"
 #include "smtp/verdict.h"
 #include "smtp/verdict_rules.h"
 
@@ -142,42 +142,6 @@ phrase_occurs(const char *phrases, const char *text)
 	}
 }
 
-/*
- * The reply's words: lower case, without the codes before each line, single
- * spaces, so that phrases are found across line ends.
- */
-static char *
-words_of(const char *text)
-{
-	char	   *words = palloc(strlen(text) + 2);
-	char	   *out = words;
-
-	while (*text)
-	{
-		const char *end = strchr(text, '\n');
-		const char *status;
-		Size		length;
-
-		if (end == NULL)
-			end = text + strlen(text);
-		for (const char *p = klm_skip_codes(text, end, &status, &length); p < end; p++)
-		{
-			if (*p == ' ' || *p == '\t')
-			{
-				if (out > words && out[-1] != ' ')
-					*out++ = ' ';
-			}
-			else
-				*out++ = *p >= 'A' && *p <= 'Z' ? *p + ('a' - 'A') : *p;
-		}
-		if (out > words && out[-1] != ' ')
-			*out++ = ' ';
-		text = *end ? end + 1 : end;
-	}
-	*out = '\0';
-	return words;
-}
-
 static KlmScope
 default_scope(KlmStage stage)
 {
@@ -288,13 +252,65 @@ apply_rule(const KlmRule *rule, const KlmProvider *provider, KlmDecision *decisi
 		decision->hint = provider->sender_hint;
 }
 
+static const KlmRule *
+find_rule(const KlmReply *reply, const char *provider, const char *words)
+{
+	char		digits[12];
+
+	snprintf(digits, sizeof(digits), "%d", reply->code);
+	for (int i = 0; i < klm_rule_count; i++)
+	{
+		const KlmRule *rule = &klm_rules[i];
+
+		if ((rule->stages & KLM_AT(reply->stage)) &&
+			(rule->codes == NULL || token_matches(rule->codes, digits)) &&
+			(rule->status == NULL ||
+			 (reply->enhanced[0] && token_matches(rule->status, reply->enhanced))) &&
+			(rule->provider == NULL || (provider && strcmp(rule->provider, provider) == 0)) &&
+			(rule->text == NULL || phrase_occurs(rule->text, words)))
+			return rule;
+	}
+	return NULL;
+}
+
+/* No rule knows the reply. */
+static void
+classify_without_rule(const KlmReply *reply, KlmDecision *decision)
+{
+	memset(decision, 0, sizeof(KlmDecision));
+
+	/* 2xx or 3xx in a wrong place: the session is out of step. */
+	if (reply->code < 400)
+	{
+		classify_silence(reply->stage, decision);
+		decision->reason = reply->stage == KLM_STAGE_DOT ?
+			"the server's answer to the message makes no sense: whether it took it is not known" :
+			"the server's answer makes no sense here";
+	}
+	else
+		classify_unknown(reply->stage, reply->code, decision);
+}
+
+static void
+classify_words(const KlmReply *reply, const char *provider, const char *words,
+			   KlmDecision *decision)
+{
+	const KlmRule *rule = find_rule(reply, provider, words);
+
+	if (rule != NULL)
+		apply_rule(rule, klm_find_provider(provider), decision);
+	else
+		classify_without_rule(reply, decision);
+}
+
 void
-klm_classify_reply(const KlmReply *reply, const char *provider, bool lost, KlmDecision *decision)
+klm_classify_reply(const KlmReply *reply, const char *provider, const char *recipient, bool lost,
+				   KlmDecision *decision)
 {
 	KlmStage	stage = reply->stage;
 	int			code = reply->code;
-	char		digits[4];
 	char	   *words;
+	KlmDecision second;
 
 	memset(decision, 0, sizeof(KlmDecision));
 	if (lost || code < 200 || code > 599)
@@ -313,34 +329,20 @@ klm_classify_reply(const KlmReply *reply, const char *provider, bool lost, KlmDe
 		return;
 	}
 
-	snprintf(digits, sizeof(digits), "%d", code);
-	words = words_of(reply->text ? reply->text : "");
-	for (int i = 0; i < klm_rule_count; i++)
-	{
-		const KlmRule *rule = &klm_rules[i];
+	words = klm_evidence(reply->text ? reply->text : "", recipient);
+	classify_words(reply, provider, words, decision);
 
-		if ((rule->stages & KLM_AT(stage)) &&
-			(rule->codes == NULL || token_matches(rule->codes, digits)) &&
-			(rule->status == NULL ||
-			 (reply->enhanced[0] && token_matches(rule->status, reply->enhanced))) &&
-			(rule->provider == NULL || (provider && strcmp(rule->provider, provider) == 0)) &&
-			(rule->text == NULL || phrase_occurs(rule->text, words)))
-		{
-			apply_rule(rule, klm_find_provider(provider), decision);
-			pfree(words);
-			return;
-		}
+	/*
+	 * A word that may be the recipient's own name can make a refusal narrower,
+	 * never wider: if the account really is in trouble, the next recipient's
+	 * reply says so without it.
+	 */
+	if (recipient != NULL && stage >= KLM_STAGE_RCPT &&
+		decision->scope != KLM_SCOPE_RECIPIENT && klm_evidence_without_name(words, recipient))
+	{
+		classify_words(reply, provider, words, &second);
+		if (second.scope < decision->scope)
+			*decision = second;
 	}
 	pfree(words);
-
-	/* 2xx or 3xx in a wrong place: the session is out of step. */
-	if (code < 400)
-	{
-		classify_silence(stage, decision);
-		decision->reason = stage == KLM_STAGE_DOT ?
-			"the server's answer to the message makes no sense: whether it took it is not known" :
-			"the server's answer makes no sense here";
-		return;
-	}
-	classify_unknown(stage, code, decision);
 }

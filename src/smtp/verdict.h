@@ -28,11 +28,12 @@ typedef struct KlmDecision
 } KlmDecision;
 
 /*
- * Decide.  provider may be NULL.  lost: the connection ended (or timed out)
+ * Decide.  provider may be NULL, and so may recipient, the address that the
+ * delivery is for: none of its words is evidence.  lost: the connection ended (or timed out)
  * with no (complete) reply; then reply->stage tells whether the dot had left.
  */
-extern void klm_classify_reply(const KlmReply *reply, const char *provider, bool lost,
-							   KlmDecision *decision);
+extern void klm_classify_reply(const KlmReply *reply, const char *provider,
+							   const char *recipient, bool lost, KlmDecision *decision);
 
 extern const char *klm_stage_name(KlmStage stage);
 extern bool klm_stage_by_name(const char *name, KlmStage *stage);

@@ -318,8 +318,8 @@ link_failed(KlmLink *link)
 		/* What is known about a refusal says more than where it came. */
 		bool		replied = report.reply.code >= 400;
 
-		klm_classify_reply(&report.reply, link->settings->account->provider, report.reply.code == 0,
-						   &decision);
+		klm_classify_reply(&report.reply, link->settings->account->provider, NULL,
+						   report.reply.code == 0, &decision);
 		klm_note_hold(pool, link->settings, decision.verdict == KLM_PROVIDER_LIMIT ? "quota" : "account", decision.pause_s,
 				  psprintf("%s%s%s", replied || report.detail == NULL ? decision.reason : report.detail,
 						   report.reply.text && report.reply.text[0] ? ": " : "", report.reply.text ? report.reply.text : ""),
@@ -421,7 +421,8 @@ take_results(KlmLink *link)
 			klm_add_local_outcome(delivery->id, delivery->message_id, "returned", "");
 		else
 		{
-			klm_classify_reply(&result.reply, link->settings->account->provider, result.lost,
+			klm_classify_reply(&result.reply, link->settings->account->provider,
+							   delivery->smtp.rcpt_to, result.lost,
 							   &decision);
 
 			/*
