@@ -176,14 +176,16 @@ const KlmProvider klm_providers[] = {
 		.username_hint = "The full mail address, also for the initial domain: コントロールパネル > メール > "
 		"メール一覧.",
 		.password_hint = "Use the mailbox's own password (コントロールパネル > メール > メール一覧), not that of "
-		"the control panel or of the 会員メニュー.",
+		"the control panel or of the 会員メニュー. From a server outside of Japan switch 国外IPアドレスフィルタ off.",
 		.sender_hint = "Send from the address that logs in, or make the other one in コントロールパネル > "
 		"メール > メール一覧.",
 		.unproven = "The server takes senders here that other servers refuse later: from_address "
 		"should be the address that logs in.",
 		.notes = "Make the mailbox in コントロールパネル > メール > メール一覧 > 新規追加; SPF, DKIM and DMARC in "
 		"コントロールパネル > メール. The server's name is the initial domain (初期ドメイン); smtp.<your domain> is "
-		"wrong. The provider does not publish its limits. Bounces arrive as mail only.",
+		"wrong. Access from abroad is refused by default: switch 国外IPアドレスフィルタ off in コントロールパネル > "
+		"セキュリティ where the database server is not in Japan. The provider does not publish its limits. "
+		"Bounces arrive as mail only.",
 		.docs_url = "https://help.sakura.ad.jp/mail/2114/",
 	},
 	{
@@ -201,14 +203,17 @@ const KlmProvider klm_providers[] = {
 		"mail65.onamae.ne.jp: コントロールパネル > メール.",
 		.username_hint = "The full mail address: コントロールパネル > メール.",
 		.password_hint = "Use the mailbox's own password; a new one: コントロールパネル > メール > the "
-		"address > メールパスワード > 編集.",
+		"address > メールパスワード > 編集. From a server outside of Japan switch "
+		"SMTP認証国外アクセス制限 off.",
 		.sender_hint = "Send from the address that logs in, or make the other one in コントロールパネル > "
 		"メール.",
 		.unproven = "The server takes senders here that other servers refuse later: from_address "
 		"should be the address that logs in.",
 		.notes = "Make the mailbox and set its password in コントロールパネル > メール (メールアドレス, メールパスワード). "
 		"The certificate of smtp.<your domain> is made out to another name, so that a verified "
-		"connection fails: use the name mail*.onamae.ne.jp. The provider does not publish its "
+		"connection fails: use the name mail*.onamae.ne.jp. Logins from abroad are refused by "
+		"default: switch SMTP認証国外アクセス制限 off in コントロールパネル > メール where the database server is "
+		"not in Japan. The provider does not publish its "
 		"limits. Bounces arrive as mail only.",
 		.docs_url = "https://help.onamae.com/answer/9537",
 	},

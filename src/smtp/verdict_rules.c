@@ -48,9 +48,26 @@
 #define CONTENT_HINT \
 	"Look at the text, the links and the attachments; check SPF, DKIM and DMARC of the " \
 	"sender's domain."
+#define ABROAD_HINT \
+	"Japanese hosts refuse access from abroad by default: allow it in the provider's control panel " \
+	"(Sakura: 国外IPアドレスフィルタ; Onamae: SMTP認証国外アクセス制限), or send through a provider " \
+	"that takes mail from everywhere."
 #define FULL_HINT "Nothing: it is tried again. The recipient has to make room."
 #define ADDRESS_HINT "Correct the address, or stop writing to it."
 const KlmRule klm_rules[] = {
+	/*
+	 * At RCPT a precise status says more than any phrase: it is about the
+	 * recipient's address, whatever words stand beside it.
+	 */
+	{RCPT, "5xx", "5.1.1", NULL, NULL,
+		HARD, 0, KLM_HINT_OURS, "the mailbox does not exist", ADDRESS_HINT},
+	{RCPT, "5xx", "5.1.2 5.1.10", NULL, NULL,
+		HARD, 0, KLM_HINT_OURS, "the recipient's domain takes no mail", ADDRESS_HINT},
+	{RCPT, "5xx", "5.1.3 5.1.4 5.1.6 5.1.9", NULL, NULL,
+		HARD, 0, KLM_HINT_OURS, "the recipient's address is not valid", ADDRESS_HINT},
+	{RCPT, "4xx", "4.1.1 4.1.2 4.1.3", NULL, NULL,
+		LATER, 0, KLM_HINT_OURS, "the server cannot say yet whether the recipient exists", KLM_AGAIN},
+
 	/*
 	 * What looks like a limit of the account and is not.
 	 */
@@ -75,6 +92,8 @@ const KlmRule klm_rules[] = {
 		"Set up SPF, DKIM and DMARC for the sender's domain as the provider describes."},
 	{ANY, "421 450", "4.7.28", NULL, NULL,
 		LIMIT, HOUR, KLM_HINT_OURS, "the server takes no more mail at the moment", WAITS},
+	{ANY, "4xx", NULL, NULL, "temporary system problem",
+		LATER_ACCOUNT, 0, KLM_HINT_OURS, "the server has a problem of its own at the moment", KLM_AGAIN},
 	{ANY, "421", "4.7.0", "gmail", NULL,
 		LIMIT, HOUR, KLM_HINT_OURS, "the server takes no more mail at the moment", WAITS},
 	{ANY, "421", "4.7.0", NULL, "temporarily deferred|unsolicited|complaint|try again later",
@@ -155,7 +174,12 @@ const KlmRule klm_rules[] = {
 		"send as this sender|not owned by user|sender address rejected: not|"
 		"not allowed to use this sender|from address * not allowed|sender not allowed|"
 		"sender is not allowed|sender not authorized|only send testing emails|"
-		"envelope sender * not",
+		"envelope sender * not|same as authorization user|same as authenticated user|"
+		"same as auth user|equal authorized user|equal authenticated user|conform with authentication|"
+		"not conform with auth|not local sender|not one of your addresses|sender mismatch|"
+		"sender does not match|from address does not match|from address must match|"
+		"must match the auth|not match the auth|relaying disallowed as|not authorized to send as|"
+		"not permitted to send as",
 		TROUBLE, 0, KLM_HINT_SENDER, "the provider does not allow this sender address", SENDER_HINT},
 	{ANY, "5xx", "5.2.252", NULL, NULL,
 		TROUBLE, 0, KLM_HINT_SENDER, "the provider does not allow this sender address", SENDER_HINT},
@@ -198,6 +222,24 @@ const KlmRule klm_rules[] = {
 		"the server does not take mail from this machine at the moment",
 		"If it lasts: ask the server's administrator what this machine's name and address must "
 		"look like."},
+	{MAIL | RCPT | DATA, "5xx", NULL, NULL,
+		"helo command rejected|ehlo command rejected|bad helo|bad ehlo|invalid helo|helo rejected|"
+		"helo name|helo is|host impersonating",
+		TROUBLE, 0, KLM_HINT_OURS, "the server does not take the name that this machine greets with",
+		"The administrator of the database server can give a name that resolves to its public "
+		"address."},
+
+	/*
+	 * Japanese hosts refuse what comes from abroad until they are told
+	 * otherwise, with words that sound like a recipient's.
+	 */
+	{MAIL | RCPT, "5xx", NULL, "sakura", "command rejected",
+		TROUBLE, 0, KLM_HINT_OURS, "the provider refuses mail from abroad", ABROAD_HINT},
+	{MAIL | RCPT, "5xx", NULL, NULL, "... command rejected",
+		TROUBLE, 0, KLM_HINT_OURS, "the server takes no commands from this machine", ABROAD_HINT},
+	{AUTH | MAIL, "5xx", NULL, NULL,
+		"access from abroad|overseas|foreign access|foreign ip|outside of japan|outside japan",
+		TROUBLE, 0, KLM_HINT_OURS, "the provider refuses access from abroad", ABROAD_HINT},
 	{SETUP | AUTH | MAIL, "4xx 5xx", "4.7.0", NULL, "tls required|not in whitelist",
 		TROUBLE, 0, KLM_HINT_OURS, "the server does not take mail this way",
 		"Use port 587 or 465 with a login."},
@@ -322,11 +364,11 @@ const KlmRule klm_rules[] = {
 	/*
 	 * There is no such recipient.
 	 */
-	{RCPT | DATA, "5xx", "5.1.1", NULL, NULL,
+	{DATA, "5xx", "5.1.1", NULL, NULL,
 		HARD, 0, KLM_HINT_OURS, "the mailbox does not exist", ADDRESS_HINT},
 	{RCPT | DATA, "5xx", "5.1.2 5.1.10 5.4.4", NULL, NULL,
 		HARD, 0, KLM_HINT_OURS, "the recipient's domain takes no mail", ADDRESS_HINT},
-	{RCPT | DATA, "5xx", "5.1.3 5.1.4 5.1.6 5.1.9", NULL, NULL,
+	{DATA, "5xx", "5.1.3 5.1.4 5.1.6 5.1.9", NULL, NULL,
 		HARD, 0, KLM_HINT_OURS, "the recipient's address is not valid", ADDRESS_HINT},
 	{RCPT | DATA, "5xx", "5.2.1 5.7.13", NULL, NULL,
 		HARD, 0, KLM_HINT_OURS, "the mailbox is disabled", ADDRESS_HINT},
@@ -399,9 +441,6 @@ const KlmRule klm_rules[] = {
 	{MAIL, "552", NULL, NULL, NULL,
 		FAULT, 0, KLM_HINT_OURS, "the message is larger than the server takes",
 		"Send smaller attachments, or a link to them."},
-	{MAIL, "501", NULL, NULL, NULL,
-		FAULT, 0, KLM_HINT_OURS, "the server does not understand the sender address or an option",
-		NULL},
 	{RCPT, "501", NULL, NULL, NULL,
 		HARD, 0, KLM_HINT_OURS, "the recipient's address is not valid for this server", ADDRESS_HINT},
 	{DATA, "501 552", NULL, NULL, NULL,

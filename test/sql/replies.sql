@@ -102,7 +102,7 @@ INSERT INTO expected VALUES
 ('rcpt', NULL, 'provider_limit account', '1 day', '550 5.4.5 Daily SMTP relay limit exceeded for customer.'),
 ('mail', NULL, 'provider_limit account', '1 day', '550 5.7.1 Daily SMTP relay limit exceeded for user'),
 ('rcpt', 'gmail', 'provider_limit account', '1 hour', '450 4.2.1 Peak SMTP relay limit exceeded for customer. This is a temporary error.'),
-('mail', 'gmail', 'provider_limit account', '1 hour', '421 4.7.0 Temporary System Problem. Try again later (WS). - gsmtp'),
+('mail', 'gmail', 'provider_limit account', '1 hour', '421 4.7.0 Try again later, closing connection. (MAIL) - gsmtp'),
 ('auth', 'gmail', 'provider_limit account', '1 hour', '454 4.7.0 Too many login attempts, please try again later. - gsmtp'),
 ('dot', 'gmail', 'provider_limit account', '1 hour', '421-4.7.28 Gmail has detected an unusual rate of unsolicited mail originating from your IP address.'),
 ('dot', NULL, 'provider_limit account', '1 hour', '421-4.7.26 Your email has been rate limited because it is unauthenticated. Gmail requires all senders to authenticate with either SPF or DKIM.'),
@@ -127,6 +127,38 @@ INSERT INTO expected VALUES
 ('greeting', NULL, 'provider_limit account', '1 hour', '421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints - 4.16.55.1; see https://postmaster.yahooinc.com/error-codes'),
 ('rcpt', NULL, 'provider_limit account', '1 hour', '450 4.7.1 Error: too much mail from 192.0.2.1'),
 ('rcpt', NULL, 'provider_limit account', '15 minutes', '451 4.7.1 Rate limit reached, slow down'),
+-- A hiccup of the server's own: soon again, not in an hour.
+('mail', 'gmail', 'temporary account', NULL, '421 4.7.0 Temporary System Problem. Try again later (WS). - gsmtp'),
+('mail', 'gmail', 'temporary account', NULL, '421 4.3.0 Temporary System Problem. Try again later (10). x - gsmtp'),
+-- What the server only repeats is no evidence: the recipient, and what another server said.
+('rcpt', NULL, 'temporary recipient soft', NULL, '450 4.1.2 <throttle@nodomain.example>: Recipient address rejected: Domain not found'),
+('rcpt', NULL, 'temporary recipient soft', NULL, '450 4.1.2 <"daily limit"@nodomain.example>: Recipient address rejected: Domain not found'),
+('rcpt', NULL, 'temporary recipient soft', NULL, '450 4.1.2 <bob@rate-limit.example>: Recipient address rejected: Domain not found'),
+('rcpt', NULL, 'permanent recipient hard', NULL, '550 5.1.1 <sendasdenied@example.com>: Recipient address rejected: User unknown in virtual mailbox table'),
+('rcpt', NULL, 'permanent recipient hard', NULL, '550 5.1.1 <reputation@example.com>: Recipient address rejected: User unknown'),
+('rcpt', NULL, 'permanent recipient hard', NULL, '550 5.1.1 <dkim@example.com>: Recipient address rejected: User unknown'),
+('rcpt', NULL, 'permanent recipient hard', NULL, '550 daily_quota_exceeded@spamhaus.example: User unknown'),
+('rcpt', NULL, 'permanent recipient hard', NULL, '550 Unknown user "daily limit"@x.example'),
+('rcpt', NULL, 'permanent recipient soft', NULL, '550 5.4.5@x.example is not welcome'),
+('rcpt', NULL, 'temporary recipient soft', NULL, '450 4.1.1 <bob@x.example>: Recipient address rejected: unverified address: host mx.x.example[192.0.2.1] said: 450 4.7.1 too many messages, slow down'),
+('rcpt', NULL, 'temporary recipient soft', NULL, '450 unverified address: host mx.throttle.example[192.0.2.1] said: 450 4.7.1 too many messages, slow down'),
+('rcpt', NULL, 'permanent recipient hard', NULL, '550 5.1.1 <bob@x.example>: Recipient address rejected: undeliverable address: host mx.x.example[192.0.2.1] said: 550 5.7.1 Relay access denied'),
+('rcpt', NULL, 'permanent recipient hard', NULL, '550 5.1.1 Relaying denied, unauthenticated senders, daily limit'),
+-- A sender that is not the one who logged in.
+('mail', NULL, 'account_trouble account', NULL, '501 mail from address must be same as authorization user.'),
+('mail', NULL, 'account_trouble account', NULL, '501 Mail from address must be same as authorization user'),
+('mail', NULL, 'account_trouble account', NULL, '553 Mail from must equal authorized user'),
+('rcpt', NULL, 'account_trouble account', NULL, '553 Mail from must equal authorized user'),
+('mail', NULL, 'account_trouble account', NULL, '440 mail from account doesn''t conform with authentication (Auth Account:a@shop.example|Mail Account:b@shop.example)'),
+('mail', NULL, 'account_trouble account', NULL, '550 not local sender over smtp'),
+('mail', NULL, 'account_trouble account', NULL, '550 5.7.0 From address is not one of your addresses'),
+('mail', NULL, 'account_trouble account', NULL, '501 Syntax error in parameters'),
+-- The name of this machine, and access from abroad.
+('rcpt', NULL, 'account_trouble account', NULL, '554 5.7.1 <shop.example>: Helo command rejected: Access denied'),
+('rcpt', NULL, 'account_trouble account', NULL, '550 Bad HELO - Host impersonating domain name [shop.example]'),
+('rcpt', 'sakura', 'account_trouble account', NULL, '550 5.7.1 <***@***.co.jp>... Command rejected'),
+('rcpt', NULL, 'account_trouble account', NULL, '550 5.7.1 <bob@shop.example>... Command rejected'),
+('mail', 'sakura', 'account_trouble account', NULL, '550 5.7.1 <bob@shop.example>... Command rejected'),
 -- The account itself: login, sender, relaying.
 ('auth', 'gmail', 'account_trouble account', NULL, E'535-5.7.8 Username and Password not accepted. For more information, go to\r\n535 5.7.8  https://support.google.com/mail/?p=BadCredentials - gsmtp'),
 ('auth', 'gmail', 'account_trouble account', NULL, '534-5.7.9 Application-specific password required. Learn more at'),
@@ -233,6 +265,10 @@ SELECT e.stage, e.provider, e.reply, e.means AS expected, e.pause AS expected_pa
        concat_ws(' ', c.verdict, c.scope, c.bounce_type) AS found, c.pause, c.reason
 FROM expected AS e, kliv_mail.classify_reply(e.stage, e.reply, e.provider) AS c
 WHERE concat_ws(' ', c.verdict, c.scope, c.bounce_type) <> e.means OR c.pause IS DISTINCT FROM e.pause;
+
+-- Refused from abroad, in words that sound like a sender's or a recipient's: the reason says which.
+SELECT stage, reason FROM unnest(ARRAY['mail', 'rcpt']) AS stage,
+    kliv_mail.classify_reply(stage, '550 5.7.1 <***@***.co.jp>... Command rejected', 'sakura');
 
 -- Every reason is there, and none is the reply itself.
 SELECT e.reply, c.reason FROM expected AS e, kliv_mail.classify_reply(e.stage, e.reply, e.provider) AS c
