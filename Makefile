@@ -51,7 +51,7 @@ EXTRA_CLEAN = kliv_mail_net.so $(NET_OBJS) $(NET_OBJS:.o=.d) sql/$(EXTENSION)--$
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo test test-chroot crashtest soak compilers majors bench bench-%,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo test test-chroot crashtest soak packages compilers majors bench bench-%,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -98,6 +98,10 @@ crashtest:
 soak:
 	KLIV_MAIL_SOAK_MINUTES='$(or $(MINUTES),60)' PROVE_FLAGS=-v bash test/run tap 066_soak
 
+## packages: what building and testing needs, where it is missing (test/packages; Debian or Ubuntu)
+packages:
+	bash test/run packages
+
 ## compilers: the tree built by gcc and by clang, every warning an error
 compilers:
 	bash test/compilers
@@ -132,4 +136,4 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test test-chroot crashtest soak compilers majors bench bench-latency bench-drain bench-send bench-backlog lint help
+.PHONY: demo test test-chroot crashtest soak packages compilers majors bench bench-latency bench-drain bench-send bench-backlog lint help
