@@ -59,6 +59,7 @@ CREATE TABLE kliv_mail._account (
     allowed_senders     text[] NOT NULL DEFAULT '{}',
     hourly_limit        integer NOT NULL DEFAULT 50 CHECK (hourly_limit >= 0),
     daily_limit         integer NOT NULL DEFAULT 500 CHECK (daily_limit >= 0),
+    rolling_limit       integer CHECK (rolling_limit >= 0), -- what its provider takes in any 24 hours; 0: as daily_limit; NULL: no such rule
     renewed_at          timestamptz NOT NULL,   -- moves with every configure and successful test: ends a hold
     last_test_at        timestamptz,
     last_test_ok        boolean,

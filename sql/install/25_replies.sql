@@ -25,6 +25,12 @@ LANGUAGE c STABLE PARALLEL SAFE ROWS 8
 AS '$libdir/kliv_mail_net', 'kliv_mail__providers';
 COMMENT ON FUNCTION kliv_mail._providers() IS 'The presets behind the view providers.';
 
+-- What a provider takes of an account in any 24 hours: 0 as many as the account's
+-- daily limit, NULL where it has no such rule.
+CREATE FUNCTION kliv_mail._rolling_limit(provider text, username text) RETURNS integer
+LANGUAGE c STABLE PARALLEL SAFE
+AS '$libdir/kliv_mail_net', 'kliv_mail__rolling_limit';
+
 CREATE VIEW kliv_mail.providers WITH (security_barrier) AS
 SELECT p.name, p.title, p.host, p.port, p.encryption, p.required, p.example, p.username_hint, p.password_hint, p.notes,
     p.docs_url

@@ -89,7 +89,7 @@ $$;
 CREATE FUNCTION kliv_mail._accounts()
 RETURNS TABLE (name text, in_use boolean, route_order integer, own boolean, provider text, host text, port integer,
     encryption text, from_address text, from_name text, reply_to text, allowed_senders text[], hourly_limit integer,
-    daily_limit integer, problem text, hint text, fingerprint text)
+    daily_limit integer, problem text, hint text, fingerprint text, rolling_limit integer)
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 3 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     p record := kliv_mail._platform();
@@ -97,14 +97,15 @@ DECLARE
     cap integer := current_setting('kliv_mail.max_daily_limit')::integer;
 BEGIN
     RETURN QUERY VALUES ('platform', true, 2147483647, false, NULL::text, p.host, p.port, p.encryption, p.from_address,
-        p.from_name, NULL::text, '{}'::text[], p.hourly_limit, p.daily_limit, p.problem, p.hint, p.fingerprint);
+        p.from_name, NULL::text, '{}'::text[], p.hourly_limit, p.daily_limit, p.problem, p.hint, p.fingerprint, NULL::integer);
     RETURN QUERY
     SELECT a.name, a.in_use, a.route_order, true, a.provider, a.host, a.port, a.encryption, a.from_address, a.from_name,
            a.reply_to, a.allowed_senders, a.hourly_limit, least(a.daily_limit, cap),
            CASE WHEN a.origin <> here
                 THEN format('the account "%s" was saved in another database, of which this one is a copy', a.name) END,
            CASE WHEN a.origin <> here THEN format('SELECT kliv_mail.resume(%L); if it shall send from here too.', a.name) END,
-           hashtextextended(concat_ws(chr(31), a.name, a.in_use, a.origin, a.renewed_at, a.host, a.port, a.encryption, a.username), 0)::text
+           hashtextextended(concat_ws(chr(31), a.name, a.in_use, a.origin, a.renewed_at, a.host, a.port, a.encryption, a.username), 0)::text,
+           CASE a.rolling_limit WHEN 0 THEN least(a.daily_limit, cap) ELSE a.rolling_limit END
     FROM kliv_mail._account AS a;
 END;
 $$;

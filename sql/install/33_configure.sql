@@ -105,6 +105,7 @@ BEGIN
             after.key_id := p_key_id;
             after.password_changed_at := CASE WHEN p_new_password THEN at END;
         END IF;
+        after.rolling_limit := kliv_mail._rolling_limit(after.provider, after.username);
         IF p_tested THEN
             after.last_test_at := at;
             after.last_test_ok := true;

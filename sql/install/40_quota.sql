@@ -4,7 +4,10 @@
 -- Windows are hours and days of the clock of kliv_mail.quota_timezone.  A
 -- claim adds to the windows of its time.  What is used "now" is the sum of all
 -- stored windows whose range contains now, so that neither a clock set back
--- nor another time zone opens a second window.
+-- nor another time zone opens a second window.  Where the provider counts the
+-- last 24 hours, the hours that reach into them are a third window, one hour
+-- too long rather than too short.  The own accounts of a database together use
+-- no more than kliv_mail.max_daily_limit a day, whatever their limits were.
 
 -- The share of a window that marketing may fill: at least one, where it may have any.
 CREATE FUNCTION kliv_mail._marketing_share(window_limit integer) RETURNS integer
@@ -14,14 +17,25 @@ BEGIN ATOMIC
     FROM (SELECT 100 - current_setting('kliv_mail.reserved_share')::integer AS share) AS s;
 END;
 
--- What lets more of an account's mail leave: a statement to run, where there is one.
+-- The moment at which a local day begins: the first one, where midnight comes
+-- twice since the clocks go back then (the Azores, Havana).
+CREATE FUNCTION kliv_mail._midnight(day timestamp, zone text) RETURNS timestamptz
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := day AT TIME ZONE zone;
+BEGIN
+    RETURN CASE WHEN (v_at - interval '1 hour') AT TIME ZONE zone = day THEN v_at - interval '1 hour' ELSE v_at END;
+END;
+$$;
+
+-- The statement that lets more of an account's mail leave than what is used, or why there is none.
 -- What is used can be more than a limit that was lowered.
-CREATE FUNCTION kliv_mail._higher_limits(p_account text, hour_used integer, day_used integer) RETURNS text
+CREATE FUNCTION kliv_mail._higher_limits(p_account text, hour_used integer, day_used integer, p_others bigint) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a kliv_mail._account;
     v_cap integer := current_setting('kliv_mail.max_daily_limit')::integer;
-    v_most bigint := v_cap - (SELECT coalesce(sum(x.daily_limit), 0) FROM kliv_mail._account AS x WHERE x.name <> p_account);
+    v_most bigint := v_cap - greatest(p_others, (SELECT coalesce(sum(x.daily_limit), 0) FROM kliv_mail._account AS x WHERE x.name <> p_account));
     v_hourly bigint;
     v_daily bigint;
 BEGIN
@@ -42,8 +56,26 @@ BEGIN
     ELSIF hour_used >= a.hourly_limit THEN
         v_hourly := least(2::bigint * hour_used, coalesce(v_daily, a.daily_limit));
     END IF;
-    RETURN format('SELECT * FROM kliv_mail.set_limits(%s, account => %L); raises the limit, if the provider allows as much.',
+    RETURN format('SELECT * FROM kliv_mail.set_limits(%s, account => %L); raises the limit above what is used, if the provider allows as much.',
         concat_ws(', ', 'hourly_limit => ' || v_hourly, 'daily_limit => ' || v_daily), p_account);
+END;
+$$;
+
+-- Where the provider counts the last 24 hours: what they have used, and when
+-- room for one more comes (marketing leaves its share free).
+CREATE FUNCTION kliv_mail._last_24_hours(p_account text, at timestamptz, p_limit integer,
+    OUT used integer, OUT opens_at timestamptz, OUT marketing_opens_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    SELECT coalesce(max(w.total), 0),
+           CASE WHEN max(w.total) >= p_limit THEN min(w.leaves_at) FILTER (WHERE w.rest < p_limit) END,
+           CASE WHEN max(w.total) >= kliv_mail._marketing_share(p_limit)
+                THEN min(w.leaves_at) FILTER (WHERE w.rest < kliv_mail._marketing_share(p_limit)) END
+    INTO used, opens_at, marketing_opens_at
+    FROM (SELECT u.window_end + interval '24 hours' AS leaves_at, sum(u.used) OVER () AS total,
+                 sum(u.used) OVER () - sum(u.used) OVER (ORDER BY u.window_end) AS rest
+          FROM kliv_mail._usage AS u
+          WHERE u.account = p_account AND u.window_name = 'hour' AND u.window_end > at - interval '24 hours' AND u.window_start <= at) AS w;
 END;
 $$;
 
@@ -59,23 +91,38 @@ CREATE FUNCTION kliv_mail._availability(
     OUT hour_open_at timestamptz,       -- when a window opens anew in which something is left
     OUT day_open_at timestamptz,
     OUT blocked_until timestamptz, OUT held_by text, OUT reason text, OUT hint text,
-    OUT probe_room integer)             -- NULL: no trouble; after one a single delivery tries: 1, or 0 while it does
+    OUT probe_room integer,             -- NULL: no trouble; after one a single delivery tries: 1, or 0 while it does
+    OUT code text,                      -- of the reason
+    OUT rolling_limit integer,          -- of the last 24 hours; NULL: the provider has no such rule
+    OUT rolling_used integer,
+    OUT day_room integer,               -- of this day, also by kliv_mail.max_daily_limit for all own accounts
+    OUT shares_room boolean,            -- the own accounts could together claim more than that leaves
+    OUT opens_at timestamptz,           -- when all windows have room: now, if they have
+    OUT marketing_opens_at timestamptz)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a record;
     q record;
     p record;
+    r record;
     zone text;
+    v_day timestamp;
+    v_cap integer := current_setting('kliv_mail.max_daily_limit')::integer;
+    v_all bigint := 0;                  -- that the own accounts have used today
+    v_claimable bigint;
+    v_others bigint := 0;
 BEGIN
     SELECT * INTO a FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
     zone := current_setting('kliv_mail.quota_timezone');
     hour_start := date_trunc('hour', at, zone);
     hour_end := hour_start + interval '1 hour';
     -- A day has 23 or 25 hours where the zone changes its clocks.
-    day_start := date_trunc('day', at, zone);
-    day_end := ((day_start AT TIME ZONE zone) + interval '1 day') AT TIME ZONE zone;
+    v_day := date_trunc('day', at AT TIME ZONE zone);
+    day_start := kliv_mail._midnight(v_day, zone);
+    day_end := kliv_mail._midnight(v_day + interval '1 day', zone);
     hour_limit := coalesce(a.hourly_limit, 0);
     day_limit := coalesce(a.daily_limit, 0);
+    rolling_limit := a.rolling_limit;
     SELECT coalesce(sum(u.used) FILTER (WHERE u.window_name = 'hour'), 0),
            coalesce(sum(u.used) FILTER (WHERE u.window_name = 'day'), 0),
            coalesce(max(u.window_end) FILTER (WHERE u.window_name = 'hour' AND u.used > 0), hour_end),
@@ -83,19 +130,45 @@ BEGIN
     INTO hour_used, day_used, hour_open_at, day_open_at
     FROM kliv_mail._usage AS u
     WHERE u.account = p_account AND u.window_start <= at AND u.window_end > at;
-    remaining := greatest(0, least(hour_limit - hour_used, day_limit - day_used));
+    day_room := greatest(0, day_limit - day_used);
+    shares_room := false;
+    IF a.own THEN
+        -- An account's limit can have been lowered below what it used, and another's raised by as much.
+        SELECT sum(x.used), sum(greatest(0, x.daily_limit - x.used)) INTO v_all, v_claimable
+        FROM (SELECT o.daily_limit, coalesce((SELECT sum(u.used) FROM kliv_mail._usage AS u
+                         WHERE u.account = o.name AND u.window_name = 'day' AND u.window_start <= at AND u.window_end > at), 0) AS used
+              FROM kliv_mail._account AS o) AS x;
+        v_others := v_all - day_used;
+        shares_room := v_all + v_claimable > v_cap;
+        day_room := least(day_room, greatest(0, v_cap - v_all));
+    END IF;
+    remaining := least(greatest(0, hour_limit - hour_used), day_room);
     remaining_marketing := greatest(0, least(kliv_mail._marketing_share(hour_limit) - hour_used,
-                                             kliv_mail._marketing_share(day_limit) - day_used));
+                                             kliv_mail._marketing_share(day_limit) - day_used, day_room));
+    opens_at := greatest(at, CASE WHEN hour_used >= hour_limit THEN hour_open_at END, CASE WHEN day_room = 0 THEN day_open_at END);
+    marketing_opens_at := greatest(opens_at,
+        CASE WHEN hour_used >= kliv_mail._marketing_share(hour_limit) THEN hour_open_at END,
+        CASE WHEN day_used >= kliv_mail._marketing_share(day_limit) THEN day_open_at END);
+    IF rolling_limit IS NOT NULL THEN
+        SELECT * INTO r FROM kliv_mail._last_24_hours(p_account, at, rolling_limit);
+        rolling_used := r.used;
+        remaining := least(remaining, greatest(0, rolling_limit - rolling_used));
+        remaining_marketing := least(remaining_marketing, greatest(0, kliv_mail._marketing_share(rolling_limit) - rolling_used));
+        opens_at := greatest(opens_at, r.opens_at);
+        marketing_opens_at := greatest(marketing_opens_at, r.opens_at, r.marketing_opens_at);
+    END IF;
 
     -- The order is that of what an administrator has to do first.
     IF EXISTS (SELECT FROM kliv_mail._state AS s WHERE s.origin <> kliv_mail._origin()) THEN
         blocked_until := 'infinity';
         held_by := 'restore';
+        code := 'copy';
         reason := 'this database is a copy of another one, and a copy sends nothing until it is told to';
         hint := 'SELECT kliv_mail.resume(); releases the mail, if this copy is the one that shall send it.';
     ELSIF current_setting('kliv_mail.delivery') = 'hold' THEN
         blocked_until := 'infinity';
         held_by := 'paused';
+        code := 'delivery_hold';
         reason := 'the setting kliv_mail.delivery is hold';
         hint := format('ALTER DATABASE %I RESET kliv_mail.delivery; releases the mail.', current_database());
     ELSE
@@ -103,6 +176,7 @@ BEGIN
         IF FOUND THEN
             blocked_until := 'infinity';
             held_by := 'paused';
+            code := CASE WHEN p.account = '' THEN 'paused' ELSE 'account_paused' END;
             reason := CASE WHEN p.account = '' THEN 'all mail' ELSE format('the account "%s"', p_account) END
                 || format(' is paused by %s', p.paused_by) || coalesce(': ' || p.reason, '');
             hint := CASE WHEN p.account = '' THEN 'SELECT kliv_mail.resume(); releases it.'
@@ -110,23 +184,27 @@ BEGIN
         ELSIF a.name IS NULL OR NOT a.in_use THEN
             blocked_until := 'infinity';
             held_by := 'account';
+            code := 'account_not_in_use';
             reason := format('the account "%s" is not in use', p_account);
             hint := format('SELECT * FROM kliv_mail.configure_smtp(password => ''its password'', account => %L); puts it in use again.', p_account);
         ELSIF a.problem IS NOT NULL THEN
             blocked_until := 'infinity';
             held_by := CASE WHEN a.own THEN 'restore' ELSE 'account' END;   -- own: a copy's account
+            code := CASE WHEN a.own THEN 'account_copy' ELSE 'platform_not_configured' END;
             reason := a.problem;
             hint := a.hint;
         ELSE
             SELECT * INTO q FROM kliv_mail._quota AS x WHERE x.account = p_account;
             -- A hold is about the settings that it was met with.
-            IF q.held_until IS NOT NULL AND q.fingerprint IS NOT DISTINCT FROM a.fingerprint THEN
+            -- One that reaches further ahead than any does was written by a clock that was ahead.
+            IF q.held_until <= at + kliv_mail._longest_hold() AND q.fingerprint IS NOT DISTINCT FROM a.fingerprint THEN
                 IF q.failures > 0 THEN
                     probe_room := 1 - EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.id = q.probe AND o.epoch IS NOT NULL)::integer;
                 END IF;
                 IF q.held_until > at THEN
                     blocked_until := q.held_until;
                     held_by := q.held_by;
+                    code := CASE q.held_by WHEN 'quota' THEN 'provider_limit' WHEN 'key' THEN 'key_missing' ELSE 'account_trouble' END;
                     reason := q.held_reason;
                     hint := q.held_hint;
                 END IF;
@@ -136,44 +214,43 @@ BEGIN
     IF held_by IS NULL AND remaining = 0 THEN
         held_by := 'quota';
         IF hour_limit = 0 OR day_limit = 0 THEN
+            code := 'limit_zero';
             reason := format('the limit of the account "%s" is 0', p_account);
-            hint := CASE WHEN a.own THEN kliv_mail._higher_limits(p_account, hour_used, day_used)
-                         ELSE 'The administrator of the server sets kliv_mail.platform_hourly_limit and kliv_mail.platform_daily_limit; '
-                              || kliv_mail._higher_limits(p_account, hour_used, day_used) END;
+            hint := CASE WHEN NOT a.own THEN 'The administrator of the server sets kliv_mail.platform_hourly_limit and kliv_mail.platform_daily_limit; ' ELSE '' END
+                || kliv_mail._higher_limits(p_account, hour_used, day_used, v_others);
         ELSIF day_used >= day_limit THEN
-            reason := format('the account "%s" has used its %s recipients of this day', p_account, day_limit)
-                || CASE WHEN day_used > day_limit THEN format(', and %s more', day_used - day_limit) ELSE '' END;
+            code := 'day_used';
+            reason := kliv_mail._used_up(p_account, day_used, day_limit, 'this day');
+        ELSIF day_room = 0 THEN
+            code := 'database_day_used';
+            reason := format('the accounts of this database have used %s recipients of this day, and kliv_mail.max_daily_limit is %s', v_all, v_cap);
+            hint := 'It goes out by itself when the next day begins. The administrator of the server can raise kliv_mail.max_daily_limit.';
+        ELSIF rolling_used >= rolling_limit THEN
+            code := 'rolling_used';
+            reason := kliv_mail._used_up(p_account, rolling_used, rolling_limit, 'the last 24 hours, which is how its provider counts');
+            hint := 'It goes out by itself when the first of these hours is 24 hours ago.';
         ELSE
-            reason := format('the account "%s" has used its %s recipients of this hour', p_account, hour_limit)
-                || CASE WHEN hour_used > hour_limit THEN format(', and %s more', hour_used - hour_limit) ELSE '' END;
+            code := 'hour_used';
+            reason := kliv_mail._used_up(p_account, hour_used, hour_limit, 'this hour');
         END IF;
         hint := coalesce(hint, 'It goes out by itself when the next window opens. '
-                               || kliv_mail._higher_limits(p_account, hour_used, day_used));
+                               || kliv_mail._higher_limits(p_account, hour_used, day_used, v_others));
     END IF;
 END;
 $$;
 
--- The times at which the p_from-th to the p_to-th recipient from now (1 is the
--- first) fit into an account's windows.  Arithmetic, so that ten thousand in
--- line cost nothing much; what stands in later windows than the present ones
--- is not there yet.  The end of a time zone's odd day may be an hour off.
-CREATE FUNCTION kliv_mail._slot_times(
-    p_from bigint, p_to bigint, at timestamptz, hour_limit integer, day_limit integer,
-    hour_used integer, hour_open_at timestamptz, day_used integer, day_open_at timestamptz)
-RETURNS TABLE (n bigint, slot timestamptz)
-LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp ROWS 10000
+CREATE FUNCTION kliv_mail._used_up(p_account text, used integer, window_limit integer, window_words text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN CASE WHEN used > window_limit
+                THEN format('the account "%s" has used %s recipients of %s, and its limit is now %s', p_account, used, window_words, window_limit)
+                ELSE format('the account "%s" has used its %s recipients of %s', p_account, window_limit, window_words) END;
+END;
+$$;
+
+-- No reply asks for more than a day, and a day of a zone that sets its clocks back has 25 hours.
+CREATE FUNCTION kliv_mail._longest_hold() RETURNS interval
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT k.n,
-           CASE WHEN k.n <= w.here THEN at
-                WHEN k.n <= w.here + w.today THEN hour_open_at + ((k.n - w.here - 1) / hour_limit) * interval '1 hour'
-                ELSE (((day_open_at AT TIME ZONE w.zone) + ((k.n - w.here - w.today - 1) / w.per_day) * interval '1 day') AT TIME ZONE w.zone)
-                     + (((k.n - w.here - w.today - 1) % w.per_day) / hour_limit) * interval '1 hour' END
-    FROM (SELECT y.here, y.zone, least(day_limit::bigint, 24::bigint * hour_limit) AS per_day,
-                 -- the later hours of the present day
-                 least(greatest(0, day_limit - day_used - y.here),
-                       greatest(0, ceil(extract(epoch FROM day_open_at - hour_open_at) / 3600))::bigint * hour_limit) AS today
-          FROM (SELECT greatest(0, least(hour_limit - hour_used, day_limit - day_used))::bigint AS here,
-                       current_setting('kliv_mail.quota_timezone') AS zone) AS y) AS w,
-         generate_series(p_from, p_to) AS k (n)
-    WHERE hour_limit > 0 AND day_limit > 0;
+    SELECT interval '25 hours';
 END;

@@ -3,7 +3,21 @@
 -- Lock order: _quota (by account name), then _outbox, then _usage; but the rows that
 -- a sender has claimed are its own, and taken first.
 
--- Claim for one account: rows that are due, within both windows, at most
+-- Take the lock under which an account's windows are read and counted in, or
+-- that of the own accounts together (''); false: another sender has it.
+CREATE FUNCTION kliv_mail._lock_quota(p_account text) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        INSERT INTO kliv_mail._quota (account) VALUES (p_account) ON CONFLICT DO NOTHING;
+        PERFORM FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE SKIP LOCKED;
+    END IF;
+    RETURN FOUND;
+END;
+$$;
+
+-- Claim for one account: rows that are due, within all windows, at most
 -- p_room of them and (but for the first, when p_first) p_bytes octets.  Counts
 -- them in the windows in the same transaction.  sender: whose mail it is, where
 -- another account of ours is in trouble.
@@ -37,17 +51,19 @@ BEGIN
     IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
         RETURN;
     END IF;
-    PERFORM FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        INSERT INTO kliv_mail._quota (account) VALUES (p_account) ON CONFLICT DO NOTHING;
-        PERFORM FROM kliv_mail._quota AS q WHERE q.account = p_account FOR NO KEY UPDATE SKIP LOCKED;
-        IF NOT FOUND THEN
-            RETURN;             -- another sender is claiming for it
-        END IF;
+    IF NOT kliv_mail._lock_quota(p_account) THEN
+        RETURN;                 -- another sender is claiming for it
     END IF;
     -- From here each statement has a snapshot that sees what the lock's last owner wrote.
     v_at := kliv_mail._now();
     SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
+    IF v.shares_room THEN
+        -- What another own account claims meanwhile would be taken from the same room.
+        IF NOT kliv_mail._lock_quota('') THEN
+            RETURN;
+        END IF;
+        SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
+    END IF;
     IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
         RETURN;
     END IF;

@@ -83,14 +83,9 @@ BEGIN
         -- greatest() and least() ignore NULL: what is not there must not come first.
         v_next := least(v_next, greatest(
             least(CASE WHEN v_due[1] IS NOT NULL OR v_due[2] IS NOT NULL THEN
-                      greatest(least(v_due[1], v_due[2]),
-                               CASE WHEN v.remaining > 0 THEN NULL
-                                    WHEN v.day_used >= v.day_limit THEN v.day_open_at ELSE v.hour_open_at END) END,
+                      greatest(least(v_due[1], v_due[2]), CASE WHEN v.remaining = 0 THEN v.opens_at END) END,
                   CASE WHEN v_due[3] IS NOT NULL THEN
-                      greatest(v_due[3],
-                               CASE WHEN v.remaining_marketing > 0 THEN NULL
-                                    WHEN v.day_used >= kliv_mail._marketing_share(v.day_limit) THEN v.day_open_at
-                                    ELSE v.hour_open_at END) END),
+                      greatest(v_due[3], CASE WHEN v.remaining_marketing = 0 THEN v.marketing_opens_at END) END),
             v.blocked_until));
     END LOOP;
     RETURN v_next;

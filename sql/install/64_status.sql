@@ -6,16 +6,16 @@ CREATE VIEW kliv_mail.status AS
                 WHEN p.sender_pid IS NOT NULL THEN 'sending' ELSE 'idle' END AS worker,
            p.preloaded, p.launcher_pid, p.sender_pid,
            (SELECT count(*) FROM kliv_mail._outbox) AS outbox,
-           (SELECT min(o.due) FROM kliv_mail._outbox AS o WHERE o.due <= kliv_mail._now()) AS oldest_due,
+           (SELECT min(o.due) FROM kliv_mail._outbox AS o WHERE o.origin = kliv_mail._origin() AND o.due <= kliv_mail._now()) AS oldest_due,
            CASE WHEN p.next_due IS NOT NULL THEN greatest(p.next_due, now()) END AS next_start,
            m.last_error,
            k.key_state, k.key_fingerprint,
-           CASE WHEN h.held_by IN ('restore', 'paused') THEN h.reason END AS held,
+           CASE WHEN h.held_by IN ('restore', 'paused', 'key') THEN h.reason END AS held,
            nullif(current_setting('kliv_mail.test_clock_offset'), '0') AS test_clock_offset,
            CASE WHEN m.code IN ('not_preloaded', 'standby') THEN m.hint
                 WHEN h.held_by IN ('restore', 'paused') THEN h.hint
                 WHEN m.code IS NOT NULL THEN m.hint
-                WHEN h.held_by = 'account' THEN h.reason || coalesce('. ' || h.hint, '')
+                WHEN h.held_by IN ('account', 'key') THEN h.reason || coalesce('. ' || h.hint, '')
                 ELSE k.advice END AS hint,
            (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'kliv_mail') AS version,
            p.library_version
@@ -29,7 +29,7 @@ COMMENT ON COLUMN kliv_mail.status.preloaded IS 'Is kliv_mail in shared_preload_
 COMMENT ON COLUMN kliv_mail.status.launcher_pid IS 'The launcher''s process; NULL: not running.';
 COMMENT ON COLUMN kliv_mail.status.sender_pid IS 'This database''s sender; NULL: none at the moment, one is started when mail is due.';
 COMMENT ON COLUMN kliv_mail.status.outbox IS 'Deliveries that are not finished.';
-COMMENT ON COLUMN kliv_mail.status.oldest_due IS 'Since when the oldest one that is due has been so; NULL: none.';
+COMMENT ON COLUMN kliv_mail.status.oldest_due IS 'Since when the oldest one of this database''s own that is due has been so; NULL: none.';
 COMMENT ON COLUMN kliv_mail.status.next_start IS 'When a sender is next started, by the real clock.';
 COMMENT ON COLUMN kliv_mail.status.last_error IS 'The sender''s last error.';
 COMMENT ON COLUMN kliv_mail.status.key_state IS 'The key that opens passwords: ok, none yet, or what is wrong with it.';

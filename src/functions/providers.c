@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * providers.c
- *		The SQL function behind the view providers: _providers().
+ *		The SQL functions that read the presets: _providers(), _rolling_limit().
  *
  * Runs no SQL.  In kliv_mail_net.
  *
@@ -23,6 +23,7 @@
 #include "smtp/providers.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail__providers);
+PG_FUNCTION_INFO_V1(kliv_mail__rolling_limit);
 
 static Datum
 text_or_null(const char *utf8, bool *null)
@@ -70,4 +71,18 @@ kliv_mail__providers(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}
 	return (Datum) 0;
+}
+
+/* _rolling_limit(provider, username): for _account.rolling_limit */
+Datum
+kliv_mail__rolling_limit(PG_FUNCTION_ARGS)
+{
+	const KlmProvider *provider = PG_ARGISNULL(0) ? NULL :
+		klm_find_provider(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	char	   *username = PG_ARGISNULL(1) ? NULL : klm_argument(fcinfo, 1);
+	int			limit = klm_provider_rolling_limit(provider, username);
+
+	if (limit == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_INT32(limit == KLM_AS_DAILY_LIMIT ? 0 : limit);
 }

@@ -51,7 +51,9 @@ const KlmProvider klm_providers[] = {
 		"counted over the last 24 hours. Bounces arrive as mail in the mailbox only. The "
 		"Workspace relay is another server: host => 'smtp-relay.gmail.com'.",
 		.docs_url = "https://support.google.com/a/answer/176600",
-		.max_daily = 2000,
+		.rolling_limit = 2000,
+		.personal_rolling_limit = 500,
+		.personal_domains = "gmail.com googlemail.com",
 	},
 	{
 		.name = "sendgrid",
@@ -134,6 +136,8 @@ const KlmProvider klm_providers[] = {
 		"200 a day, one a second, verified recipients only. Credentials belong to one region. On "
 		"EC2 use port 587 or 465, not 25.",
 		.docs_url = "https://docs.aws.amazon.com/ses/latest/dg/smtp-credentials.html",
+		.rolling_limit = KLM_AS_DAILY_LIMIT,
+		.free_daily = 200,
 	},
 	{
 		.name = "postmark",
@@ -239,6 +243,7 @@ const KlmProvider klm_providers[] = {
 		.notes = "The free plan takes 100 recipients a day and 3,000 a month. Each delivery "
 		"carries an idempotency key, so that a retry within 24 hours is no second copy.",
 		.docs_url = "https://resend.com/docs/send-with-smtp",
+		.free_daily = 100,
 		.per_second = 5,
 	},
 };
@@ -262,23 +267,47 @@ klm_provider_names(void)
 	return "gmail, sendgrid, mailgun, ses, postmark, sakura, onamae, resend";
 }
 
-/* Is port one of "465 2465"? */
+/* Is word one of "465 2465", in any case? */
+static bool
+word_in(const char *words, const char *word)
+{
+	Size		length = strlen(word);
+
+	while (words && *words)
+	{
+		if (length > 0 && pg_strncasecmp(words, word, length) == 0 &&
+			(words[length] == ' ' || words[length] == '\0'))
+			return true;
+		while (*words && *words != ' ')
+			words++;
+		while (*words == ' ')
+			words++;
+	}
+	return false;
+}
+
 static bool
 port_in(const char *ports, int port)
 {
 	char		text[12];
-	Size		length = snprintf(text, sizeof(text), "%d", port);
 
-	while (ports && *ports)
-	{
-		if (strncmp(ports, text, length) == 0 && (ports[length] == ' ' || ports[length] == '\0'))
-			return true;
-		while (*ports && *ports != ' ')
-			ports++;
-		while (*ports == ' ')
-			ports++;
-	}
-	return false;
+	snprintf(text, sizeof(text), "%d", port);
+	return word_in(ports, text);
+}
+
+int
+klm_provider_rolling_limit(const KlmProvider *provider, const char *username)
+{
+	const char *domain = username ? strrchr(username, '@') : NULL;
+
+	if (provider == NULL)
+		return 0;
+	if (provider->personal_domains == NULL)
+		return provider->rolling_limit;
+	/* Who is not known to be a company's user has the personal figure. */
+	if (domain == NULL || word_in(provider->personal_domains, domain + 1))
+		return provider->personal_rolling_limit;
+	return provider->rolling_limit;
 }
 
 bool

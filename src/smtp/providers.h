@@ -26,6 +26,9 @@ typedef enum KlmPasswordForm
 	KLM_PASSWORD_NO_SPACES		/* nor is any inside: Gmail shows "abcd efgh ..." */
 } KlmPasswordForm;
 
+/* KlmProvider.rolling_limit: as many as the account's daily limit. */
+#define KLM_AS_DAILY_LIMIT (-1)
+
 typedef struct KlmProvider
 {
 	const char *name;			/* gmail, sendgrid, ...: configure_smtp(provider) */
@@ -52,7 +55,15 @@ typedef struct KlmProvider
 	const char *unproven;		/* what MAIL FROM cannot prove, a sentence; NULL: nothing */
 	const char *notes;
 	const char *docs_url;
-	int			max_daily;		/* published cap on daily recipients; 0: none or by plan */
+	/*
+	 * Recipients in any 24 hours, where the provider counts so: KLM_AS_DAILY_LIMIT
+	 * where each customer has a figure of their own, 0: no such rule.  The second
+	 * is for user names of personal_domains ("gmail.com googlemail.com").
+	 */
+	int			rolling_limit;
+	int			personal_rolling_limit;
+	const char *personal_domains;
+	int			free_daily;		/* recipients a day of the free plan; 0: none, or not published */
 	int			messages_per_connection;	/* 0: not published */
 	int			per_second;		/* messages; 0: not published */
 } KlmProvider;
@@ -66,6 +77,12 @@ extern const KlmProvider *klm_find_provider(const char *name);
 
 /* "gmail, sendgrid, ...", static. */
 extern const char *klm_provider_names(void);
+
+/*
+ * How many recipients the provider takes in any 24 hours of an account with this
+ * user name (NULL: not known): KLM_AS_DAILY_LIMIT, or 0 where it has no such rule.
+ */
+extern int	klm_provider_rolling_limit(const KlmProvider *provider, const char *username);
 
 /* Is this one of the ports that speak TLS from the first byte (465, 2465)? */
 extern bool klm_port_is_tls(int port);

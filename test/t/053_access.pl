@@ -55,7 +55,7 @@ is($node->sql($held), '', 'after CREATE EXTENSION under hostile default privileg
 
 # ---- the allow-lists ----
 
-my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _statement_of _with_cure _look_at);
+my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _statement_of _with_cure _look_at);
 my %functions = (
     send => [
         qw(send attach attach_text mailbox is_address parse_addresses classify_reply raw_message csv html_table cancel retry wait),
@@ -218,7 +218,7 @@ my @tries = map { [ 'function', $_, "SELECT * FROM kliv_mail.$_" . $call{$_} ] }
 push @tries, map { [ 'function', split /\|/ ] } split /\n/, $node->sql(sprintf(q{
     SELECT p.proname, format('SELECT * FROM kliv_mail.%%I(%%s)', p.proname,
         (SELECT string_agg(format(CASE WHEN y.typcategory = 'A' THEN '''{}''::%%s' WHEN y.typtype = 'c' THEN 'NULL::%%s' WHEN y.typname IN ('jsonb', 'interval', 'int2', 'int4', 'int8', 'numeric', 'bool', 'oid') THEN '''0''::%%s'
-                                         WHEN y.typname IN ('timestamptz') THEN '''now''::%%s' ELSE '''''::%%s' END, format_type(t, NULL)), ', ' ORDER BY n)
+                                         WHEN y.typname IN ('timestamptz', 'timestamp') THEN '''now''::%%s' ELSE '''''::%%s' END, format_type(t, NULL)), ', ' ORDER BY n)
          FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY AS a (t, n) JOIN pg_type AS y ON y.oid = t))
     FROM pg_proc AS p
     WHERE p.pronamespace = 'kliv_mail'::regnamespace AND p.proname <> ALL ('{%s}')}, join ',', keys %call));
