@@ -47,7 +47,7 @@ status_length(const char *s, const char *end)
 	return p - s;
 }
 
-/* Does a line begin with three digits, and ' ', '-' or nothing behind them? */
+/* Does a line begin with three digits, and no fourth one behind them? */
 static bool
 has_code(const char *line, const char *end)
 {
@@ -56,7 +56,7 @@ has_code(const char *line, const char *end)
 		if (line + i >= end || !isdigit((unsigned char) line[i]))
 			return false;
 	}
-	return end - line == 3 || line[3] == ' ' || line[3] == '-';
+	return end - line == 3 || !isdigit((unsigned char) line[3]);
 }
 
 /* Skip a line's "550-" and its enhanced status; *status is where that stands. */
@@ -67,7 +67,7 @@ klm_skip_codes(const char *line, const char *end, const char **status, Size *len
 
 	*length = 0;
 	if (has_code(p, end))
-		p += end - p == 3 ? 3 : 4;
+		p += end - p > 3 && strchr(" -\t", p[3]) != NULL ? 4 : 3;
 	while (p < end && *p == ' ')
 		p++;
 	*status = p;

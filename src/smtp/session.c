@@ -151,6 +151,7 @@ struct KlmSmtp
 	/* the reply being read */
 	char		line[LINE_KEPT];
 	Size		line_kept;
+	bool		reply_open;		/* lines of a reply were read, and its last is due */
 	bool		line_cut;
 	char		reply[REPLY_KEPT];
 	Size		reply_kept;
@@ -159,6 +160,8 @@ struct KlmSmtp
 
 static void produce(KlmSmtp *smtp);
 static void end_session(KlmSmtp *smtp, const char *why);
+static void handle_reply(KlmSmtp *smtp, int code);
+static int	line_code(const char *line, Size length);
 
 
 /* ---- capabilities ---- */
@@ -451,9 +454,27 @@ end_session_quoting(KlmSmtp *smtp, const char *why, const char *raw, Size length
 	pfree(reply.text);
 }
 
+/*
+ * Of a reply whose last line never came its first line is used, where that
+ * decides: a server that said yes to the dot has the message, one that refused
+ * has it not.
+ */
+static void
+use_open_reply(KlmSmtp *smtp)
+{
+	int			code = line_code(smtp->reply, smtp->reply_kept);
+
+	smtp->reply_open = false;
+	if (smtp->expected_count > 0 &&
+		(code >= 400 || (code < 300 && smtp->expected[smtp->expected_head].command == CMD_DOT)))
+		handle_reply(smtp, code);
+}
+
 void
 klm_smtp_closed(KlmSmtp *smtp, const char *why)
 {
+	if (!smtp->ended && smtp->reply_open)
+		use_open_reply(smtp);
 	if (!smtp->ended)
 		end_session(smtp, why);
 }
@@ -1057,7 +1078,7 @@ line_code(const char *line, Size length)
 	if (length < 3 || line[0] < '2' || line[0] > '5' ||
 		line[1] < '0' || line[1] > '9' || line[2] < '0' || line[2] > '9')
 		return 0;
-	if (length > 3 && line[3] != ' ' && line[3] != '-')
+	if (length > 3 && line[3] >= '0' && line[3] <= '9')
 		return 0;
 	return (line[0] - '0') * 100 + (line[1] - '0') * 10 + (line[2] - '0');
 }
@@ -1074,11 +1095,15 @@ handle_line(KlmSmtp *smtp)
 	code = line_code(smtp->line, length);
 	if (code == 0)
 	{
+		/* An empty line, or text where the next line of a reply is due, means nothing. */
+		if (length == 0 || smtp->reply_open)
+			return;
 		end_session_quoting(smtp, "the server sent something that is no SMTP reply",
 							smtp->line, length);
 		return;
 	}
-	last = length == 3 || smtp->line[3] == ' ';
+	last = length == 3 || smtp->line[3] != '-';
+	smtp->reply_open = !last;
 
 	/* Keep what fits, and of the last line always the code. */
 	if (smtp->reply_kept + length + 8 > sizeof(smtp->reply))
@@ -1114,7 +1139,7 @@ klm_smtp_received(KlmSmtp *smtp, const char *data, Size length)
 		smtp->reply_size += Min(chunk, REPLY_LIMIT) + 1;
 		if (smtp->reply_size > REPLY_LIMIT)
 		{
-			end_session(smtp, "the server's reply has no end");
+			klm_smtp_closed(smtp, "the server's reply has no end");
 			return;
 		}
 		data += chunk;

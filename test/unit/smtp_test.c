@@ -669,8 +669,8 @@ test_odd_replies(void)
 
 	{
 		static const char *const garbage[] = {
-			"hello\r\n", "\r\n", "25\r\n", "250_ok\r\n", "999 ok\r\n", "150 ok\r\n", "25x ok\r\n",
-			"HTTP/1.1 400 Bad Request\r\n", "250-ok\r\nfoo\r\n", "\n"};
+			"hello\r\n", "25\r\n", "2500 ok\r\n", "999 ok\r\n", "150 ok\r\n", "25x ok\r\n",
+			"HTTP/1.1 400 Bad Request\r\n"};
 
 		for (int i = 0; i < lengthof(garbage); i++)
 		{
@@ -682,6 +682,63 @@ test_odd_replies(void)
 			server(garbage[i]);
 			CHECK_TEXT(result(), "a lost dot 0");
 			CHECK(!klm_smtp_usable(smtp));
+			finish();
+		}
+	}
+
+	/* A line that begins with the code says so, whatever follows; text in between means nothing. */
+	{
+		static const struct
+		{
+			const char *reply;
+			const char *result;
+		}			lenient[] = {
+			{"250\tOk queued\r\n", "a dot 250"},
+			{"250_ok\r\n", "a dot 250"},
+			{"250-2.0.0 accepted\r\nqueued as ABC123\r\n250 2.0.0 thank you\r\n", "a dot 250 2.0.0"},
+			{"250-2.0.0 accepted\r\n\r\n250 2.0.0 thank you\r\n", "a dot 250 2.0.0"},
+			{"\r\n\n250 2.0.0 ok\r\n", "a dot 250 2.0.0"},
+			{"250 2.0.0 Ok queued\r\n\r\n", "a dot 250 2.0.0"},
+			{"554-5.7.1 no\r\nnot at all\r\n554 5.7.1 spam\r\n", "a dot 554 5.7.1"},
+		};
+
+		for (int i = 0; i < lengthof(lenient); i++)
+		{
+			start(lenient[i].reply, PIPELINING);
+			begin("a");
+			sent();
+			server("250 ok\r\n250 ok\r\n354 go\r\n");
+			sent();
+			server(lenient[i].reply);
+			CHECK_TEXT(result(), lenient[i].result);
+			CHECK(klm_smtp_usable(smtp));
+			finish();
+		}
+	}
+
+	/* What had been said before the connection was lost. */
+	{
+		static const struct
+		{
+			const char *reply;
+			const char *result;
+		}			partial[] = {
+			{"250-2.0.0 accepted\r\nqueued", "a dot 250 2.0.0"},
+			{"554-5.7.1 no\r\n", "a dot 554 5.7.1"},
+			{"354-what\r\n", "a lost dot 0"},
+			{"250", "a lost dot 0"},
+		};
+
+		for (int i = 0; i < lengthof(partial); i++)
+		{
+			start(partial[i].reply, PIPELINING);
+			begin("a");
+			sent();
+			server("250 ok\r\n250 ok\r\n354 go\r\n");
+			sent();
+			server(partial[i].reply);
+			klm_smtp_closed(smtp, "gone");
+			CHECK_TEXT(result(), partial[i].result);
 			finish();
 		}
 	}
