@@ -88,6 +88,7 @@ DEFAULTS = {
     "auth_offered": True,
     "auth_in_clear": False,         # offer AUTH without TLS: a trap
     "auth_mechanisms": "PLAIN LOGIN",
+    "ignore_initial": False,        # AUTH LOGIN: ask for the user name though it was given
     "close_after_ehlo": False,      # answer EHLO and be gone
     "pipelining": True,
     "smtputf8": False,
@@ -624,7 +625,7 @@ class Connection(asyncio.Protocol):
             self.reply("504 5.5.4 unrecognized authentication type")
             return
         if mechanism == "LOGIN":
-            if initial:
+            if initial and not config["ignore_initial"]:
                 self.login_user(initial.encode())
             else:
                 self.auth_step = self.login_user

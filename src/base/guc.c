@@ -215,8 +215,9 @@ klm_define_settings(GucStringCheckHook check_address)
 		PGC_SIGHUP, GUC_UNIT_KB,
 		NULL, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.connect_timeout",
-		"The longest time until a connection is ready for mail.",
-		"From the name lookup to the end of authentication.",
+		"The longest time for each step of opening a connection.",
+		"Name lookup and TCP are one step, TLS is one, EHLO and login are one; the greeting may take a "
+		"minute (reply_timeout if that is less), or this if it is more.",
 		&klm_connect_timeout, 30000, 100, 3600000,
 		PGC_SIGHUP, GUC_UNIT_MS,
 		NULL, NULL, NULL);

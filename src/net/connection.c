@@ -50,6 +50,7 @@
 #endif
 
 #define EVENTS 64
+#define GREETING_MS 60000		/* at least connect_timeout, at most this or reply_timeout */
 
 /* What klm_connector_next() has still to tell of a connection. */
 #define TELL_OPEN 1
@@ -66,6 +67,7 @@ struct KlmConnector
 	bool		timer_set;
 	struct timespec timer_at;
 	bool		polled;			/* nothing more without another epoll_wait() */
+	int			opening;		/* connections that are neither open nor failed */
 	dlist_head	connections;
 	dlist_head	ready;
 };
@@ -200,6 +202,16 @@ note_reply(KlmConnection *connection)
 			connection->ehlo_length = reply->length;
 			memcpy(connection->ehlo, reply->raw, reply->length);
 			klm_smtp_parse_ehlo(reply->raw, reply->length, &connection->caps);
+
+			/*
+			 * PLAIN and XOAUTH2 spare a round trip by an initial response.  To
+			 * LOGIN it must not be given: a server that does not expect one
+			 * takes the password for the user name.
+			 */
+			if (connection->target.username != NULL)
+				curl_easy_setopt(connection->easy, CURLOPT_SASL_IR,
+								 (long) (connection->target.oauth2 ||
+										 klm_smtp_offers(&connection->caps, "PLAIN")));
 			if (connection->target.encryption == KLM_STARTTLS && !connection->starttls_accepted)
 				connection->owes = OWES_STARTTLS;
 			else if (connection->target.username != NULL)
@@ -363,6 +375,8 @@ release_connection(KlmConnection *connection)
 {
 	KlmConnector *connector = connection->connector;
 
+	if (!connection->settled)
+		connector->opening--;
 	connection->settled = true;
 	if (connection->tell != 0)
 		dlist_delete(&connection->ready_node);
@@ -464,16 +478,31 @@ klm_connector_fd(const KlmConnector *connector)
 	return connector->epoll_fd;
 }
 
+static double step_left(const KlmConnection *connection);
+
 long
 klm_connector_timeout(const KlmConnector *connector)
 {
+	dlist_head *connections = unconstify(dlist_head *, &connector->connections);
 	double		left;
+	dlist_iter	iter;
 
 	if (!dlist_is_empty(unconstify(dlist_head *, &connector->ready)))
 		return 0;
-	if (!connector->timer_set)
+	if (!connector->timer_set && connector->opening == 0)
 		return -1;
-	left = -ms_since(&connector->timer_at);
+	if (connector->timer_set)
+		left = -ms_since(&connector->timer_at);
+	else
+		left = PG_INT32_MAX;
+	if (connector->opening > 0)
+		dlist_foreach(iter, connections)
+		{
+			const KlmConnection *connection = dlist_container(KlmConnection, node, iter.cur);
+
+			if (!connection->settled)
+				left = Min(left, step_left(connection));
+		}
 
 	/* Rounded up: a little early would be a call for nothing. */
 	return left <= 0 ? 0 : (long) left + 1;
@@ -540,20 +569,32 @@ read_certificate(KlmConnection *connection)
 	}
 }
 
-/* libcurl has connected or given up. */
+/* Has TCP connected?  With smtps the first bytes of the handshake may have told it before. */
 static void
-settle(KlmConnection *connection, CURLcode result)
+note_connected(KlmConnection *connection)
 {
 	curl_off_t	microseconds = 0;
-	char	   *address = NULL;
-	long		os_errno = 0;
 
-	connection->result = result;
 	if (curl_easy_getinfo(connection->easy, CURLINFO_CONNECT_TIME_T, &microseconds) == CURLE_OK &&
 		microseconds > 0)
 	{
 		connection->connected = true;
 		connection->connect_ms = microseconds / 1000.0;
+	}
+}
+
+/* libcurl has connected or given up, or we have. */
+static void
+settle(KlmConnection *connection, CURLcode result)
+{
+	char	   *address = NULL;
+	long		os_errno = 0;
+
+	connection->result = result;
+	connection->connector->opening--;
+	note_connected(connection);
+	if (connection->connected)
+	{
 		if (curl_easy_getinfo(connection->easy, CURLINFO_PRIMARY_IP, &address) == CURLE_OK &&
 			address != NULL && address[0] != '\0')
 			strlcpy(connection->address, address, sizeof(connection->address));
@@ -588,14 +629,68 @@ settle(KlmConnection *connection, CURLcode result)
 		}
 	}
 
-	/* The copies that are needed no more. */
-	curl_easy_setopt(connection->easy, CURLOPT_USERNAME, NULL);
-	curl_easy_setopt(connection->easy, CURLOPT_PASSWORD, NULL);
-	curl_easy_setopt(connection->easy, CURLOPT_XOAUTH2_BEARER, NULL);
+	/* The copies that are needed no more; a transfer that is still under way ends at the close. */
+	if (result != CURLE_OPERATION_TIMEDOUT)
+	{
+		curl_easy_setopt(connection->easy, CURLOPT_USERNAME, NULL);
+		curl_easy_setopt(connection->easy, CURLOPT_PASSWORD, NULL);
+		curl_easy_setopt(connection->easy, CURLOPT_XOAUTH2_BEARER, NULL);
+	}
 
 	tell(connection, connection->open ? TELL_OPEN : TELL_FAILED);
 	if (connection->early_length > 0)
 		tell(connection, TELL_READABLE);
+}
+
+/*
+ * Which step the connection is in, and until when that may last.  Each has its
+ * own patience: a server that can be reached at once may greet late.
+ */
+static void
+note_step(KlmConnection *connection)
+{
+	ConnectStep step;
+
+	if (!connection->connected)
+		note_connected(connection);
+	step = !connection->connected ? STEP_CONNECT :
+		connection->target.encryption == KLM_TLS && !connection->tls_done ? STEP_TLS :
+		connection->owes == OWES_GREETING ? STEP_GREETING : STEP_LOGIN;
+	if (step == connection->step)
+		return;
+	connection->step = step;
+	connection->timeout_ms = step == STEP_GREETING ?
+		Max(klm_connect_timeout, Min(klm_reply_timeout, GREETING_MS)) : klm_connect_timeout;
+	connection->step_start_ms = ms_since(&connection->start);
+
+	/* libcurl's own limit is for the address that it tries; from here on ours counts. */
+	curl_easy_setopt(connection->easy, CURLOPT_CONNECTTIMEOUT_MS,
+					 (long) connection->step_start_ms + connection->timeout_ms + 1000L);
+}
+
+/* Milliseconds that the step may still take. */
+static double
+step_left(const KlmConnection *connection)
+{
+	return connection->step_start_ms + connection->timeout_ms - ms_since(&connection->start);
+}
+
+/* Give up what has lasted too long. */
+static void
+check_steps(KlmConnector *connector)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &connector->connections)
+	{
+		KlmConnection *connection = dlist_container(KlmConnection, node, iter.cur);
+
+		if (connection->settled)
+			continue;
+		note_step(connection);
+		if (step_left(connection) <= 0)
+			settle(connection, CURLE_OPERATION_TIMEDOUT);
+	}
 }
 
 static void
@@ -659,10 +754,12 @@ drive(KlmConnector *connector)
 
 			if (message->msg == CURLMSG_DONE &&
 				curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &private) == CURLE_OK &&
-				private != NULL)
+				private != NULL && !((KlmConnection *) private)->settled)
 				settle((KlmConnection *) private, message->data.result);
 		}
 	}
+	if (connector->opening > 0)
+		check_steps(connector);
 }
 
 KlmConnEvent
@@ -750,7 +847,8 @@ set_options(KlmConnection *connection, const char *url, KlmError *error)
 	SET(CURLOPT_NOPROXY, "*");
 
 	SET(CURLOPT_CONNECTTIMEOUT_MS, connection->timeout_ms);
-	SET(CURLOPT_SERVER_RESPONSE_TIMEOUT, connection->timeout_ms / 1000 + 1);
+	SET(CURLOPT_SERVER_RESPONSE_TIMEOUT,
+		Max(klm_connect_timeout, Max(klm_reply_timeout, GREETING_MS)) / 1000L + 1);
 	SET(CURLOPT_OPENSOCKETFUNCTION, open_socket);
 	SET(CURLOPT_OPENSOCKETDATA, connection);
 	SET(CURLOPT_CLOSESOCKETFUNCTION, close_socket);
@@ -778,8 +876,6 @@ set_options(KlmConnection *connection, const char *url, KlmError *error)
 	if (target->username != NULL)
 	{
 		SET(CURLOPT_USERNAME, target->username);
-		SET(CURLOPT_SASL_IR, 1L);
-
 		/*
 		 * Named explicitly: left to itself libcurl takes what it holds for the
 		 * strongest that is offered, and tries no other.
@@ -832,6 +928,7 @@ klm_connection_open(KlmConnector *connector, const KlmTarget *target, void *owne
 	connection->timeout_ms = klm_connect_timeout;
 	clock_gettime(CLOCK_MONOTONIC, &connection->start);
 	dlist_push_tail(&connector->connections, &connection->node);
+	connector->opening++;
 
 	url = psprintf(strchr(target->host, ':') ? "%s://[%s]:%d/%s" : "%s://%s:%d/%s",
 				   target->encryption == KLM_TLS ? "smtps" : "smtp", target->host, target->port,

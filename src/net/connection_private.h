@@ -32,6 +32,15 @@ typedef enum Owed
 	OWES_NOTHING
 } Owed;
 
+/* What it is busy with; each step has a time of its own. */
+typedef enum ConnectStep
+{
+	STEP_CONNECT,				/* look-up and TCP */
+	STEP_TLS,					/* from the first byte */
+	STEP_GREETING,
+	STEP_LOGIN					/* EHLO, STARTTLS, AUTH */
+} ConnectStep;
+
 /* The reply that is being read, or was read last. */
 typedef struct RawReply
 {
@@ -71,7 +80,9 @@ struct KlmConnection
 	bool		address_tried;	/* one that the guard let pass */
 	bool		descriptors_exhausted;
 	int			socket_errno;
-	long		timeout_ms;
+	ConnectStep step;
+	long		timeout_ms;		/* of that step */
+	double		step_start_ms;
 	long		verify_result;
 	double		dns_ms;
 	double		connect_ms;

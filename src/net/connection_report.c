@@ -18,6 +18,10 @@
 #include "net/connection_private.h"
 #include "smtp/reply_parse.h"
 
+#define SLOW_HINT \
+	" If the server is only slow, an administrator can give it longer with " \
+	"kliv_mail.connect_timeout."
+
 /* Somebody else's text, made printable. */
 static char *
 printable(const char *text, Size length)
@@ -138,18 +142,6 @@ ending(const KlmConnection *connection)
 	return connection->error[0] != '\0' ?
 		printable(connection->error, strlen(connection->error)) :
 		curl_easy_strerror(connection->result);
-}
-
-/* Is the mechanism among those that the server offers? */
-static bool
-offers(const KlmSmtpCaps *caps, const char *mechanism)
-{
-	Size		length = strlen(mechanism);
-
-	for (const char *p = caps->auth_mechanisms; (p = strstr(p, mechanism)) != NULL; p += length)
-		if ((p == caps->auth_mechanisms || p[-1] == ' ') && (p[length] == ' ' || p[length] == '\0'))
-			return true;
-	return false;
 }
 
 static bool
@@ -356,17 +348,18 @@ explain(const KlmConnection *connection, KlmConnectReport *report)
 							 timeout) :
 					psprintf("the server on port %d sent no SMTP greeting: %s", target->port,
 							 ending(connection));
-				if (target->encryption == KLM_TLS)
-					report->hint = pstrdup("Check that this is a mail server's port.");
-				else if (target->port == 465 || target->port == 2465)
+				if (target->encryption != KLM_TLS && (target->port == 465 || target->port == 2465))
 					report->hint = psprintf("Port %d begins with TLS: use encryption => 'tls', "
 											"or port 587 with encryption => 'starttls'.",
 											target->port);
+				else if (target->encryption != KLM_STARTTLS)
+					report->hint = psprintf("Check that this is a mail server's port.%s",
+											timed_out ? SLOW_HINT : "");
 				else
 					report->hint = psprintf("If port %d begins with TLS, use encryption => "
 											"'tls'; else use port 587 with encryption => "
-											"'starttls', or port 465 with encryption => 'tls'.",
-											target->port);
+											"'starttls', or port 465 with encryption => 'tls'.%s",
+											target->port, timed_out ? SLOW_HINT : "");
 			}
 			break;
 
@@ -392,8 +385,8 @@ explain(const KlmConnection *connection, KlmConnectReport *report)
 				report->hint = pstrdup("Use the provider's port for sending (587 or 465), or leave "
 									   "out username and password if the server wants none.");
 			}
-			else if (target->oauth2 ? !offers(&connection->caps, "XOAUTH2") :
-					 !offers(&connection->caps, "PLAIN") && !offers(&connection->caps, "LOGIN"))
+			else if (target->oauth2 ? !klm_smtp_offers(&connection->caps, "XOAUTH2") :
+					 !klm_smtp_offers(&connection->caps, "PLAIN") && !klm_smtp_offers(&connection->caps, "LOGIN"))
 			{
 				report->detail = psprintf("the server offers AUTH %s, none of which can be used "
 										  "(usable: %s)",

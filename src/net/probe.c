@@ -28,7 +28,6 @@
 #include "smtp/verdict.h"
 
 #define SENDER_TIMEOUT_MS 30000 /* the most for the replies to MAIL and RSET */
-#define CONNECT_GRACE_MS 2000	/* libcurl's own time limit comes first */
 
 
 /* ---- waiting ---- */
@@ -49,12 +48,10 @@ wait_for(KlmConnector *connector, TimestampTz deadline)
 	CHECK_FOR_INTERRUPTS();
 }
 
-/* Until the connection is open or failed; false at the deadline. */
-static bool
+/* Until the connection is open or failed: each of its steps has its time. */
+static void
 wait_for_connection(KlmConnector *connector)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													   klm_connect_timeout + CONNECT_GRACE_MS);
 	KlmConnection *connection;
 
 	for (;;)
@@ -63,11 +60,9 @@ wait_for_connection(KlmConnector *connector)
 		{
 			case KLM_CONN_OPEN:
 			case KLM_CONN_FAILED:
-				return true;
+				return;
 			case KLM_CONN_NONE:
-				if (GetCurrentTimestamp() >= deadline)
-					return false;
-				wait_for(connector, deadline);
+				wait_for(connector, DT_NOEND);
 				break;
 			default:
 				break;
@@ -390,17 +385,9 @@ klm_probe(const KlmTarget *target, const char *provider, const char *from_addres
 			add_failure(probe, "dns", 0, error.sqlstate, error.message, error.hint, &none,
 						provider);
 		}
-		else if (!wait_for_connection(connector))
-		{
-			KlmReply	none = {.stage = KLM_STAGE_CONNECT,.text = pstrdup("")};
-
-			add_failure(probe, "connect", klm_connect_timeout,
-						ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
-						psprintf("no connection within %g s", klm_connect_timeout / 1000.0), NULL,
-						&none, provider);
-		}
 		else
 		{
+			wait_for_connection(connector);
 			klm_connection_report(connection, &report);
 			add_connection_steps(target, provider, &report,
 								 (GetCurrentTimestamp() - start) / 1000.0, probe);

@@ -262,6 +262,17 @@ klm_smtp_parse_ehlo(const char *raw, Size length, KlmSmtpCaps *caps)
 	}
 }
 
+bool
+klm_smtp_offers(const KlmSmtpCaps *caps, const char *mechanism)
+{
+	Size		length = strlen(mechanism);
+
+	for (const char *p = caps->auth_mechanisms; (p = strstr(p, mechanism)) != NULL; p += length)
+		if ((p == caps->auth_mechanisms || p[-1] == ' ') && (p[length] == ' ' || p[length] == '\0'))
+			return true;
+	return false;
+}
+
 
 /* ---- life ---- */
 

@@ -37,6 +37,9 @@ typedef struct KlmSmtpCaps
 /* Parse the bytes of a whole EHLO reply; keywords without case. */
 extern void klm_smtp_parse_ehlo(const char *raw, Size length, KlmSmtpCaps *caps);
 
+/* Is the mechanism among those that the server offers? */
+extern bool klm_smtp_offers(const KlmSmtpCaps *caps, const char *mechanism);
+
 /*
  * A delivery handed to the machine.  The strings and the parts must live until
  * its result was taken; nothing is copied.  The parts are the message, one

@@ -22,7 +22,8 @@ my $node = KlivMail::Cluster->new(
         'kliv_mail.platform_daily_limit'  => 1000,
         'kliv_mail.allowed_hosts'         => '127.0.0.1, localhost',
         'kliv_mail.ca_file'               => $tls->ca_file,
-        'kliv_mail.connect_timeout'       => '5s'
+        'kliv_mail.connect_timeout'       => '5s',
+        'kliv_mail.reply_timeout'         => '5s'
     });
 
 $node->sql(q{

@@ -27,7 +27,8 @@ my $node = KlivMail::Cluster->new(
     conf => {
         'kliv_mail.allowed_hosts'   => '127.0.0.1, localhost',
         'kliv_mail.ca_file'         => $tls->ca_file,
-        'kliv_mail.connect_timeout' => "${timeout}s"
+        'kliv_mail.connect_timeout' => "${timeout}s",
+        'kliv_mail.reply_timeout'   => '3s'
     });
 {
     local %ENV = (%ENV, $names->environment);
@@ -73,7 +74,7 @@ my $both = [ 'tls', 'starttls' ];
 my @rows = (
     [ 'no such host', $both, {}, { host => 'no-such-host.example' }, 'dns', '08001', qr/no address was found for host "no-such-host\.example"/, qr/spelling/ ],
     [ 'a closed port', $both, {}, { port => $closed }, 'connect', '08001', qr/could not connect to (?:127\.0\.0\.1|::1) port $closed: Connection refused/, qr/host and port.*firewall/ ],
-    [ 'a silent server', $both, { silent => 1 }, {}, { tls => 'tls', starttls => 'connect' }, { tls => '08001', starttls => '08006' }, qr/within 1\.5 s/, qr/starttls/ ],
+    [ 'a silent server', $both, { silent => 1 }, {}, { tls => 'tls', starttls => 'connect' }, { tls => '08001', starttls => '08006' }, qr/within (?:1\.5|3) s/, qr/starttls/ ],
     [ 'a server without TLS on port 465', ['tls'], {}, { host => 'plain-on-465.example', port => 465 }, 'tls', '08001', qr/port 465 does not begin with TLS .*wrong version number/, qr/'starttls' with port 587/ ],
     [ 'a server with TLS on port 587', ['starttls'], {}, { host => 'tls-on-587.example', port => 587 }, 'connect', '08006', qr/port 587 sent no greeting/, qr/encryption => 'tls'.*port 465/ ],
     [ 'a greeting that refuses', $both, { greeting_reply => '554 5.7.1 your address is listed at zen.spamhaus.org' }, {}, { tls => 'tls', starttls => 'connect' }, '08004', qr/listed at zen\.spamhaus\.org/, qr/address up in the list/ ],
@@ -86,6 +87,8 @@ my @rows = (
     [ 'EHLO refused', ['starttls'], { ehlo_reply => '550 5.7.1 go away' }, {}, 'ehlo', '08004', qr/550 5\.7\.1 go away/, qr/./ ],
     [ 'a line that is no reply', ['starttls'], { ehlo_reply => 'garbage' }, {}, 'ehlo', '08006', qr/./, undef ],
     [ 'no AUTH', $both, { auth_offered => 0 }, {}, 'auth', '08004', qr/offers no AUTH/, qr/587 or 465/ ],
+    [ 'no AUTH that we know', $both, { auth_mechanisms => 'GSSAPI NTLM' }, {}, 'auth', '08006', qr/GSSAPI NTLM.*PLAIN, LOGIN/, qr/oauth2/ ],
+    [ 'a web server', ['starttls'], { greeting_reply => 'garbage' }, {}, { starttls => 'connect' }, '08006', qr/sent no SMTP greeting/, qr/port 587/ ],
     [ 'no AUTH that can be used', $both, { auth_mechanisms => 'CRAM-MD5' }, {}, 'auth', '08006', qr/CRAM-MD5.*PLAIN, LOGIN/, qr/oauth2/ ],
     [ 'wrong credentials', $both, {}, { password => 'wrong' }, 'auth', '08004', qr/535 5\.7\.8 Error: authentication failed/, qr/user name and password/ ],
     [ '454 at AUTH', $both, { auth_reply => '454 4.7.0 Temporary authentication failure' }, {}, 'auth', '08004', qr/454 4\.7\.0 Temporary authentication failure/, qr/later/ ],
@@ -107,6 +110,35 @@ sub expected
         push @before, $step;
     }
     return "$failing?";
+}
+
+# A server that is reached at once and greets late is none that cannot be reached; each step has a time of its own.
+for my $kind ('starttls', 'tls')
+{
+    $smtp->set(%normal, greeting_delay => 2200);
+    my $rows = steps(arguments(port => $port{$kind}, encryption => $kind));
+    is(ref $rows ? join(' ', map { $_->[0] . ($_->[1] ? '' : '!') } @$rows) : $rows, 'dns connect tls ehlo auth sender',
+        "$kind, a greeting later than connect_timeout: waited for");
+    $smtp->set(%normal, greeting_delay => 0);
+}
+{
+    $smtp->set(%normal, silent => 1);
+    my $rows = steps(arguments(port => $port{plain}, encryption => 'none', username => '', password => undef));
+    like($rows->[-1][2], qr/sent no greeting within 3 s/, 'no greeting at all: how long it was waited for');
+    unlike($rows->[-1][3], qr/TLS/i, '... without TLS the hint does not speak of it');
+    like($rows->[-1][3], qr/connect_timeout/, '... and names the setting for a slow server');
+    $smtp->set(%normal);
+}
+
+# AUTH LOGIN: a server that does not read an initial response asks for the user name first.
+for my $mechanisms ('LOGIN', 'PLAIN LOGIN', 'LOGIN PLAIN', 'PLAIN')
+{
+    $smtp->set(%normal, auth_mechanisms => $mechanisms, ignore_initial => 1);
+    my $rows = steps(arguments(port => $port{tls}, encryption => 'tls'));
+    is(ref $rows ? join(' ', map { $_->[0] . ($_->[1] ? '' : '!') } @$rows) : $rows, 'dns connect tls ehlo auth sender',
+        "AUTH $mechanisms, LOGIN by its challenges");
+    is(($smtp->ledger('auth'))[-1]{user}, 'app', '... the user name is the user name');
+    $smtp->set(%normal, ignore_initial => 0);
 }
 
 for my $row (@rows)
