@@ -31,8 +31,7 @@
 typedef enum CommitAction
 {
 	COMMIT_RESTART,
-	COMMIT_LOOK,
-	COMMIT_FORGET
+	COMMIT_LOOK
 } CommitAction;
 
 typedef struct Pending
@@ -107,9 +106,22 @@ klm_look_at_commit(Oid database)
 }
 
 void
-klm_forget_at_commit(Oid database)
+klm_forget_database(Oid oid)
 {
-	add_pending(COMMIT_FORGET, database);
+	KlmDatabase *database;
+
+	if (klm_shared == NULL)
+		return;
+
+	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
+	database = klm_find_database(oid);
+	if (database != NULL)
+	{
+		database->has_mail = false;
+		database->next_due = DT_NOEND;
+		klm_remove_if_unknown(database);
+	}
+	LWLockRelease(klm_shared->lock);
 }
 
 void
@@ -230,17 +242,6 @@ carry_out(const Pending *wish)
 			database = klm_make_database(wish->database);
 			if (database != NULL)
 				klm_wake_database(database, GetCurrentTimestamp());
-			break;
-		case COMMIT_FORGET:
-			database = klm_find_database(wish->database);
-			if (database != NULL)
-			{
-				database->has_mail = false;
-				database->next_due = DT_NOEND;
-				database->failures = 0;
-				database->last_error[0] = '\0';
-				klm_remove_if_unknown(database);
-			}
 			break;
 	}
 	LWLockRelease(klm_shared->lock);

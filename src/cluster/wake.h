@@ -54,11 +54,11 @@ extern void klm_unblock_database(Oid database);
 extern PGDLLEXPORT uint64 klm_records(void);
 extern PGDLLEXPORT bool klm_wait_for_record(uint64 *seen, long timeout_ms);
 
-/* At commit: a sender has a look whether this (new) database has mail. */
+/* At commit: a sender has a look whether this database has mail (a copy), or none any more. */
 extern void klm_look_at_commit(Oid database);
 
-/* At commit: nothing of this database is to be sent any more. */
-extern void klm_forget_at_commit(Oid database);
+/* Now: DROP DATABASE, which no subtransaction can undo, has dropped it. */
+extern void klm_forget_database(Oid database);
 
 /* Now: a prepared transaction was committed; does nothing where no mail ever was. */
 extern void klm_wake_after_prepared(void);

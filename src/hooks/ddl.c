@@ -332,7 +332,7 @@ after_statement(Node *node, Oid extension_before, Oid blocked)
 	{
 		case T_DropdbStmt:
 			if (OidIsValid(blocked))
-				klm_forget_at_commit(blocked);
+				klm_forget_database(blocked);
 			return;
 		case T_CreatedbStmt:
 			/* A copy of a database with mail: its sender will label it. */
@@ -353,8 +353,9 @@ after_statement(Node *node, Oid extension_before, Oid blocked)
 				klm_label_database();
 			else if (!OidIsValid(extension) && OidIsValid(extension_before))
 			{
+				/* Nor does the commit forget what a subtransaction may have undone. */
 				klm_unlabel_database();
-				klm_forget_at_commit(MyDatabaseId);
+				klm_look_at_commit(MyDatabaseId);
 			}
 			return;
 		default:
