@@ -18,11 +18,12 @@ CREATE SEQUENCE kliv_mail._delivery_id;
 CREATE SEQUENCE kliv_mail._event_id;
 CREATE SEQUENCE kliv_mail._epoch;
 
--- Where this database's mail may leave from (promise 8): one row, made at
--- first use.  Another origin than kliv_mail._origin(): this is a copy.
+-- Where this database's mail may leave from (promise 8): CREATE EXTENSION
+-- makes the row of kliv_mail._origin().  Where there is another origin's, this
+-- is a copy: a dump brings its own row and meets the new one, a copy of the
+-- files has the old one alone.
 CREATE TABLE kliv_mail._state (
-    singleton  boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-    origin     text COLLATE "C" NOT NULL,
+    origin     text COLLATE "C" PRIMARY KEY,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 

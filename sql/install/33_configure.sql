@@ -71,7 +71,6 @@ DECLARE
     result kliv_mail.smtp_settings;
 BEGIN
     BEGIN
-        INSERT INTO kliv_mail._state (origin) VALUES (kliv_mail._origin()) ON CONFLICT DO NOTHING;
         SELECT a.* INTO before FROM kliv_mail._account AS a WHERE a.name = p_account;
         after := before;
         IF before.name IS NULL THEN

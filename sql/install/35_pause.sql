@@ -48,7 +48,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_account text := kliv_mail._known_account(p_account);
     v_here text := kliv_mail._origin();
-    v_there text;
+    v_there text[];
     v_before bigint := 0;
     v_released bigint := 0;
     v_still text;
@@ -56,14 +56,15 @@ BEGIN
     -- A copy: what carries the origin that it was copied from is stamped anew
     -- (other origins, brought by logical replication, stay what they are).
     IF v_account = '' THEN
-        SELECT s.origin INTO v_there FROM kliv_mail._state AS s WHERE s.origin <> v_here FOR UPDATE;
-        IF FOUND THEN
-            UPDATE kliv_mail._state SET origin = v_here;
-            UPDATE kliv_mail._account SET origin = v_here, renewed_at = kliv_mail._now() WHERE origin = v_there;
-            UPDATE kliv_mail._outbox SET origin = v_here WHERE origin = v_there;
+        WITH gone AS (DELETE FROM kliv_mail._state AS s WHERE s.origin <> v_here RETURNING s.origin)
+        SELECT array_agg(g.origin ORDER BY g.origin) INTO v_there FROM gone AS g;
+        IF v_there IS NOT NULL THEN
+            INSERT INTO kliv_mail._state (origin) VALUES (v_here) ON CONFLICT DO NOTHING;
+            UPDATE kliv_mail._account SET origin = v_here, renewed_at = kliv_mail._now() WHERE origin = ANY (v_there);
+            UPDATE kliv_mail._outbox SET origin = v_here WHERE origin = ANY (v_there);
             v_released := kliv_mail._waiting_for('');
-            PERFORM kliv_mail._log_event('copy_released', NULL, format('this copy of %s sends its own mail now', v_there),
-                                         jsonb_build_object('origin', jsonb_build_array(v_there, v_here)), p_caller);
+            PERFORM kliv_mail._log_event('copy_released', NULL, format('this copy of %s sends its own mail now', array_to_string(v_there, ', ')),
+                                         jsonb_build_object('origin', to_jsonb(v_there || v_here)), p_caller);
         END IF;
     ELSE
         UPDATE kliv_mail._account SET origin = v_here, renewed_at = kliv_mail._now()

@@ -48,10 +48,6 @@ BEGIN
                 HINT = 'Give every mail a key of its own; the same key and the same arguments give the first message''s id.';
         END IF;
     END IF;
-    -- Promise 8: whose mail this is stands in the row; the state row is made at first use.
-    IF NOT EXISTS (SELECT FROM kliv_mail._state) THEN
-        INSERT INTO kliv_mail._state (origin) VALUES (v_origin) ON CONFLICT DO NOTHING;
-    END IF;
     INSERT INTO kliv_mail._message (id, created_at, sender_role, message_type, template, account, from_address, from_name,
         reply_to, subject, header_id, entity, smtputf8, unsubscribe, send_at, expires_at, recipients, tags, metadata)
     VALUES (v_id, p_now, p_sender, p_type, p_template, nullif(p_route, ''), p_from_address, p_from_name,

@@ -12,7 +12,7 @@ DECLARE
     v_total bigint := 0;
     v_count bigint;
     v_origin text := kliv_mail._origin();
-    v_there text := (SELECT s.origin FROM kliv_mail._state AS s WHERE s.origin <> v_origin);
+    v_there text := (SELECT string_agg(s.origin, ', ' ORDER BY s.origin) FROM kliv_mail._state AS s WHERE s.origin <> v_origin);
 BEGIN
     -- Where it came by a dump the label is not there yet, or not all of it.
     PERFORM kliv_mail._label();

@@ -12,6 +12,8 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
+#include "catalog/namespace.h"
+#include "commands/extension.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -28,10 +30,23 @@ kliv_mail__now(PG_FUNCTION_ARGS)
 	PG_RETURN_TIMESTAMPTZ(klm_now());
 }
 
-/* A copy of the database, or of the server by dump, has another one. */
+/*
+ * A copy of the database, of the server by dump, or the same database after a
+ * restore has another one.  The extension's OID is new whenever its schema's is,
+ * which is looked up in a cache.
+ */
 Datum
 kliv_mail__origin(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_TEXT_P(cstring_to_text(psprintf(UINT64_FORMAT "/%u",
-											  GetSystemIdentifier(), MyDatabaseId)));
+	static Oid	schema = InvalidOid;
+	static Oid	extension = InvalidOid;
+	Oid			present = get_namespace_oid(KLM_SCHEMA, false);
+
+	if (present != schema)
+	{
+		extension = get_extension_oid(KLM_SCHEMA, false);
+		schema = present;
+	}
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf(UINT64_FORMAT "/%u/%u", GetSystemIdentifier(),
+											  MyDatabaseId, extension)));
 }
