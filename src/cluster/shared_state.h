@@ -24,6 +24,7 @@
 typedef struct KlmDatabase
 {
 	Oid			oid;			/* hash key */
+	Oid			owner;			/* as the launcher has read it; InvalidOid: not yet */
 	bool		has_mail;		/* as far as we know, the extension is there */
 	int			blocked;		/* statements that keep senders out */
 	int			slots;			/* reserved or attached for it */
@@ -53,6 +54,7 @@ typedef struct KlmSlot
 	KlmSlotState	state;
 	uint32		generation;
 	Oid			database;
+	Oid			owner;			/* of the database, when it was reserved */
 	PGPROC	   *proc;			/* from attached on */
 	int			pid;
 	bool		must_leave;		/* a statement waits for it */

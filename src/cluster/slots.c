@@ -65,6 +65,15 @@ static HTAB *databases = NULL;
 static shmem_request_hook_type previous_request_hook = NULL;
 static shmem_startup_hook_type previous_startup_hook = NULL;
 
+/* As the launcher: when a slot was last taken for a database of that owner. */
+typedef struct Turn
+{
+	Oid			owner;			/* hash key */
+	TimestampTz at;
+} Turn;
+
+static HTAB *turns = NULL;
+
 /* As a sender: our slot and what only we need to know of it. */
 static KlmSlot *my_slot = NULL;
 static TimestampTz my_progress = 0;
@@ -77,6 +86,9 @@ static void leave_slot_at_exit(int code, Datum arg);
 static void note_failure(KlmDatabase *database, const KlmSlot *slot);
 static int	most_senders(void);
 static void detach_launcher(int code, Datum arg);
+static bool goes_before(const KlmDatabase *one, const KlmDatabase *other);
+static int	slots_of(Oid owner);
+static TimestampTz last_turn(Oid owner);
 static void want_slots(bool wanted);
 static int	compare_oids(const void *a, const void *b);
 
@@ -375,6 +387,7 @@ klm_free_slot(KlmSlot *slot)
 	slot->state = SLOT_FREE;
 	slot->generation = (slot->generation + 1) & GENERATION_MASK;
 	slot->database = InvalidOid;
+	slot->owner = InvalidOid;
 	slot->proc = NULL;
 	slot->pid = 0;
 	slot->must_leave = false;
@@ -435,6 +448,12 @@ klm_sender_slot_wanted(long *check_ms)
 			  TimestampTzPlusMilliseconds(my_slot->started, SLOT_MAX_MS));
 	*check_ms = TimestampDifferenceMilliseconds(now, end);
 	return *check_ms <= 0;
+}
+
+bool
+klm_sender_is_awaited(void)
+{
+	return pg_atomic_read_u32(&klm_shared->wanted) != 0;
 }
 
 void
@@ -561,6 +580,12 @@ klm_sender_forget_database(void)
 void
 klm_launcher_attach(void)
 {
+	HASHCTL		info = {0};
+
+	info.keysize = sizeof(Oid);
+	info.entrysize = sizeof(Turn);
+	turns = hash_create("kliv_mail turns", 64, &info, HASH_ELEM | HASH_BLOBS);
+
 	before_shmem_exit(detach_launcher, (Datum) 0);
 
 	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
@@ -590,9 +615,9 @@ detach_launcher(int code, Datum arg)
 }
 
 /*
- * First come, first served, by the time since when a database is due and has
- * no slot.  Where somebody has to wait, all senders are told once, so that
- * they look at the time that they have had.
+ * Owners of databases take turns, whose databases first come are first served;
+ * a database is made easily, a role is not.  Where somebody has to wait, all
+ * senders are told once, so that they look at the time that they have had.
  */
 bool
 klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
@@ -604,6 +629,7 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 	KlmDatabase *helped = NULL;
 	KlmSlot    *slot = NULL;
 	int			waiting = 0;
+	bool		unknown_owner = false;
 
 	outlook->next_start = DT_NOEND;
 	reservation->extra = false;
@@ -630,8 +656,10 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 		}
 		if (database->waits_since == 0)
 			database->waits_since = now;
-		if (first == NULL || database->waits_since < first->waits_since)
+		if (first == NULL || goes_before(database, first))
 			first = database;
+		if (!OidIsValid(database->owner))
+			unknown_owner = true;
 		waiting++;
 	}
 	for (int i = 0; i < klm_max_senders && slot == NULL; i++)
@@ -649,6 +677,7 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 	{
 		slot->state = SLOT_RESERVED;
 		slot->database = first->oid;
+		slot->owner = first->owner;
 		slot->extra = reservation->extra;
 		if (first->slots++ == 0)
 			first->left_due = DT_NOEND;
@@ -659,6 +688,8 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 		reservation->generation = slot->generation;
 		reservation->database = first->oid;
 		reservation->failures = first->failures;
+		reservation->unknown_owner = unknown_owner && waiting > 1;
+		reservation->owner = first->owner;
 		LWLockRelease(klm_shared->lock);
 		return true;
 	}
@@ -667,6 +698,46 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 	want_slots(waiting > 0);
 	LWLockRelease(klm_shared->lock);
 	return false;
+}
+
+/* With the lock held.  Of two that wait, which one's turn is it? */
+static bool
+goes_before(const KlmDatabase *one, const KlmDatabase *other)
+{
+	if (one->owner != other->owner)
+	{
+		int			slots = slots_of(one->owner);
+		int			other_slots = slots_of(other->owner);
+		TimestampTz turn = last_turn(one->owner);
+		TimestampTz other_turn = last_turn(other->owner);
+
+		if (slots != other_slots)
+			return slots < other_slots;
+		if (turn != other_turn)
+			return turn < other_turn;
+	}
+	return one->waits_since < other->waits_since;
+}
+
+static int
+slots_of(Oid owner)
+{
+	int			count = 0;
+
+	for (int i = 0; i < klm_max_senders; i++)
+	{
+		if (klm_shared->slots[i].state != SLOT_FREE && klm_shared->slots[i].owner == owner)
+			count++;
+	}
+	return count;
+}
+
+static TimestampTz
+last_turn(Oid owner)
+{
+	Turn	   *turn = hash_search(turns, &owner, HASH_FIND, NULL);
+
+	return turn != NULL ? turn->at : DT_NOBEGIN;
 }
 
 /* With the lock held. */
@@ -681,6 +752,14 @@ want_slots(bool wanted)
 				klm_nudge(klm_shared->slots[i].proc);
 		}
 	}
+}
+
+void
+klm_launcher_started(const KlmReservation *reservation)
+{
+	Turn	   *turn = hash_search(turns, &reservation->owner, HASH_ENTER, NULL);
+
+	turn->at = GetCurrentTimestamp();
 }
 
 Datum
@@ -769,21 +848,26 @@ klm_launcher_knows(Oid oid)
 }
 
 void
-klm_launcher_prune(const Oid *existing, int count)
+klm_launcher_prune(const KlmExisting *existing, int count)
 {
-	Oid		   *sorted = palloc(Max(count, 1) * sizeof(Oid));
+	KlmExisting *sorted = palloc(Max(count, 1) * sizeof(KlmExisting));
 	HASH_SEQ_STATUS scan;
 	KlmDatabase *database;
 
-	memcpy(sorted, existing, count * sizeof(Oid));
-	qsort(sorted, count, sizeof(Oid), compare_oids);
+	memcpy(sorted, existing, count * sizeof(KlmExisting));
+	qsort(sorted, count, sizeof(KlmExisting), compare_oids);
 
 	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
 	hash_seq_init(&scan, databases);
 	while ((database = hash_seq_search(&scan)) != NULL)
 	{
-		if (bsearch(&database->oid, sorted, count, sizeof(Oid), compare_oids) != NULL)
+		KlmExisting *found = bsearch(&database->oid, sorted, count, sizeof(KlmExisting), compare_oids);
+
+		if (found != NULL)
+		{
+			database->owner = found->owner;
 			continue;
+		}
 		database->has_mail = false;
 		database->next_due = DT_NOEND;
 		klm_remove_if_unknown(database);
@@ -792,6 +876,7 @@ klm_launcher_prune(const Oid *existing, int count)
 	pfree(sorted);
 }
 
+/* Of what begins with an OID. */
 static int
 compare_oids(const void *a, const void *b)
 {

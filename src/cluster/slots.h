@@ -59,6 +59,9 @@ extern PGDLLEXPORT void klm_sender_progress(void);
  */
 extern PGDLLEXPORT bool klm_sender_slot_wanted(long *check_ms);
 
+/* Does another database wait for a slot? */
+extern PGDLLEXPORT bool klm_sender_is_awaited(void);
+
 /* What a sender has to know of its database. */
 typedef struct KlmSenderState
 {
@@ -96,8 +99,10 @@ typedef struct KlmReservation
 	int			slot;
 	uint32		generation;
 	Oid			database;
+	Oid			owner;			/* of the database; InvalidOid: not known */
 	bool		extra;			/* it has a sender, whose backlog this one helps with */
 	int			failures;		/* of senders there, in a row */
+	bool		unknown_owner;	/* whose turn it is is not known of all that wait */
 } KlmReservation;
 
 /* What there is to do once nothing more can be started now. */
@@ -111,10 +116,13 @@ typedef struct KlmOutlook
 extern void klm_launcher_attach(void);
 
 /*
- * Take a slot for the database that has waited longest, and where none waits
- * for one that wants another sender; false: none due, or no slot.
+ * Take a slot for the database whose turn it is, and where none waits for one
+ * that wants another sender; false: none due, or no slot.
  */
 extern bool klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook);
+
+/* The worker was asked for: the owner has had a turn. */
+extern void klm_launcher_started(const KlmReservation *reservation);
 
 /* The worker's argument from which klm_sender_attach() knows its slot. */
 extern Datum klm_launcher_argument(const KlmReservation *reservation);
@@ -137,8 +145,15 @@ extern bool klm_launcher_mark_due(const Oid *databases, int count);
 /* Has the table an entry for the database? */
 extern bool klm_launcher_knows(Oid database);
 
-/* Free the entries of databases that are not among the existing ones. */
-extern void klm_launcher_prune(const Oid *existing, int count);
+/* A database that may be connected to. */
+typedef struct KlmExisting
+{
+	Oid			database;
+	Oid			owner;
+} KlmExisting;
+
+/* Learn the owners of databases; free the entries of those that are not among the existing ones. */
+extern void klm_launcher_prune(const KlmExisting *existing, int count);
 
 /* Did a database find no room in the table since the last call? */
 extern bool klm_launcher_overflowed(void);

@@ -241,7 +241,10 @@ carry_out(const Pending *wish)
 		case COMMIT_LOOK:
 			database = klm_make_database(wish->database);
 			if (database != NULL)
+			{
+				database->owner = InvalidOid;
 				klm_wake_database(database, GetCurrentTimestamp());
+			}
 			break;
 	}
 	LWLockRelease(klm_shared->lock);

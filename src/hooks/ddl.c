@@ -140,6 +140,8 @@ concerns_us(Node *node)
 			return true;
 		case T_RenameStmt:
 			return ((RenameStmt *) node)->renameType == OBJECT_DATABASE;
+		case T_AlterOwnerStmt:
+			return ((AlterOwnerStmt *) node)->objectType == OBJECT_DATABASE;
 		case T_DropStmt:
 			return ((DropStmt *) node)->removeType == OBJECT_EXTENSION ||
 				((DropStmt *) node)->removeType == OBJECT_SCHEMA;
@@ -338,6 +340,18 @@ after_statement(Node *node, Oid extension_before, Oid blocked)
 			/* A copy of a database with mail: its sender will label it. */
 			database = get_database_oid(((CreatedbStmt *) node)->dbname, true);
 			if (OidIsValid(database) && OidIsValid(blocked) && klm_database_labelled(blocked))
+				klm_look_at_commit(database);
+			return;
+		case T_AlterOwnerStmt:
+			/* Owners take turns. */
+			database = get_database_oid(strVal(((AlterOwnerStmt *) node)->object), true);
+			if (OidIsValid(database) && klm_database_labelled(database))
+				klm_look_at_commit(database);
+			return;
+		case T_AlterDatabaseStmt:
+			/* While no connection was allowed the launcher has forgotten it. */
+			database = get_database_oid(((AlterDatabaseStmt *) node)->dbname, true);
+			if (OidIsValid(database) && klm_database_labelled(database))
 				klm_look_at_commit(database);
 			return;
 		case T_AlterDatabaseSetStmt:

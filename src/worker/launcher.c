@@ -213,7 +213,7 @@ read_databases(bool mark_due, bool look_at_others)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	List	   *labelled = NIL;
-	Oid		   *existing;
+	KlmExisting *existing;
 	Oid		   *due;
 	int			existing_count = 0;
 	int			existing_max = 64;
@@ -225,7 +225,7 @@ read_databases(bool mark_due, bool look_at_others)
 	HeapTuple	tuple;
 	ListCell   *cell;
 
-	existing = palloc(existing_max * sizeof(Oid));
+	existing = palloc(existing_max * sizeof(KlmExisting));
 
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
@@ -266,9 +266,10 @@ read_databases(bool mark_due, bool look_at_others)
 		if (existing_count == existing_max)
 		{
 			existing_max *= 2;
-			existing = repalloc_huge(existing, existing_max * sizeof(Oid));
+			existing = repalloc_huge(existing, existing_max * sizeof(KlmExisting));
 		}
-		existing[existing_count++] = form->oid;
+		existing[existing_count].database = form->oid;
+		existing[existing_count++].owner = form->datdba;
 	}
 	table_endscan(scan);
 	table_close(relation, AccessShareLock);
@@ -279,18 +280,18 @@ read_databases(bool mark_due, bool look_at_others)
 	klm_launcher_prune(existing, existing_count);
 
 	/* Both lists are sorted now: split the second by the first. */
-	pg_qsort(existing, existing_count, sizeof(Oid), oid_cmp);
+	pg_qsort(existing, existing_count, sizeof(KlmExisting), oid_cmp);	/* by its first member */
 	due = palloc((existing_count + 1) * sizeof(Oid));
 	others = palloc((existing_count + 1) * sizeof(Oid));
 	cell = list_head(labelled);
 	for (int i = 0; i < existing_count; i++)
 	{
-		while (cell != NULL && lfirst_oid(cell) < existing[i])
+		while (cell != NULL && lfirst_oid(cell) < existing[i].database)
 			cell = lnext(labelled, cell);
-		if (cell != NULL && lfirst_oid(cell) == existing[i])
-			due[due_count++] = existing[i];
+		if (cell != NULL && lfirst_oid(cell) == existing[i].database)
+			due[due_count++] = existing[i].database;
 		else
-			others[other_count++] = existing[i];
+			others[other_count++] = existing[i].database;
 	}
 
 	if (mark_due)
@@ -332,7 +333,7 @@ start_senders(void)
 	while (klm_launcher_reserve(&reservation, &outlook))
 	{
 		/* Where the last sender failed, the database may be gone. */
-		if (reservation.failures > 0 && !databases_read)
+		if ((reservation.failures > 0 || reservation.unknown_owner) && !databases_read)
 		{
 			klm_launcher_cancel(&reservation, false);
 			read_databases(false, false);
@@ -424,6 +425,7 @@ start_sender(const KlmReservation *reservation)
 		return false;
 	}
 
+	klm_launcher_started(reservation);
 	return true;
 }
 

@@ -53,6 +53,9 @@
  * dot's reply, whose loss makes a second copy. */
 #define LEAVE_DOT_MS		30000
 
+/* ... and tries so long to record its results, which a lock that somebody holds may prevent. */
+#define LEAVE_RECORD_MS		5000
+
 /* A transaction that failed is tried again after 1 s, doubling to this. */
 #define MAX_RETRY_MS		30000
 
@@ -111,6 +114,8 @@ klm_sender_main(Datum argument)
 
 	if (!klm_sender_attach(argument, &database))
 		proc_exit(0);
+	/* Somebody may hold a lock on the database, a prepared transaction for ever. */
+	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	pgstat_report_appname("kliv_mail sender");
 	pin_session();
@@ -324,9 +329,14 @@ loop(void)
 
 		if (leave_at != 0 && !busy())
 		{
-			/* Who only makes room for another database does not go before all is recorded. */
+			/*
+			 * Who only makes room for another database records all before it goes, as
+			 * far as that can be done; after that, what it knows is in doubt.
+			 */
 			if (klm_sender.outcome_count == 0 ||
-				(now >= leave_at && (ShutdownRequestPending || klm_sender_must_leave())))
+				(now >= leave_at && (ShutdownRequestPending || klm_sender_must_leave())) ||
+				(now >= TimestampTzPlusMilliseconds(leave_at, LEAVE_RECORD_MS) &&
+				 klm_sender_is_awaited()))
 				leave(unfinished ? 0 : klm_sender.next_claim, seen_wakes);
 		}
 
@@ -395,6 +405,8 @@ loop(void)
 			until = Min(until, leave_at);
 		else if (leave_at != 0 && busy())
 			until = Min(until, TimestampTzPlusMilliseconds(leave_at, dot_grace_ms()));
+		else if (leave_at != 0 && now < TimestampTzPlusMilliseconds(leave_at, LEAVE_RECORD_MS))
+			until = Min(until, TimestampTzPlusMilliseconds(leave_at, LEAVE_RECORD_MS));
 		if (!busy() && klm_sender.outcome_count == 0)
 		{
 			until = Min(until, TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout));

@@ -112,7 +112,9 @@ is(scalar($smtp->accepted('hold-dot@example.com')), 1, 'one copy');
 make_database('fresh_template');
 $node->sql('CREATE DATABASE from_fresh TEMPLATE fresh_template');
 $node->sql(q{SELECT kliv_mail.send('first@fresh.example', 'x', 'x')}, dbname => 'from_fresh');
-arrives('first@fresh.example', 'the first send() in a database made from a template with the extension');
+is($node->sql('SELECT status, held_by FROM kliv_mail.deliveries', dbname => 'from_fresh'), 'deferred|restore', 'a copy is held, also of a database that was never used');
+$node->sql('SELECT kliv_mail.resume()', dbname => 'from_fresh');
+arrives('first@fresh.example', 'the first send() in a database made from a template with the extension, after resume()');
 
 $node->sql('CREATE DATABASE from_used TEMPLATE one');
 my $result = $node->try(q{SELECT kliv_mail.send('held@used.example', 'x', 'x')}, dbname => 'from_used');
@@ -147,7 +149,11 @@ is(scalar($smtp->accepted('taken-back@example.com')), 0, 'the taken back one nev
 
 my @names = map { "shop$_" } 1 .. 50;
 make_database('shop');
-$node->sql("CREATE DATABASE $_ TEMPLATE shop STRATEGY file_copy") for @names;
+for my $name (@names)
+{
+    $node->sql("CREATE DATABASE $name TEMPLATE shop STRATEGY file_copy");
+    $node->sql('SELECT kliv_mail.resume()', dbname => $name);
+}
 $smtp->set(rcpt_reply => '451 4.3.0 not now');
 for my $name (@names)
 {

@@ -19,6 +19,7 @@ my @hanging = map { "hanging$_" } 1 .. 5;
 $node->sql('CREATE DATABASE app');
 $node->sql('CREATE EXTENSION kliv_mail CASCADE', dbname => 'app');
 $node->sql("CREATE DATABASE $_ TEMPLATE app") for @hanging, 'sixth';
+$node->sql('SELECT kliv_mail.resume()', dbname => $_) for @hanging, 'sixth';
 
 sub configure
 {

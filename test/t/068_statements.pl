@@ -75,5 +75,48 @@ is($node->try('DROP SCHEMA public CASCADE; CREATE SCHEMA public', @in)->{err}, '
 is($node->sql('SELECT count(*) FROM kliv_mail.deliveries', @in), 1, '... the queue is there');
 arrives('kept@reset.example', '... and goes');
 
+# ---- ALLOW_CONNECTIONS false, and true again ----
+
+make_database('shut');
+@in = (dbname => 'shut');
+$node->sql(q{SELECT kliv_mail.send('after@shut.example', 'x', 'x', send_at => now() + interval '3 seconds')}, @in);
+no_sender('shut');
+$node->sql('ALTER DATABASE shut ALLOW_CONNECTIONS false');
+ok($node->wait_for('the launcher has tried', sub { slurp_file($node->logfile) =~ /FATAL:  database "shut" is not currently accepting connections/ }), 'due while no connection is allowed');
+$node->sql('ALTER DATABASE shut ALLOW_CONNECTIONS true');
+arrives('after@shut.example', 'allowed again, the mail goes by itself');
+
+# ---- a dump restored over the database that it was taken from ----
+
+make_database('shop');
+@in = (dbname => 'shop');
+my $dump = PostgreSQL::Test::Utils::tempdir() . '/shop.dump';
+$node->sql(q{SELECT kliv_mail.send(format('r%s@shop.example', i), 'x', 'x', send_at => now() + interval '5 seconds') FROM generate_series(1, 5) AS i}, @in);
+no_sender('shop');
+run_command([ 'pg_dump', '-Fc', '-d', $node->connstr('shop'), '-f', $dump ]);
+arrives("r$_\@shop.example", "r$_ is sent after the dump") for 1 .. 5;
+$node->wait_until(q{SELECT count(*) = 5 FROM kliv_mail.deliveries WHERE status = 'sent'}, @in);
+my ($out, $err) = run_command([ 'pg_restore', '--clean', '--if-exists', '--exit-on-error', '-d', $node->connstr('shop'), $dump ]);
+is($err, '', 'restored over the same database');
+my $result = $node->try(q{SELECT kliv_mail.send('new@shop.example', 'x', 'x')}, @in);
+like("@{ $result->{notices} }", qr/copy of another/, 'a send() says that it is a copy');
+no_sender('shop');
+is($node->sql('SELECT DISTINCT status, held_by FROM kliv_mail.deliveries WHERE finished_at IS NULL', @in), 'deferred|restore', 'old and new mail is held');
+is(scalar($smtp->accepted("r$_\@shop.example")), 1, "r$_ was not sent again") for 1 .. 5;
+$node->sql('SELECT kliv_mail.cancel(id) FROM kliv_mail.messages WHERE subject = $$x$$ AND id <= 5', @in);
+$node->sql('SELECT kliv_mail.resume()', @in);
+arrives('new@shop.example', 'resume() releases what is wanted');
+is($node->sql('SELECT count(*), min(origin) = kliv_mail._origin() FROM kliv_mail._state', @in), '1|t', '... and the database is its own again');
+
+# ---- a copy is held whether what was copied was ever used or not ----
+
+make_database('unused');
+$node->sql("CREATE DATABASE copy$_ TEMPLATE unused") for 1, 2;
+$node->sql("SELECT kliv_mail.send('copy$_\@unused.example', 'x', 'x')", dbname => "copy$_") for 1, 2;
+is($node->sql('SELECT status, held_by FROM kliv_mail.deliveries', dbname => "copy$_"), 'deferred|restore', "copy $_ of a database never used is held") for 1, 2;
+$node->sql(q{SELECT kliv_mail.send('first@unused.example', 'x', 'x')}, dbname => 'unused');
+arrives('first@unused.example', 'the one that was copied sends');
+is(scalar($smtp->accepted("copy$_\@unused.example")), 0, "copy $_ did not") for 1, 2;
+
 $node->stop;
 done_testing();
