@@ -256,7 +256,7 @@ touches_extension(Node *node, Oid extension)
 				DropStmt   *drop = (DropStmt *) node;
 				bool		named;
 
-				/* Ours needs pgcrypto, and goes with it by CASCADE. */
+				/* By CASCADE ours goes along with the language that it is written in. */
 				if (drop->removeType != OBJECT_EXTENSION ||
 					!owns_all_extensions(drop->objects, &named))
 					return false;

@@ -23,7 +23,7 @@ sub make_database
 {
     my ($name) = @_;
     $node->sql("CREATE DATABASE $name");
-    $node->sql('CREATE SCHEMA crypto; CREATE EXTENSION pgcrypto SCHEMA crypto; CREATE EXTENSION kliv_mail', dbname => $name);
+    $node->sql('CREATE EXTENSION kliv_mail', dbname => $name);
     return;
 }
 
@@ -48,7 +48,7 @@ my @in = (dbname => 'undone');
 my %undo = (
     savepoint => 'BEGIN; SAVEPOINT s; DROP EXTENSION kliv_mail; ROLLBACK TO s; COMMIT',
     exception => q{DO $$ BEGIN DROP EXTENSION kliv_mail; RAISE 'no'; EXCEPTION WHEN raise_exception THEN NULL; END; $$},
-    owned => q{BEGIN; SAVEPOINT s; DROP SCHEMA crypto CASCADE; ROLLBACK TO s; COMMIT});
+    cascade => q{BEGIN; SAVEPOINT s; DROP EXTENSION plpgsql CASCADE; ROLLBACK TO s; COMMIT});
 for my $how (sort keys %undo)
 {
     $node->sql("SELECT kliv_mail.send('$how\@undone.example', 'x', 'x', send_at => now() + interval '4 seconds')", @in);
@@ -96,6 +96,7 @@ no_sender('shop');
 run_command([ 'pg_dump', '-Fc', '-d', $node->connstr('shop'), '-f', $dump ]);
 arrives("r$_\@shop.example", "r$_ is sent after the dump") for 1 .. 5;
 $node->wait_until(q{SELECT count(*) = 5 FROM kliv_mail.deliveries WHERE status = 'sent'}, @in);
+KlivMail::RawMessages::gone(qr/^r\d\@shop\.example$/, 'their database was restored');
 my ($out, $err) = run_command([ 'pg_restore', '--clean', '--if-exists', '--exit-on-error', '-d', $node->connstr('shop'), $dump ]);
 is($err, '', 'restored over the same database');
 my $result = $node->try(q{SELECT kliv_mail.send('new@shop.example', 'x', 'x')}, @in);
