@@ -129,6 +129,8 @@ CREATE TABLE kliv_mail._message (
     metadata      jsonb
 );
 ALTER TABLE kliv_mail._message ALTER entity SET STORAGE EXTERNAL;
+-- EXPLAIN would tell a sender by them what others' mail is about.
+ALTER TABLE kliv_mail._message ALTER subject SET STATISTICS 0, ALTER tags SET STATISTICS 0, ALTER metadata SET STATISTICS 0;
 CREATE INDEX _message_created ON kliv_mail._message (created_at);
 CREATE INDEX _message_header_id ON kliv_mail._message (header_id);
 

@@ -18,3 +18,19 @@ COMMENT ON FUNCTION kliv_mail._origin() IS
 
 INSERT INTO kliv_mail._state (origin) VALUES (kliv_mail._origin());
 
+-- A setting as the server has it, also one that superusers alone may see.
+CREATE FUNCTION kliv_mail._setting(name text) RETURNS text
+    LANGUAGE c STABLE STRICT
+    AS 'MODULE_PATHNAME', 'kliv_mail__setting';
+COMMENT ON FUNCTION kliv_mail._setting(text) IS
+    'What current_setting() says, whatever the rights of the extension''s owner.';
+
+-- Rows of a table as they are committed now, and as this transaction changed
+-- them, without the predicate locks of SERIALIZABLE: _current_rows(NULL::table),
+-- or by the first columns of an index: _current_rows(NULL::table, 'index', 'value').
+CREATE FUNCTION kliv_mail._current_rows(a_row anyelement, index text DEFAULT NULL, VARIADIC key text[] DEFAULT '{}')
+    RETURNS SETOF anyelement
+    LANGUAGE c STABLE ROWS 1
+    AS 'MODULE_PATHNAME', 'kliv_mail__current_rows';
+COMMENT ON FUNCTION kliv_mail._current_rows(anyelement, text, text[]) IS
+    'Rows of a table as they are committed now, read without locks of any kind.';

@@ -37,14 +37,14 @@ CREATE FUNCTION kliv_mail._platform(
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     origin text := kliv_mail._origin();     -- loads the library, which defines the settings
-    url text := nullif(current_setting('kliv_mail.platform_url'), '');
-    sender text := nullif(current_setting('kliv_mail.platform_from'), '');
+    url text := nullif(kliv_mail._setting('kliv_mail.platform_url'), '');
+    sender text := nullif(kliv_mail._setting('kliv_mail.platform_from'), '');
     port_digits text;
 BEGIN
-    username := nullif(current_setting('kliv_mail.platform_username'), '');
-    password_file := nullif(current_setting('kliv_mail.platform_password_file'), '');
-    hourly_limit := current_setting('kliv_mail.platform_hourly_limit')::integer;
-    daily_limit := current_setting('kliv_mail.platform_daily_limit')::integer;
+    username := nullif(kliv_mail._setting('kliv_mail.platform_username'), '');
+    password_file := nullif(kliv_mail._setting('kliv_mail.platform_password_file'), '');
+    hourly_limit := kliv_mail._setting('kliv_mail.platform_hourly_limit')::integer;
+    daily_limit := kliv_mail._setting('kliv_mail.platform_daily_limit')::integer;
     fingerprint := md5(concat_ws(chr(31), url, username, password_file, sender));
     hint := 'The administrator of the server mends it in postgresql.conf; or send by a provider of your own: '
             'SELECT * FROM kliv_mail.configure_smtp(...).';

@@ -34,9 +34,9 @@ BEGIN
         advice := format('Put that key back, or save the password again: SELECT * FROM kliv_mail.configure_smtp(password => ..., account => %L);', lost.name);
     ELSE
         key_state := 'ok';
-        file := current_setting('kliv_mail.key_file');
-        IF current_setting('kliv_mail.key_command') = ''
-           AND (file !~ '^/' OR starts_with(file, current_setting('data_directory') || '/')) THEN
+        file := kliv_mail._setting('kliv_mail.key_file');
+        IF kliv_mail._setting('kliv_mail.key_command') = ''
+           AND (file !~ '^/' OR starts_with(file, kliv_mail._setting('data_directory') || '/')) THEN
             advice := 'Keep the key outside the data directory (kliv_mail.key_file): base backups carry it along, and pg_upgrade leaves it behind.';
         END IF;
     END IF;

@@ -3,17 +3,67 @@
 
 -- Why an address gets no mail of this priority; NULL: it does.
 CREATE FUNCTION kliv_mail._suppressed(p_recipient text, p_priority smallint, at timestamptz) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT 'the address is suppressed' || CASE s.scope WHEN 'marketing' THEN ' for marketing mail' ELSE '' END || coalesce(': ' || s.reason, '')
-    FROM kliv_mail._suppression AS s
-    WHERE s.address = lower(p_recipient) AND (s.scope = 'all' OR p_priority = 2) AND (s.expires_at IS NULL OR s.expires_at > at)
-    ORDER BY s.scope LIMIT 1;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT 'the address is suppressed' || CASE s.scope WHEN 'marketing' THEN ' for marketing mail' ELSE '' END
+                   || coalesce(': ' || s.reason, '')
+            FROM kliv_mail._current_rows(NULL::kliv_mail._suppression, '_suppression_pkey', lower(p_recipient COLLATE "C")) AS s
+            WHERE (s.scope = 'all' OR p_priority = 2) AND (s.expires_at IS NULL OR s.expires_at > at)
+            ORDER BY s.scope LIMIT 1);
 END;
+$$;
 
--- Serialises nothing: one message and its deliveries, in the caller's
--- transaction.  With a key that is already used: the first message's id when
--- the fingerprint of the arguments is the same, else 23505.
+-- The call that lets mail to it leave again.
+CREATE FUNCTION kliv_mail._suppressed_hint(p_recipient text, at timestamptz) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN format('SELECT kliv_mail.unsuppress(%L%s); lets mail to it leave again.', p_recipient,
+                  CASE WHEN kliv_mail._suppressed(p_recipient, 0::smallint, at) IS NULL THEN ', ''marketing''' END);
+END;
+$$;
+
+-- The message that has a key: the given one, where it is free, or the first one,
+-- where the fingerprint of its arguments is the same; else 23505.  Where another
+-- call is just taking it, this one waits to see whether that commits.
+CREATE FUNCTION kliv_mail._take_key(p_sender name, p_key text, p_fingerprint bytea, p_message bigint, p_now timestamptz)
+RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    k record;
+BEGIN
+    LOOP
+        SELECT i.fingerprint, i.message_id INTO k
+        FROM kliv_mail._current_rows(NULL::kliv_mail._idempotency, '_idempotency_pkey', p_sender, p_key) AS i;
+        IF k.fingerprint = p_fingerprint THEN
+            RETURN k.message_id;
+        ELSIF FOUND THEN
+            RAISE unique_violation USING
+                MESSAGE = format('idempotency_key: "%s" was used for message %s with other arguments', left(p_key, 100), k.message_id),
+                HINT = 'Give every mail a key of its own; the same key and the same arguments give the first message''s id.';
+        ELSIF current_setting('transaction_isolation') = 'read committed' THEN
+            INSERT INTO kliv_mail._idempotency (sender_role, key, fingerprint, message_id, created_at)
+            VALUES (p_sender, p_key, p_fingerprint, p_message, p_now)
+            ON CONFLICT DO NOTHING;
+            IF FOUND THEN
+                RETURN p_message;
+            END IF;
+        ELSE
+            -- There ON CONFLICT raises 40001 for a row that the transaction may not see.
+            BEGIN
+                INSERT INTO kliv_mail._idempotency (sender_role, key, fingerprint, message_id, created_at)
+                VALUES (p_sender, p_key, p_fingerprint, p_message, p_now);
+                RETURN p_message;
+            EXCEPTION WHEN unique_violation THEN
+                NULL;
+            END;
+        END IF;
+    END LOOP;
+END;
+$$;
+
+-- One message and its deliveries, in the caller's transaction.  It waits for
+-- nobody, but for another call with the same key; nothing is read by it that
+-- other callers write, so that SERIALIZABLE callers do not abort one another.
 CREATE FUNCTION kliv_mail._enqueue(
     p_sender name, p_type text, p_priority smallint, p_template text, p_route text,
     p_from_address text, p_from_name text, p_reply_to text, p_subject text,
@@ -26,26 +76,16 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_id bigint := nextval('kliv_mail._message_id');
     v_origin text := kliv_mail._origin();
-    k record;
+    v_reasons text[];
 BEGIN
     message_id := v_id;
     is_new := true;
     suppressed := 0;
     IF p_key IS NOT NULL THEN
-        INSERT INTO kliv_mail._idempotency AS i (sender_role, key, fingerprint, message_id, created_at)
-        VALUES (p_sender, p_key, p_fingerprint, v_id, p_now)
-        ON CONFLICT (sender_role, key) DO NOTHING;
-        IF NOT FOUND THEN
-            SELECT i.fingerprint, i.message_id INTO k FROM kliv_mail._idempotency AS i
-            WHERE i.sender_role = p_sender AND i.key = p_key;
-            IF k.fingerprint = p_fingerprint THEN
-                message_id := k.message_id;
-                is_new := false;
-                RETURN;
-            END IF;
-            RAISE unique_violation USING
-                MESSAGE = format('idempotency_key: "%s" was used for message %s with other arguments', left(p_key, 100), k.message_id),
-                HINT = 'Give every mail a key of its own; the same key and the same arguments give the first message''s id.';
+        message_id := kliv_mail._take_key(p_sender, p_key, p_fingerprint, v_id, p_now);
+        IF message_id <> v_id THEN
+            is_new := false;
+            RETURN;
         END IF;
     END IF;
     INSERT INTO kliv_mail._message (id, created_at, sender_role, message_type, template, account, from_address, from_name,
@@ -53,34 +93,36 @@ BEGIN
     VALUES (v_id, p_now, p_sender, p_type, p_template, nullif(p_route, ''), p_from_address, p_from_name,
         p_reply_to, p_subject, p_header_id, p_entity, p_smtputf8, p_unsubscribe, p_send_at, p_expires_at, cardinality(p_recipients),
         p_tags, p_metadata);
+    -- Who is suppressed already goes no further; who will be is caught by suppress()
+    -- or, at the latest, by the claim.  Most databases have suppressed nobody.
+    IF pg_relation_size('kliv_mail._suppression') > 0 THEN
+        v_reasons := ARRAY(SELECT kliv_mail._suppressed(r.recipient, p_priority, p_now)
+                           FROM unnest(p_recipients) WITH ORDINALITY AS r (recipient, n) ORDER BY r.n);
+        suppressed := cardinality(array_remove(v_reasons, NULL));
+    END IF;
     INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at, expires_at)
     SELECT nextval('kliv_mail._delivery_id'), v_id, r.recipient, r.kind, v_origin, p_route, p_priority,
            coalesce(p_send_at, p_now), p_now, p_expires_at
-    FROM unnest(p_recipients, p_kinds) AS r (recipient, kind);
-    -- Who is suppressed already goes no further; who will be is caught by
-    -- suppress() or, at the latest, by the claim.
-    IF EXISTS (SELECT FROM kliv_mail._suppression) THEN
-        suppressed := kliv_mail._stop_suppressed(v_id, NULL, p_now);
+    FROM unnest(p_recipients, p_kinds, v_reasons) AS r (recipient, kind, reason) WHERE r.reason IS NULL;
+    IF suppressed > 0 THEN
+        INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
+            attempts, doubts, reason, hint, finished_at)
+        SELECT nextval('kliv_mail._delivery_id'), v_id, r.recipient, r.kind, p_priority, p_route, 'suppressed', p_now, p_expires_at,
+               0, 0, r.reason, kliv_mail._suppressed_hint(r.recipient, p_now), p_now
+        FROM unnest(p_recipients, p_kinds, v_reasons) AS r (recipient, kind, reason) WHERE r.reason IS NOT NULL;
     END IF;
 END;
 $$;
 
--- Finish the waiting deliveries of a message, or to an address, that are suppressed.
--- Most have none: they are looked for first, each by its own condition, and without
--- "epoch IS NULL", which would invite the planner to walk the whole line for each mail.
-CREATE FUNCTION kliv_mail._stop_suppressed(p_message bigint, p_address text, at timestamptz) RETURNS integer
+-- Finish the waiting deliveries to an address (in lower case) that are suppressed.
+CREATE FUNCTION kliv_mail._stop_suppressed(p_address text, at timestamptz) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
-    v_ids bigint[];
+    v_ids bigint[] := ARRAY(
+        SELECT o.id FROM kliv_mail._outbox AS o
+        WHERE lower(o.recipient COLLATE "C") = p_address AND kliv_mail._suppressed(o.recipient, o.priority, at) IS NOT NULL);
     v_count integer;
 BEGIN
-    IF p_message IS NOT NULL THEN
-        v_ids := ARRAY(SELECT o.id FROM kliv_mail._outbox AS o
-                       WHERE o.message_id = p_message AND kliv_mail._suppressed(o.recipient, o.priority, at) IS NOT NULL);
-    ELSE
-        v_ids := ARRAY(SELECT o.id FROM kliv_mail._outbox AS o
-                       WHERE lower(o.recipient) = p_address AND kliv_mail._suppressed(o.recipient, o.priority, at) IS NOT NULL);
-    END IF;
     IF v_ids = '{}' THEN
         RETURN 0;
     END IF;
@@ -93,8 +135,7 @@ BEGIN
     SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'suppressed', g.created_at, g.expires_at,
         g.attempts, g.doubts, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply,
         kliv_mail._suppressed(g.recipient, g.priority, at),
-        format('SELECT kliv_mail.unsuppress(%L%s); lets mail to it leave again.', g.recipient,
-               CASE WHEN kliv_mail._suppressed(g.recipient, 0::smallint, at) IS NULL THEN ', ''marketing''' END), at
+        kliv_mail._suppressed_hint(g.recipient, at), at
     FROM gone AS g;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
@@ -149,9 +190,12 @@ BEGIN
                    ORDER BY x.created_at LIMIT p_limit);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_total := v_total + v_count;
+    -- A key lives as long as its message.
     DELETE FROM kliv_mail._idempotency AS i
     WHERE (i.sender_role, i.key) IN (SELECT x.sender_role, x.key FROM kliv_mail._idempotency AS x
-                                     WHERE x.created_at < p_before ORDER BY x.created_at LIMIT p_limit);
+                                     WHERE x.created_at < p_before
+                                       AND NOT EXISTS (SELECT FROM kliv_mail._message AS m WHERE m.id = x.message_id)
+                                     ORDER BY x.created_at LIMIT p_limit);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_total := v_total + v_count;
     DELETE FROM kliv_mail._event AS e

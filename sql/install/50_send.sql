@@ -18,14 +18,35 @@ Mail leaves in the order of its type. Over quota defer waits and error raises 53
 Mail trouble never raises: the mail waits, and a NOTICE and kliv_mail.deliveries say why. Errors: 22023 an argument, 54000 a size, 53400 an asked-for quota error, 23505 a reused key, 25006 read-only, 42501 rights, 55000 marketing mail without an unsubscribe URL.
 Example: SELECT kliv_mail.send('ana@example.com', 'Welcome', 'Hello Ana');$$;
 
--- What send() wants to know once per transaction and account: whether the
--- account exists, its addresses, how many more recipients fit, and what stops
--- it. room: NULL = it waits anyway (problem says for what).
-CREATE FUNCTION kliv_mail._send_check(
-    p_route text, p_priority smallint,
-    OUT known boolean, OUT account text, OUT own boolean, OUT from_address text, OUT allowed_senders text[],
-    OUT can_unsubscribe boolean, OUT room integer, OUT problem text, OUT hint text, OUT quota_problem text, OUT quota_hint text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+-- Whose account the mail of a route goes by, and what send() checks its arguments
+-- against.  known: false where there is no such account in use.  It reads what
+-- administrators write without predicate locks, as all of send() does.
+CREATE FUNCTION kliv_mail._send_account(
+    p_route text, OUT known boolean, OUT account text, OUT own boolean, OUT from_address text, OUT allowed_senders text[],
+    OUT can_unsubscribe boolean)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    -- As _default_account() has it.
+    SELECT a.name, true, a.from_address, a.allowed_senders INTO account, own, from_address, allowed_senders
+    FROM kliv_mail._current_rows(NULL::kliv_mail._account, '_account_pkey', CASE WHEN p_route = '' THEN 'custom' ELSE p_route END) AS a
+    WHERE a.in_use;
+    IF NOT FOUND AND p_route IN ('', 'platform') THEN
+        account := 'platform';
+        own := false;
+        from_address := (kliv_mail._platform()).from_address;
+    END IF;
+    known := account IS NOT NULL;
+    can_unsubscribe := EXISTS (SELECT FROM kliv_mail._current_rows(NULL::kliv_mail._brand) AS b WHERE b.unsubscribe_url IS NOT NULL);
+END;
+$$;
+
+-- How many more recipients of that priority fit behind what waits already, and
+-- what stops the account (problem) whether they fit or not.
+CREATE FUNCTION kliv_mail._send_room(
+    p_account text, p_priority smallint,
+    OUT room integer, OUT problem text, OUT hint text, OUT quota_problem text, OUT quota_hint text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
     -- A LIMIT that is a variable makes a plan of its own look cheaper each time, and planning is most of a send().
     SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
@@ -35,15 +56,7 @@ DECLARE
     v_waiting integer;
     v_origin text := kliv_mail._origin();
 BEGIN
-    account := CASE WHEN p_route = '' THEN kliv_mail._default_account() ELSE p_route END;
-    SELECT true, a.own, a.from_address, a.allowed_senders INTO known, own, from_address, allowed_senders
-    FROM kliv_mail._accounts() AS a WHERE a.name = account AND (a.in_use OR a.name = 'platform');
-    known := coalesce(known, false);
-    IF NOT known THEN
-        RETURN;
-    END IF;
-    can_unsubscribe := EXISTS (SELECT FROM kliv_mail._brand AS b WHERE b.unsubscribe_url IS NOT NULL);
-    SELECT * INTO v FROM kliv_mail._availability(account, v_at);
+    SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
     IF v.blocked_until > v_at THEN
         problem := v.reason;
         hint := v.hint;
@@ -51,7 +64,7 @@ BEGIN
     -- What is queued before this takes its share; counted only as far as it matters.
     v_left := CASE WHEN p_priority = 2 THEN v.remaining_marketing ELSE v.remaining END;
     SELECT count(*) INTO v_waiting
-    FROM (SELECT FROM unnest(kliv_mail._own_routes(account)) AS r (route), generate_series(0, p_priority) AS p (priority), LATERAL (
+    FROM (SELECT FROM unnest(kliv_mail._own_routes(p_account)) AS r (route), generate_series(0, p_priority) AS p (priority), LATERAL (
               SELECT FROM kliv_mail._outbox AS o
               WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
                 AND o.epoch IS NULL AND o.due <= v_at
@@ -59,10 +72,10 @@ BEGIN
           LIMIT v_left + 1) AS x;
     room := greatest(0, v_left - v_waiting);
     quota_problem := coalesce(CASE WHEN v.held_by = 'quota' AND v.blocked_until IS NULL THEN v.reason END, format(
-        'the account "%s" has no more than %s recipients an hour and %s a day%s', account, v.hour_limit, v.day_limit,
+        'the account "%s" has no more than %s recipients an hour and %s a day%s', p_account, v.hour_limit, v.day_limit,
         CASE WHEN p_priority = 2 THEN format(', of which marketing mail leaves %s %% free', current_setting('kliv_mail.reserved_share')) ELSE '' END));
     quota_hint := coalesce(CASE WHEN v.held_by = 'quota' AND v.blocked_until IS NULL THEN v.hint END,
-        'It goes out by itself when the next window opens. ' || CASE WHEN own THEN 'kliv_mail.set_limits() raises the limit.'
+        'It goes out by itself when the next window opens. ' || CASE WHEN p_account <> 'platform' THEN 'kliv_mail.set_limits() raises the limit.'
             ELSE 'A provider of your own (kliv_mail.configure_smtp()) has higher limits.' END);
 END;
 $$;

@@ -21,7 +21,7 @@ BEGIN
         expires_at = excluded.expires_at;
     PERFORM kliv_mail._log_event('suppressed_address', NULL, v_address, jsonb_strip_nulls(jsonb_build_object(
         'scope', p_scope, 'reason', nullif(p_reason, ''), 'expires_at', p_expires_at)), p_caller);
-    v_stopped := kliv_mail._stop_suppressed(NULL, v_address, at);
+    v_stopped := kliv_mail._stop_suppressed(v_address, at);
     IF v_stopped > 0 THEN
         PERFORM kliv_mail._wake();      -- who waits for it is told
     END IF;

@@ -6,7 +6,7 @@
  * send() checks its arguments (raising only for them), composes the MIME
  * entity, and makes the rows with kliv_mail._enqueue() under the rights of the
  * extension's owner; the commit wakes a sender (cluster/slots.c).  Whether the mail can
- * leave now is no reason to fail: kliv_mail._send_check() is asked once a
+ * leave now is no reason to fail: kliv_mail._send_room() is asked once a
  * statement and account, and a NOTICE says what the mail waits for.
  *
  * Copyright (c) 2026, the kliv_mail developers
@@ -30,6 +30,7 @@
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
@@ -91,23 +92,24 @@ typedef struct SendRequest
 } SendRequest;
 
 /*
- * What kliv_mail._send_check() said, for this transaction.  One entry for each
- * route and priority, in TopTransactionContext; asked anew by a later statement,
- * since settings may have changed, but noticed stays.
+ * What kliv_mail._send_account() and _send_room() said, for this transaction: one
+ * entry for each route and priority, in TopTransactionContext.  Both are asked
+ * anew by a later statement, since settings may have changed; what was told stays
+ * told.
  */
 typedef struct SendCheck
 {
 	struct SendCheck *next;
-	TimestampTz statement;
 	char		route[NAMEDATALEN];
 	int			priority;
-	bool		known;
-	bool		own;
+	TimestampTz account_asked;	/* by the statement that began then */
 	char	   *account;
+	bool		own;
 	char	   *from_address;
 	char	  **allowed_senders;
 	int			allowed_sender_count;
 	bool		can_unsubscribe;
+	TimestampTz room_asked;
 	int			room;
 	char	   *problem;
 	char	   *hint;
@@ -131,8 +133,10 @@ static bool has_header(const KlmContent *content, const char *name);
 static void read_choices(FunctionCallInfo fcinfo, SendRequest *request);
 static void check_times(FunctionCallInfo fcinfo, TimestampTz now);
 static void check_tags(FunctionCallInfo fcinfo);
-static bytea *fingerprint_arguments(FunctionCallInfo fcinfo);
+static bytea *fingerprint_arguments(FunctionCallInfo fcinfo, const SendRequest *request);
+static SendCheck *find_check(const SendRequest *request);
 static SendCheck *ask_account(FunctionCallInfo fcinfo, const SendRequest *request);
+static void ask_room(FunctionCallInfo fcinfo, const SendRequest *request, SendCheck *check);
 static void check_sender_allowed(const SendRequest *request, SendCheck *check);
 static void tell_what_it_waits_for(SendCheck *check, int count, int suppressed);
 static char *new_message_id(const SendCheck *check, const SendRequest *request);
@@ -171,7 +175,7 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 	check_times(fcinfo, now);
 	check_tags(fcinfo);
 	if (!PG_ARGISNULL(ARG_IDEMPOTENCY_KEY))
-		fingerprint = fingerprint_arguments(fcinfo);
+		fingerprint = fingerprint_arguments(fcinfo, &request);
 
 	check = ask_account(fcinfo, &request);
 	check_sender_allowed(&request, check);
@@ -180,6 +184,7 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("marketing mail needs an unsubscribe URL"),
 				 errhint("SELECT kliv_mail.set_brand(unsubscribe_url => 'https://example.com/unsubscribe'); sets one for all, a List-Unsubscribe in headers one for this mail.")));
+	ask_room(fcinfo, &request, check);
 	if (request.error_on_limit && check->room < request.recipient_count)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -199,7 +204,9 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 		int64		id;
 
 		request.content.message_id = message_id;
-		request.content.date = now;
+		/* The day that it is for, where that is a later one. */
+		request.content.date = PG_ARGISNULL(ARG_SEND_AT) ? now :
+			Max(now, PG_GETARG_TIMESTAMPTZ(ARG_SEND_AT));
 		if (request.priority == 2)
 		{
 			request.content.to = &request.recipients[first];
@@ -242,7 +249,10 @@ check_sizes(FunctionCallInfo fcinfo)
 	}			large[] = {
 		{ARG_RECIPIENTS, "recipients"}, {ARG_SUBJECT, "subject"}, {ARG_BODY, "body"}, {ARG_HTML, "html"},
 		{ARG_CC, "cc"}, {ARG_BCC, "bcc"}, {ARG_FROM_NAME, "from_name"}, {ARG_REPLY_TO, "reply_to"},
-		{ARG_HEADERS, "headers"}, {ARG_ATTACHMENTS, "attachments"}, {ARG_METADATA, "metadata"}
+		{ARG_HEADERS, "headers"}, {ARG_ATTACHMENTS, "attachments"}, {ARG_METADATA, "metadata"},
+		{ARG_FROM_ADDRESS, "from_address"}, {ARG_MESSAGE_TYPE, "message_type"},
+		{ARG_IDEMPOTENCY_KEY, "idempotency_key"}, {ARG_TAGS, "tags"}, {ARG_ACCOUNT, "account"},
+		{ARG_ON_LIMIT, "on_limit"}
 	};
 	Size		limit = (Size) klm_max_message_size * 1024;
 	Size		total = 0;
@@ -529,9 +539,29 @@ check_tags(FunctionCallInfo fcinfo)
 	}
 }
 
-/* SHA-256 of every argument but the key, so that a key can tell "the same call". */
+/* Add a value with its length, so that no two lists of values look alike; NULL has one of its own. */
+static bool
+hash_value(pg_cryptohash_ctx *context, const void *data, Size length)
+{
+	uint64		size = data ? length : PG_UINT64_MAX;
+
+	return pg_cryptohash_update(context, (const uint8 *) &size, sizeof(size)) >= 0 &&
+		(data == NULL || pg_cryptohash_update(context, data, length) >= 0);
+}
+
+static bool
+hash_text(pg_cryptohash_ctx *context, const char *text)
+{
+	return hash_value(context, text, text ? strlen(text) : 0);
+}
+
+/*
+ * SHA-256 of the arguments, so that a key can tell "the same call".  The key
+ * itself is not one of them, nor is expires_at, which is mostly a time from now.
+ * Attachments count as what they hold: a row can have it compressed or not.
+ */
 static bytea *
-fingerprint_arguments(FunctionCallInfo fcinfo)
+fingerprint_arguments(FunctionCallInfo fcinfo, const SendRequest *request)
 {
 	pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
 	bytea	   *result = palloc(VARHDRSZ + PG_SHA256_DIGEST_LENGTH);
@@ -539,35 +569,31 @@ fingerprint_arguments(FunctionCallInfo fcinfo)
 
 	for (int i = 0; i < SEND_ARGS && ok; i++)
 	{
-		uint64		size;
-		const void *data;
-		TimestampTz at;
-
-		if (i == ARG_IDEMPOTENCY_KEY)
+		if (i == ARG_IDEMPOTENCY_KEY || i == ARG_EXPIRES_AT || i == ARG_ATTACHMENTS)
 			continue;
 		if (PG_ARGISNULL(i))
+			ok = hash_value(context, NULL, 0);
+		else if (i == ARG_SEND_AT)
 		{
-			size = PG_UINT64_MAX;
-			data = NULL;
-		}
-		else if (i == ARG_SEND_AT || i == ARG_EXPIRES_AT)
-		{
-			at = PG_GETARG_TIMESTAMPTZ(i);
-			size = sizeof(at);
-			data = &at;
+			TimestampTz at = PG_GETARG_TIMESTAMPTZ(i);
+
+			ok = hash_value(context, &at, sizeof(at));
 		}
 		else
 		{
 			struct varlena *value = PG_DETOAST_DATUM_PACKED(PG_GETARG_DATUM(i));
 
-			size = VARSIZE_ANY_EXHDR(value);
-			data = VARDATA_ANY(value);
+			ok = hash_value(context, VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
 		}
-		ok = pg_cryptohash_update(context, (const uint8 *) &size, sizeof(size)) >= 0 &&
-			(data == NULL || pg_cryptohash_update(context, data, size) >= 0);
 	}
-	ok =
-		ok && pg_cryptohash_final(context, (uint8 *) VARDATA(result), PG_SHA256_DIGEST_LENGTH) >= 0;
+	for (int i = 0; i < request->content.attachment_count && ok; i++)
+	{
+		const KlmAttachment *file = &request->content.attachments[i];
+
+		ok = hash_text(context, file->filename) && hash_text(context, file->content_type) &&
+			hash_text(context, file->content_id) && hash_value(context, file->data, file->length);
+	}
+	ok = ok && pg_cryptohash_final(context, (uint8 *) VARDATA(result), PG_SHA256_DIGEST_LENGTH) >= 0;
 	if (context)
 		pg_cryptohash_free(context);
 	if (!ok)
@@ -581,13 +607,11 @@ fingerprint_arguments(FunctionCallInfo fcinfo)
  * ----------------------------------------------------------------
  */
 
-/* Ask kliv_mail._send_check(), at most once a statement. */
+/* The entry of the request's route and priority. */
 static SendCheck *
-ask_account(FunctionCallInfo fcinfo, const SendRequest *request)
+find_check(const SendRequest *request)
 {
 	SendCheck  *check;
-	KlmCaller	caller;
-	KlmCall		call = {0};
 
 	if (checks_lxid != KLM_MY_LXID)
 	{
@@ -595,47 +619,85 @@ ask_account(FunctionCallInfo fcinfo, const SendRequest *request)
 		checks_lxid = KLM_MY_LXID;
 	}
 	for (check = checks; check; check = check->next)
-	{
 		if (check->priority == request->priority && strcmp(check->route, request->route) == 0)
-			break;
-	}
-	if (check && check->statement == GetCurrentStatementStartTimestamp())
-		return check;
-	if (check == NULL)
-	{
-		check = MemoryContextAllocZero(TopTransactionContext, sizeof(SendCheck));
-		strlcpy(check->route, request->route, sizeof(check->route));
-		check->priority = request->priority;
-		check->next = checks;
-		checks = check;
-	}
-	check->statement = 0;		/* not valid until it is whole */
+			return check;
+	check = MemoryContextAllocZero(TopTransactionContext, sizeof(SendCheck));
+	strlcpy(check->route, request->route, sizeof(check->route));
+	check->priority = request->priority;
+	check->next = checks;
+	checks = check;
+	return check;
+}
 
+/* Ask kliv_mail._send_account(), at most once a statement. */
+static SendCheck *
+ask_account(FunctionCallInfo fcinfo, const SendRequest *request)
+{
+	SendCheck  *check = find_check(request);
+	KlmCaller	caller;
+	KlmCall		call = {0};
+
+	if (check->account_asked == GetCurrentStatementStartTimestamp())
+		return check;
+	check->account_asked = 0;	/* not valid until it is whole */
 	klm_enter_owner(fcinfo, &caller);
 	klm_add_text(&call, request->route);
-	klm_add(&call, INT2OID, Int16GetDatum(request->priority), false);
-	klm_run_one(&call, "send_check", true);
-	check->known = klm_result_bool(1);
+	klm_run_one(&call, "send_account", true);
+	if (!klm_result_bool(1))
+		klm_refuse("account", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "SELECT account FROM kliv_mail.smtp_settings WHERE in_use; lists the accounts; "
+				   "kliv_mail.configure_smtp(account => ...) makes one.",
+				   "\"%s\" is not in use", klm_shown(request->route, strlen(request->route)));
 	check->account = klm_result_text(2, TopTransactionContext);
 	check->own = klm_result_bool(3);
 	check->from_address = klm_result_text(4, TopTransactionContext);
 	check->allowed_senders = klm_result_texts(5, TopTransactionContext,
 											  &check->allowed_sender_count);
 	check->can_unsubscribe = klm_result_bool(6);
-	check->room = klm_result_int8(7);
-	check->problem = klm_result_text(8, TopTransactionContext);
-	check->hint = klm_result_text(9, TopTransactionContext);
-	check->quota_problem = klm_result_text(10, TopTransactionContext);
-	check->quota_hint = klm_result_text(11, TopTransactionContext);
 	klm_leave_owner(&caller);
-
-	if (!check->known)
-		klm_refuse("account", ERRCODE_INVALID_PARAMETER_VALUE, false,
-				   "SELECT account FROM kliv_mail.smtp_settings WHERE in_use; lists the accounts; "
-				   "kliv_mail.configure_smtp(account => ...) makes one.",
-				   "\"%s\" is not in use", klm_shown(request->route, strlen(request->route)));
-	check->statement = GetCurrentStatementStartTimestamp();
+	check->account_asked = GetCurrentStatementStartTimestamp();
 	return check;
+}
+
+/*
+ * Ask kliv_mail._send_room().  With on_limit => 'error' at each call, since the
+ * statement may have queued other mail before, and savepoints give room back; it
+ * sees what is committed now and what this transaction did, and locks nothing.
+ *
+ * For the NOTICE once a statement, and no more once the account's has been given;
+ * in a SERIALIZABLE transaction not at all: what a look reads other callers write,
+ * and PostgreSQL would abort one of two that have nothing to do with each other.
+ * (Who asks for an error there asks for that too.)
+ */
+static void
+ask_room(FunctionCallInfo fcinfo, const SendRequest *request, SendCheck *check)
+{
+	KlmCaller	caller;
+	KlmCall		call = {0};
+
+	/* The same account, asked for another way or with another priority. */
+	for (const SendCheck *other = checks; other; other = other->next)
+		if (other->noticed && strcmp(other->account, check->account) == 0)
+			check->noticed = true;
+	if (!request->error_on_limit &&
+		(check->noticed || IsolationIsSerializable() ||
+		 check->room_asked == GetCurrentStatementStartTimestamp()))
+		return;
+	check->room_asked = 0;
+	CommandCounterIncrement();
+	klm_enter_owner(fcinfo, &caller);
+	PushActiveSnapshot(GetLatestSnapshot());
+	klm_add_text(&call, check->account);
+	klm_add(&call, INT2OID, Int16GetDatum(request->priority), false);
+	klm_run_one(&call, "send_room", true);
+	check->room = klm_result_int8(1);
+	check->problem = klm_result_text(2, TopTransactionContext);
+	check->hint = klm_result_text(3, TopTransactionContext);
+	check->quota_problem = klm_result_text(4, TopTransactionContext);
+	check->quota_hint = klm_result_text(5, TopTransactionContext);
+	PopActiveSnapshot();
+	klm_leave_owner(&caller);
+	check->room_asked = GetCurrentStatementStartTimestamp();
 }
 
 /*
@@ -682,14 +744,10 @@ tell_what_it_waits_for(SendCheck *check, int count, int suppressed)
 				(errmsg("the mail is queued, but nothing sends it: kliv_mail is not preloaded"),
 				 errhint("Add shared_preload_libraries = 'kliv_mail' to postgresql.conf and restart the server.")));
 	}
+	if (check->noticed)
+		return;
 	count -= suppressed;
-	/* The same account, asked for another way or with another priority. */
-	for (const SendCheck *other = checks; other; other = other->next)
-	{
-		if (other->noticed && strcmp(other->account, check->account) == 0)
-			check->noticed = true;
-	}
-	if (!check->noticed && suppressed > 0)
+	if (suppressed > 0)
 	{
 		check->noticed = true;
 		ereport(NOTICE,
@@ -697,21 +755,24 @@ tell_what_it_waits_for(SendCheck *check, int count, int suppressed)
 							   "%d recipients are suppressed and get no mail", suppressed, suppressed),
 				 errhint("SELECT recipient, reason, hint FROM kliv_mail.deliveries says which and why.")));
 	}
-	else if (!check->noticed && count > 0 && check->problem)
+	else if (check->room_asked == 0)
+		return;
+	else if (count > 0 && check->problem)
 	{
 		check->noticed = true;
 		ereport(NOTICE,
 				(errmsg("the mail waits: %s", klm_from_utf8_lossy(check->problem)),
 				 check->hint ? errhint("%s", klm_from_utf8_lossy(check->hint)) : 0));
 	}
-	else if (!check->noticed && count > check->room)
+	else if (count > check->room)
 	{
 		check->noticed = true;
 		ereport(NOTICE,
 				(errmsg("the mail waits: %s", klm_from_utf8_lossy(check->quota_problem)),
 				 errhint("%s", klm_from_utf8_lossy(check->quota_hint))));
 	}
-	check->room = Max(0, check->room - count);
+	else
+		check->room -= count;
 }
 
 /* ----------------------------------------------------------------
