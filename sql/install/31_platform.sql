@@ -56,8 +56,8 @@ BEGIN
     END IF;
     -- Both settings were checked when they were set (src/base/guc.c).  No regular
     -- expression: this runs at each send() and claim.
-    encryption := CASE lower(split_part(url, '://', 1)) WHEN 'smtps' THEN 'tls' WHEN 'smtp' THEN 'none' ELSE 'starttls' END;
-    host := lower(split_part(url, '://', 2));
+    encryption := CASE lower(split_part(url, '://', 1) COLLATE "C") WHEN 'smtps' THEN 'tls' WHEN 'smtp' THEN 'none' ELSE 'starttls' END;
+    host := lower(split_part(url, '://', 2) COLLATE "C");
     port_digits := reverse(split_part(reverse(host), ':', 1));
     port := port_digits::integer;
     host := trim(left(host, -length(port_digits) - 1), '[]');

@@ -24,6 +24,10 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_account text := kliv_mail._known_account(p_account);
 BEGIN
+    IF char_length(p_reason) > 1000 THEN
+        RAISE program_limit_exceeded USING MESSAGE = format('reason: %s characters, over 1000', char_length(p_reason)),
+            HINT = 'It is shown wherever mail waits; say it in a sentence.';
+    END IF;
     INSERT INTO kliv_mail._pause AS p (account, reason, paused_at, paused_by)
     VALUES (v_account, nullif(p_reason, ''), kliv_mail._now(), p_caller)
     ON CONFLICT (account) DO UPDATE

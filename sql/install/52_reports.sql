@@ -4,7 +4,7 @@ LANGUAGE c VOLATILE STRICT AS '$libdir/kliv_mail_net', 'kliv_mail_csv';
 COMMENT ON FUNCTION kliv_mail.csv IS
 $$The result of a query as a CSV file for send(attachments => ...), run with your rights and in your snapshot; the first row names the columns.
 encoding: UTF8BOM | UTF8 | SJIS
-UTF8BOM (default) is what Excel reads. Errors: 22023 not one query or no such encoding, 22P05 a character that SJIS lacks, 54000 over kliv_mail.max_message_size, and the query's own.
+UTF8BOM (default) is what Excel reads; for it and for SJIS a text that begins like a formula (= + - @) gets an apostrophe before it, UTF8 is for programs and changes nothing. Errors: 22023 not one query or no such encoding, 22P05 a character that SJIS lacks, 54000 over kliv_mail.max_message_size, and the query's own.
 Example: SELECT kliv_mail.send('ana@example.com', 'Users', 'See the file.', attachments => ARRAY[kliv_mail.csv('SELECT * FROM users')]);$$;
 
 CREATE FUNCTION kliv_mail.html_table(query text) RETURNS text

@@ -11,6 +11,9 @@ BEGIN
     IF p_scope IS NULL OR p_scope NOT IN ('all', 'marketing') THEN
         RAISE invalid_parameter_value USING MESSAGE = format('scope: %s is not a choice', coalesce(quote_ident(p_scope), 'NULL')),
             HINT = 'Use all or marketing.';
+    ELSIF char_length(p_reason) > 1000 THEN
+        RAISE program_limit_exceeded USING MESSAGE = format('reason: %s characters, over 1000', char_length(p_reason)),
+            HINT = 'It is shown at every delivery that it stops; say it in a sentence.';
     ELSIF p_expires_at <= at THEN
         RAISE invalid_parameter_value USING MESSAGE = format('expires_at: %s has passed', p_expires_at), HINT = 'Leave it NULL for ever.';
     END IF;
@@ -75,7 +78,7 @@ BEGIN
             MESSAGE = format('address: %s is not an e-mail address', coalesce('"' || left(p_address, 100) || '"', 'NULL')),
             HINT = 'Give one address, such as ana@example.com.';
     END IF;
-    SELECT lower(a.address) INTO v_address FROM kliv_mail.parse_addresses(p_address) AS a;
+    SELECT lower(a.address COLLATE "C") INTO v_address FROM kliv_mail.parse_addresses(p_address) AS a;
     RETURN v_address;
 END;
 $$;

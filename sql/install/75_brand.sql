@@ -28,12 +28,12 @@ BEGIN
         IF length(v_field.value) > v_field.size THEN
             RAISE program_limit_exceeded USING MESSAGE = format('%s: over %s characters', v_field.name, v_field.size);
         ELSIF v_field.name IN ('logo_url', 'unsubscribe_url') AND v_field.value <> ''
-              AND v_field.value !~ '^https://[A-Za-z0-9.-]+(:[0-9]+)?(/[!$&-;=?-Z_a-z~%]*)?(\?[!$&-;=?-Z_a-z~%]*)?$' THEN
+              AND v_field.value !~ E'^https://[A-Za-z0-9.-]+(:[0-9]+)?(/[!$&-;=?-Z_a-z~%]*)?(\\?[!$&-;=?-Z_a-z~%]*)?$' THEN
             RAISE invalid_parameter_value USING MESSAGE = format('%s: "%s" is not an https URL', v_field.name, left(v_field.value, 100)),
                 HINT = 'Write it with https://, other characters than ASCII percent-encoded, without a fragment.';
         END IF;
     END LOOP;
-    IF p_name ~ '[\x01-\x1f\x7f]' THEN
+    IF p_name ~ E'[\\x01-\\x1f\\x7f]' THEN
         RAISE invalid_parameter_value USING MESSAGE = 'name: has a line break or control character', HINT = 'Give one line of text.';
     ELSIF p_color <> '' AND p_color !~ '^#[0-9A-Fa-f]{6}$' THEN
         RAISE invalid_parameter_value USING MESSAGE = format('color: "%s" is not a color', left(p_color, 40)), HINT = 'Write it as #rrggbb, such as #1a73e8.';

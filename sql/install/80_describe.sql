@@ -13,7 +13,7 @@ BEGIN ATOMIC
         'functions', (
             SELECT jsonb_agg(jsonb_build_object(
                        'name', 'kliv_mail.' || p.proname,
-                       'purpose', regexp_replace(d.comment, '\n?Example: [^\n]*', '', 'g'),
+                       'purpose', regexp_replace(d.comment, E'\\n?Example: [^\\n]*', '', 'g'),
                        'returns', pg_get_function_result(p.oid),
                        'arguments', coalesce((
                            SELECT jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
@@ -21,12 +21,12 @@ BEGIN ATOMIC
                                       'type', format_type(a.type, NULL),
                                       'default', pg_get_function_arg_default(p.oid, a.n::integer),
                                       'required', CASE WHEN pg_get_function_arg_default(p.oid, a.n::integer) IS NULL THEN true END,
-                                      'values', to_jsonb(string_to_array((regexp_match(d.comment, '(?:^|\n|\. )' || a.name || ': ([a-z_0-9]+(?: \| [a-z_0-9]+)+)'))[1], ' | '))))
+                                      'values', to_jsonb(string_to_array((regexp_match(d.comment, E'(?:^|\\n|\\. )' || a.name || E': ([a-z_0-9]+(?: \\| [a-z_0-9]+)+)'))[1], ' | '))))
                                   ORDER BY a.n)
                            FROM unnest(p.proargnames, coalesce(p.proallargtypes, p.proargtypes::oid[]), p.proargmodes)
                                 WITH ORDINALITY AS a (name, type, mode, n)
                            WHERE coalesce(a.mode, 'i') IN ('i', 'b', 'v')), '[]'),
-                       'examples', (SELECT coalesce(jsonb_agg(x.m[1]), '[]') FROM regexp_matches(d.comment, 'Example: ([^\n]*)', 'g') AS x (m)))
+                       'examples', (SELECT coalesce(jsonb_agg(x.m[1]), '[]') FROM regexp_matches(d.comment, E'Example: ([^\\n]*)', 'g') AS x (m)))
                    ORDER BY p.proname)
             FROM pg_proc AS p
             CROSS JOIN LATERAL (SELECT coalesce(obj_description(p.oid, 'pg_proc'), '') AS comment) AS d

@@ -5,7 +5,7 @@
 CREATE FUNCTION kliv_mail._statement_of(hint text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT (regexp_match(hint, '((?:SELECT|ALTER|UPDATE)\M[^;]*;)'))[1];
+    SELECT (regexp_match(hint, E'((?:SELECT|ALTER|UPDATE)\\M[^;]*;)'))[1];
 END;
 
 -- What is to be done outside of SQL is said with the problem: the sentences before the statement, if there is one.
@@ -13,7 +13,7 @@ CREATE FUNCTION kliv_mail._with_cure(problem text, hint text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT problem || coalesce('. ' || CASE WHEN kliv_mail._statement_of(hint) IS NULL THEN hint
-                                            ELSE substring(split_part(hint, kliv_mail._statement_of(hint), 1) FROM '^.*\.(?=\s)') END, '');
+                                            ELSE substring(split_part(hint, kliv_mail._statement_of(hint), 1) FROM E'^.*\\.(?=\\s)') END, '');
 END;
 
 -- The statement that shows more of an account's trouble, and ends it once it is over.

@@ -17,6 +17,7 @@
 #include "common/string.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/syscache.h"
 
@@ -120,6 +121,7 @@ klm_from_utf8_lossy(const char *utf8)
 	int			encoding = GetDatabaseEncoding();
 	Oid			converter;
 	const unsigned char *from = (const unsigned char *) utf8;
+	const unsigned char *end = from + strlen(utf8);
 	StringInfoData out;
 
 	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII || !IsTransactionState())
@@ -127,11 +129,12 @@ klm_from_utf8_lossy(const char *utf8)
 
 	converter = FindDefaultConversionProc(PG_UTF8, encoding);
 	initStringInfo(&out);
-	while (*from != '\0')
+	while (from < end)
 	{
 		unsigned char buffer[MAX_CONVERSION_GROWTH * MAX_MULTIBYTE_CHAR_LEN + 1];
-		int			length = Min(pg_utf_mblen(from), (int) strlen((const char *) from));
+		int			length = Min(pg_utf_mblen(from), (int) (end - from));
 
+		CHECK_FOR_INTERRUPTS();
 		if (length == 1 && *from < 0x80)
 			appendStringInfoChar(&out, *from);
 		else if (!OidIsValid(converter) ||

@@ -122,6 +122,62 @@ klm_has_unsafe_char(const char *utf8, bool allow_tab)
 	return false;
 }
 
+static bool
+is_line_end(uint32 ch)
+{
+	return (ch >= '\n' && ch <= '\r') || ch == 0x85 || ch == 0x2028 || ch == 0x2029;
+}
+
+char *
+klm_without_invisible(const char *utf8)
+{
+	StringInfoData out;
+	const char *pos = utf8;
+	const char *end = utf8 + strlen(utf8);
+	const char *joiner = NULL;	/* one that waits for what it joins */
+	int			kept = 0;		/* up to the line ends behind it */
+	bool		begun = false;	/* there is more than spaces */
+	bool		ended = false;	/* a line end, and nothing but spaces since */
+	uint32		previous = 0;	/* the last character that was kept */
+
+	initStringInfo(&out);
+	while (pos < end)
+	{
+		const char *from = pos;
+		uint32		ch = klm_utf8_next(&pos, end);
+
+		if (klm_is_joiner(ch))
+		{
+			if (previous >= 0x80 && joiner == NULL)
+				joiner = from;
+			continue;
+		}
+		if (is_line_end(ch) && !begun)
+		{
+			resetStringInfo(&out);
+			continue;
+		}
+		if (ch >= 0xA0 && klm_is_unsafe(ch) && !is_line_end(ch))
+			continue;
+		if (joiner && ch >= 0x80 && !is_line_end(ch))
+			appendBinaryStringInfo(&out, joiner, 3);
+		joiner = NULL;
+		appendBinaryStringInfo(&out, from, pos - from);
+		if (is_line_end(ch))
+			ended = true;
+		else if (!klm_is_space(ch))
+		{
+			begun = true;
+			ended = false;
+		}
+		if (!ended)
+			kept = out.len;
+		previous = ch;
+	}
+	out.data[kept] = '\0';
+	return out.data;
+}
+
 char *
 klm_shown(const char *text, Size length)
 {

@@ -34,6 +34,13 @@ extern PGDLLEXPORT bool klm_is_invisible(uint32 ch);
 extern PGDLLEXPORT bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
 
 /*
+ * A name without what people cannot see and did not mean to type: characters
+ * that change the direction or have no width, joiners that join nothing, and
+ * line ends before and behind it.  What is left may still be no name.
+ */
+extern PGDLLEXPORT char *klm_without_invisible(const char *utf8);
+
+/*
  * Text for a message: the first 80 characters, what is invisible by its number.
  * Whatever a caller gave goes through this before an error repeats it.
  */

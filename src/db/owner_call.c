@@ -42,8 +42,9 @@ static KeptPlan *plans = NULL;
 
 static SPIPlanPtr plan_of(const KlmCall *call, const char *function);
 
-Oid
-klm_function_owner(Oid function)
+/* The owner of a function of ours, which is the extension's. */
+static Oid
+function_owner(Oid function)
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
 	Oid			owner;
@@ -58,7 +59,7 @@ klm_function_owner(Oid function)
 void
 klm_become_owner(Oid function, KlmCaller *caller)
 {
-	Oid			owner = klm_function_owner(function);
+	Oid			owner = function_owner(function);
 
 	GetUserIdAndSecContext(&caller->user, &caller->context);
 	SetUserIdAndSecContext(owner, caller->context | SECURITY_LOCAL_USERID_CHANGE |
@@ -203,11 +204,17 @@ klm_run_one(KlmCall *call, const char *function, bool read_only)
 			 (unsigned long long) SPI_processed);
 }
 
+static Datum
+value_of(int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, isnull);
+}
+
 bool
 klm_result_bool(int column)
 {
 	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+	Datum		value = value_of(column, &isnull);
 
 	return !isnull && DatumGetBool(value);
 }
@@ -216,7 +223,7 @@ int64
 klm_result_int8(int column)
 {
 	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+	Datum		value = value_of(column, &isnull);
 
 	if (isnull)
 		return 0;
@@ -228,7 +235,7 @@ TimestampTz
 klm_result_time(int column)
 {
 	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+	Datum		value = value_of(column, &isnull);
 
 	return isnull ? 0 : DatumGetTimestampTz(value);
 }
@@ -245,7 +252,7 @@ char **
 klm_result_texts(int column, MemoryContext context, int *count)
 {
 	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+	Datum		value = value_of(column, &isnull);
 	Datum	   *elements;
 	bool	   *nulls;
 	int			length;
@@ -268,8 +275,7 @@ Datum
 klm_return_value(FunctionCallInfo fcinfo, int column)
 {
 	Form_pg_attribute attribute = TupleDescAttr(SPI_tuptable->tupdesc, column - 1);
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column,
-									  &fcinfo->isnull);
+	Datum		value = value_of(column, &fcinfo->isnull);
 
 	if (fcinfo->isnull)
 		return (Datum) 0;

@@ -25,9 +25,6 @@ typedef struct KlmCaller
 	int			context;
 } KlmCaller;
 
-/* The owner of a function of ours, which is the extension's. */
-extern PGDLLEXPORT Oid klm_function_owner(Oid function);
-
 /*
  * Become the owner of the SQL function that was called, under the restrictions
  * of one, so that nothing that a table's or a type's owner wrote runs with

@@ -44,6 +44,8 @@ kliv_mail_mailbox(PG_FUNCTION_ARGS)
 				   "Give an e-mail address.", "is NULL");
 	if (!klm_parse_address(text, &address, &error))
 		klm_raise("address", &error, false);
+	if (name)
+		name = klm_without_invisible(name);
 	if (name == NULL || name[strspn(name, " \t")] == '\0')
 		name = address.name;
 	else if (klm_has_unsafe_char(name, false))

@@ -26,7 +26,9 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
+#include "base/encoding.h"
 #include "base/guc.h"
+#include "base/text.h"
 
 /* How many rows are fetched at a time, so that a large result is not held twice. */
 #define FETCH_ROWS 1000
@@ -37,8 +39,36 @@ PG_FUNCTION_INFO_V1(kliv_mail_html_table);
 /* Writes one row; values are NULL for SQL NULL, and for the heading the columns' names. */
 typedef void (*WriteRow) (StringInfo out, TupleDesc desc, char **values, bool heading);
 
+/*
+ * Would a spreadsheet take the text for a formula?  It may come from anybody who
+ * fills in a form, and a formula can send the sheet's other cells away.  A number
+ * with its sign is none.  Their wide forms begin a formula too.
+ */
+static bool
+is_formula(const char *value)
+{
+	static const char *const wide[] = {"\uFF1D", "\uFF0B", "\uFF0D", "\uFF20"};
+
+	for (int i = 0; i < lengthof(wide); i++)
+		if (strncmp(value, wide[i], strlen(wide[i])) == 0)
+			return true;
+	if (*value == '+' || *value == '-')
+		return value[1] == '\0' || value[1 + strspn(value + 1, "0123456789.")] != '\0';
+	return *value == '=' || *value == '@' || *value == '\t' || *value == '\r';
+}
+
+static bool
+is_number(Oid type)
+{
+	char		category;
+	bool		preferred;
+
+	get_type_category_preferred(type, &category, &preferred);
+	return category == TYPCATEGORY_NUMERIC;
+}
+
 static void
-write_csv_row(StringInfo out, TupleDesc desc, char **values, bool heading)
+write_csv(StringInfo out, TupleDesc desc, char **values, bool heading, bool spreadsheet)
 {
 	for (int i = 0; i < desc->natts; i++)
 	{
@@ -48,6 +78,10 @@ write_csv_row(StringInfo out, TupleDesc desc, char **values, bool heading)
 			appendStringInfoChar(out, ',');
 		if (value == NULL)
 			continue;
+		/* The usual way to say that it is text, of columns that can hold any. */
+		if (spreadsheet && is_formula(value) &&
+			(heading || !is_number(TupleDescAttr(desc, i)->atttypid)))
+			value = psprintf("'%s", value);
 		/* RFC 4180; an empty text is quoted, so that it differs from NULL. */
 		if (value[0] != '\0' && value[strcspn(value, ",\"\r\n")] == '\0' && value[0] != ' ' &&
 			value[strlen(value) - 1] != ' ')
@@ -67,14 +101,16 @@ write_csv_row(StringInfo out, TupleDesc desc, char **values, bool heading)
 	appendStringInfoString(out, "\r\n");
 }
 
-static bool
-is_number(Oid type)
+static void
+write_csv_row(StringInfo out, TupleDesc desc, char **values, bool heading)
 {
-	char		category;
-	bool		preferred;
+	write_csv(out, desc, values, heading, false);
+}
 
-	get_type_category_preferred(type, &category, &preferred);
-	return category == TYPCATEGORY_NUMERIC;
+static void
+write_sheet_row(StringInfo out, TupleDesc desc, char **values, bool heading)
+{
+	write_csv(out, desc, values, heading, true);
 }
 
 static void
@@ -180,7 +216,7 @@ Datum
 kliv_mail_csv(PG_FUNCTION_ARGS)
 {
 	char	   *query = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	char	   *name = klm_argument(fcinfo, 1);
 	int			encoding = PG_UTF8;
 	bool		mark = false;
 	StringInfoData out;
@@ -199,13 +235,14 @@ kliv_mail_csv(PG_FUNCTION_ARGS)
 	else if (pg_strcasecmp(name, "UTF8") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("encoding: \"%s\" is not a choice", name),
+				 errmsg("encoding: \"%s\" is not a choice", klm_from_utf8_lossy(klm_shown(name, strlen(name)))),
 				 errhint("Use UTF8BOM (Excel), UTF8 or SJIS.")));
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
 	initStringInfo(&out);
-	write_result(query, &out, write_csv_row);
+	/* Plain UTF8 is for programs, and gives every value as it is. */
+	write_result(query, &out, mark || encoding == PG_SJIS ? write_sheet_row : write_csv_row);
 	converted = pg_server_to_any(out.data, out.len, encoding);
 	length = converted == out.data ? out.len : strlen(converted);
 	content = palloc(VARHDRSZ + length + 3);

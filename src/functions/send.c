@@ -539,7 +539,7 @@ check_tags(FunctionCallInfo fcinfo)
 	}
 }
 
-/* Add a value with its length, so that no two lists of values look alike; NULL has one of its own. */
+/* Add a value behind its length, so that no two lists of values look alike; NULL has its own. */
 static bool
 hash_value(pg_cryptohash_ctx *context, const void *data, Size length)
 {
@@ -593,7 +593,8 @@ fingerprint_arguments(FunctionCallInfo fcinfo, const SendRequest *request)
 		ok = hash_text(context, file->filename) && hash_text(context, file->content_type) &&
 			hash_text(context, file->content_id) && hash_value(context, file->data, file->length);
 	}
-	ok = ok && pg_cryptohash_final(context, (uint8 *) VARDATA(result), PG_SHA256_DIGEST_LENGTH) >= 0;
+	ok = ok && pg_cryptohash_final(context, (uint8 *) VARDATA(result),
+								   PG_SHA256_DIGEST_LENGTH) >= 0;
 	if (context)
 		pg_cryptohash_free(context);
 	if (!ok)

@@ -223,3 +223,18 @@ SELECT address, kliv_mail._may_send_as(address, 'a@x.example', ARRAY['News@Y.exa
 FROM unnest(ARRAY['a@x.example', 'a@X.EXAMPLE', 'A@x.example', 'b@x.example', 'News@y.example', 'news@y.example',
                   'any@Z.example', 'any@sub.z.example', '"a@z.example"@y.example', 'no address', NULL]) AS address;
 SELECT kliv_mail._may_send_as('a@x.example', NULL, NULL) AS "without any", kliv_mail._may_send_as('a@x.example', NULL, '{@x.example}') AS "by domain";
+
+-- A name as people type or paste it: what cannot be seen goes, what joins stays, and the
+-- rest must be a name.  NULL stands for the mailbox of the address alone.
+SELECT n.what, kliv_mail.mailbox('a@x.example', n.name) AS mailbox
+FROM (VALUES ('zero width', U&'Ana\200B'), ('embedding', U&'\202AAna\202C'), ('byte order mark', U&'\FEFFAna'), ('Hebrew', U&'\05D3\05DF\200F'),
+             ('isolate', U&'\2068Ana\2069'), ('marks inside', U&'A\200En\2060a'), ('line ends', E' \r\n Ana \r\n'), ('next line', U&'\0085Ana\2028'),
+             ('nothing left', U&'\200B\FEFF'), ('joined', U&'\0646\0645\06CC\200C\062E\0648\0627\0647\0645'), ('emoji', U&'\+01F469\200D\+01F467'),
+             ('joins nothing', U&'Ana\200D\+01F469'), ('at the end', U&'\3042\200D'), ('spaces', '  ')) AS n (what, name);
+SELECT kliv_mail.mailbox('a@x.example', E'Ana\nBcc: b@x.example');
+SELECT kliv_mail.mailbox('a@x.example', U&'Ana\0007');
+SELECT kliv_mail.mailbox('a@x.example', repeat('あ', 400));
+-- Names with all kinds of signs: one recipient, whose name is what it was.
+SELECT n.name, kliv_mail.mailbox('a@x.example', n.name) AS mailbox, p.name = n.name AND p.address = 'a@x.example' AS same
+FROM unnest(ARRAY['Smith, Ana', 'A "B" C', '<b@y.example>', 'O''Brien', 'a@b.example', '=?utf-8?q?x?=', '株式会社　山田(営業)', 'a\b', 'x;y', ':']) AS n (name),
+     kliv_mail.parse_addresses(kliv_mail.mailbox('a@x.example', n.name)) AS p;

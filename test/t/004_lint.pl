@@ -106,6 +106,9 @@ planted('a SQL file of 301 lines', 'sql/install/00_header.sql', sub { $_ .= "-- 
     qr{^sql/install/00_header\.sql:1: \d+ lines, over 300}m);
 planted('lower() of the locale', 'sql/install/00_header.sql', sub { $_ .= "SELECT lower(trim('X'));\n" },
     qr{^sql/install/00_header\.sql:\d+: lower\(\) without COLLATE "C"$}m);
+planted('a backslash of the caller\'s setting', 'sql/install/00_header.sql',
+    sub { $_ .= "CREATE FUNCTION kliv_mail._x() AS \$\$ SELECT 'x' ~ '^\\\\d' \$\$;\n" },
+    qr{^sql/install/00_header\.sql:\d+: a backslash in a literal: write E'...'$}m);
 planted('ILIKE of the locale', 'sql/install/00_header.sql', sub { $_ .= "SELECT 'x' ILIKE 'X';\n" },
     qr{^sql/install/00_header\.sql:\d+: ILIKE or ~\* without COLLATE "C"$}m);
 planted('OR REPLACE', 'sql/install/00_header.sql', sub { $_ .= "CREATE OR REPLACE VIEW kliv_mail.planted AS SELECT 1;\n" },
