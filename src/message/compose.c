@@ -40,6 +40,7 @@
 #define ENCODED_WORD_CHARS 75	/* RFC 2047, 2 */
 #define ENCODED_WORD_FRAME 12	/* =?utf-8?Q? and ?= */
 #define BASE64_LINE_BYTES 57	/* 76 characters */
+#define NAME_PIECE 36			/* bytes of a file name in one encoded word */
 
 /* The header line being written. */
 typedef struct Line
@@ -91,7 +92,10 @@ static void start_line(Line *line, StringInfo out, const char *name);
 static void end_line(Line *line);
 static void put_word(Line *line, const char *word, Size length);
 static void put_encoded(Line *line, const char *text, Size length);
+static bool is_plain_filename(const char *filename);
+static void put_folded(Line *line, const char *value);
 static void put_filename(Line *line, const char *filename);
+static void put_encoded_name(Line *line, const char *filename);
 static void write_body(Entity *entity);
 static void write_alternative(Entity *entity);
 static void write_html(Entity *entity);
@@ -300,24 +304,29 @@ write_header(StringInfo out, const char *name, const char *value)
 	if (value[0] == '\0')
 		;
 	else if (can_stay_raw(value))
-	{
-		const char *chunk = value;
-
-		while (*chunk != '\0')
-		{
-			const char *end = chunk;
-
-			while (*end != '\0' &&
-				   !(end[0] == ' ' && end > value && end[-1] != ' ' && end[-1] != '\t' &&
-					 end[1] != ' ' && end[1] != '\t'))
-				end++;
-			put_word(&line, chunk, end - chunk);
-			chunk = *end != '\0' ? end + 1 : end;
-		}
-	}
+		put_folded(&line, value);
 	else
 		write_unstructured(&line, value);
 	end_line(&line);
+}
+
+/* A value as it is, with line breaks at single spaces only. */
+static void
+put_folded(Line *line, const char *value)
+{
+	const char *chunk = value;
+
+	while (*chunk != '\0')
+	{
+		const char *end = chunk;
+
+		while (*end != '\0' &&
+			   !(end[0] == ' ' && end > value && end[-1] != ' ' && end[-1] != '\t' &&
+				 end[1] != ' ' && end[1] != '\t'))
+			end++;
+		put_word(line, chunk, end - chunk);
+		chunk = *end != '\0' ? end + 1 : end;
+	}
 }
 
 /*
@@ -564,27 +573,33 @@ put_encoded(Line *line, const char *text, Size length)
 	}
 }
 
+/* Can the name stand in quotes as it is? */
+static bool
+is_plain_filename(const char *filename)
+{
+	for (const char *pos = filename; *pos != '\0'; pos++)
+		if ((unsigned char) *pos < 0x20 || (unsigned char) *pos >= 0x7F || *pos == '"' ||
+			*pos == '\\' || (pos[0] == '=' && pos[1] == '?'))
+			return false;
+	return true;
+}
+
 /*
- * The parameter filename.  Where it is not plain ASCII: RFC 2231, in pieces
- * where it is long, and behind it an ASCII likeness for programs that know
- * nothing newer (those that do take the first).
+ * The name in Content-Disposition: in quotes where it can stand there, else by
+ * RFC 2231 alone, whole or in pieces.  An ASCII likeness beside it would be
+ * what many readers show.
  */
 static void
 put_filename(Line *line, const char *filename)
 {
 	static const char hex[] = "0123456789ABCDEF";
-	const char *end = filename + strlen(filename);
-	bool		plain = (strstr(filename, "=?") == NULL);
-	const char *pos;
+	const char *next;
+	int			piece = 0;
 	StringInfoData word;
 	StringInfoData encoded;
 
-	for (pos = filename; pos < end && plain; pos++)
-		plain = (unsigned char) *pos >= 0x20 && (unsigned char) *pos < 0x7F &&
-			*pos != '"' && *pos != '\\';
-
 	initStringInfo(&word);
-	if (plain)
+	if (is_plain_filename(filename))
 	{
 		appendStringInfo(&word, "filename=\"%s\"", filename);
 		put_word(line, word.data, word.len);
@@ -593,70 +608,75 @@ put_filename(Line *line, const char *filename)
 	}
 
 	initStringInfo(&encoded);
-	for (pos = filename; pos < end; pos++)
+	for (const char *pos = filename; *pos != '\0'; pos++)
 	{
 		unsigned char ch = (unsigned char) *pos;
 
-		if (klm_is_alnum(ch) || (ch != '\0' && strchr("!#$&+-.^_`|~", ch) != NULL))
+		if (klm_is_alnum(ch) || strchr("!#$&+-.^_`|~", ch) != NULL)
 			appendStringInfoChar(&encoded, ch);
 		else
 			appendStringInfo(&encoded, "%%%c%c", hex[ch >> 4], hex[ch & 15]);
 	}
+	next = encoded.data;
 	if (encoded.len <= 56)
 	{
-		appendStringInfo(&word, "filename*=utf-8''%s;", encoded.data);
+		appendStringInfo(&word, "filename*=utf-8''%s", encoded.data);
+		put_word(line, word.data, word.len);
+		next += encoded.len;
+	}
+	while (*next != '\0')
+	{
+		int			taken = 0;
+
+		resetStringInfo(&word);
+		appendStringInfo(&word, "filename*%d*=%s", piece, piece == 0 ? "utf-8''" : "");
+		piece++;
+
+		/* Whole characters: the bytes of one are 12 characters at most. */
+		while (*next != '\0' && (taken < 40 || (next[0] == '%' && strchr("89AB", next[1]))))
+		{
+			int			step = *next == '%' ? 3 : 1;
+
+			appendBinaryStringInfo(&word, next, step);
+			next += step;
+			taken += step;
+		}
+		if (*next != '\0')
+			appendStringInfoChar(&word, ';');
 		put_word(line, word.data, word.len);
 	}
-	else
-	{
-		const char *next = encoded.data;
-		int			piece = 0;
-
-		while (*next != '\0')
-		{
-			int			taken = 0;
-
-			resetStringInfo(&word);
-			appendStringInfo(&word, "filename*%d*=%s", piece, piece == 0 ? "utf-8''" : "");
-			piece++;
-
-			/* Whole characters: the bytes of one are 12 characters at most. */
-			while (*next != '\0' && (taken < 40 || (next[0] == '%' && strchr("89AB", next[1]))))
-			{
-				int			step = *next == '%' ? 3 : 1;
-
-				appendBinaryStringInfo(&word, next, step);
-				next += step;
-				taken += step;
-			}
-			appendStringInfoChar(&word, ';');
-			put_word(line, word.data, word.len);
-		}
-	}
-
-	/* The likeness, cut before the extension. */
-	resetStringInfo(&word);
-	appendStringInfoString(&word, "filename=\"");
-	{
-		const char *dot = strrchr(filename, '.');
-
-		if (dot == NULL || end - dot > 10 || dot == filename)
-			dot = end;
-		for (pos = filename; pos < end; pos++)
-		{
-			unsigned char ch = (unsigned char) *pos;
-
-			if (is_continuation(*pos) || (pos < dot && word.len >= 54))
-				continue;
-			if (ch < 0x20 || ch >= 0x7F || strchr("\"\\?=", ch) != NULL)
-				ch = '_';
-			appendStringInfoChar(&word, ch);
-		}
-	}
-	appendStringInfoChar(&word, '"');
-	put_word(line, word.data, word.len);
 	pfree(word.data);
 	pfree(encoded.data);
+}
+
+/*
+ * The same name in Content-Type, as encoded words in quotes: what RFC 2047
+ * forbids, and what mail programs that know no RFC 2231 read and write.
+ */
+static void
+put_encoded_name(Line *line, const char *filename)
+{
+	char		encoded[NAME_PIECE / 3 * 4];
+	StringInfoData word;
+
+	initStringInfo(&word);
+	appendStringInfoString(&word, "name=\"");
+	while (*filename != '\0')
+	{
+		Size		length = strnlen(filename, NAME_PIECE);
+
+		while (length > 1 && is_continuation(filename[length]))
+			length--;
+		appendStringInfoString(&word, "=?utf-8?B?");
+		appendBinaryStringInfo(&word, encoded, (int) encode_base64(encoded, filename, length));
+		appendStringInfoString(&word, "?=");
+		filename += length;
+		if (*filename == '\0')
+			appendStringInfoChar(&word, '"');
+		put_word(line, word.data, word.len);
+		resetStringInfo(&word);
+	}
+	pfree(word.data);
 }
 
 /*
@@ -760,11 +780,20 @@ write_attachment(Entity *entity, const KlmAttachment *attachment, bool inlined)
 {
 	StringInfo	out = entity->out;
 	Size		length = base64_length(attachment->length);
+	bool		plain = is_plain_filename(attachment->filename);
+	Size		type_length = strlen(attachment->content_type);
+	char	   *type;
 	Line		line;
 
+	while (type_length > 0 && attachment->content_type[type_length - 1] == ' ')
+		type_length--;
+	type = psprintf("%.*s%s", (int) type_length, attachment->content_type, plain ? "" : ";");
 	start_line(&line, out, "Content-Type");
-	write_unstructured(&line, attachment->content_type);
+	put_folded(&line, type);
+	if (!plain)
+		put_encoded_name(&line, attachment->filename);
 	end_line(&line);
+	pfree(type);
 	appendStringInfoString(out, "Content-Transfer-Encoding: base64\r\n");
 	if (attachment->content_id != NULL)
 	{
