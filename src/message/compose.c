@@ -201,6 +201,25 @@ klm_mime_compose(const KlmContent *content, StringInfo out)
 		pfree(entity.inline_part);
 }
 
+bool
+klm_mime_has_header(const char *message, Size length, const char *name)
+{
+	Size		name_length = strlen(name);
+	const char *end = message + length;
+	const char *newline;
+
+	for (const char *line = message; line < end && *line != '\r'; line = newline + 1)
+	{
+		if (end - line > name_length && line[name_length] == ':' &&
+			pg_strncasecmp(line, name, name_length) == 0)
+			return true;
+		newline = memchr(line, '\n', end - line);
+		if (newline == NULL)
+			break;
+	}
+	return false;
+}
+
 void
 klm_mime_identity(const KlmIdentity *identity, StringInfo out)
 {

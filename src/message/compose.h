@@ -59,6 +59,9 @@ typedef struct KlmIdentity
  */
 extern PGDLLEXPORT void klm_mime_compose(const KlmContent *content, StringInfo out);
 
+/* Has a message that klm_mime_compose() made this header? */
+extern PGDLLEXPORT bool klm_mime_has_header(const char *message, Size length, const char *name);
+
 /* Append the identity lines to out. */
 extern PGDLLEXPORT void klm_mime_identity(const KlmIdentity *identity, StringInfo out);
 

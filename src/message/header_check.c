@@ -85,7 +85,37 @@ static const struct
 	{"DKIM-Signature", "The account's server signs the mail."},
 	{"ARC-", "Servers write this header on the way."},
 	{"Authentication-Results", "Servers write this header on the way."},
+
+	/*
+	 * What makes a provider send to others, or as somebody else, past the
+	 * quota, the suppressions and the account; and what we write ourselves.
+	 */
+	{"X-SMTPAPI", "It can name further recipients; use recipients, tags and metadata."},
+	{"X-MSYS-API", "It can name further recipients; use recipients, tags and metadata."},
+	{"X-MC-", "It can name further recipients or another account; use recipients, tags and metadata."},
+	{"X-SES-SOURCE-ARN", "The mail goes as the account's own identity; use from_address."},
+	{"X-SES-FROM-ARN", "The mail goes as the account's own identity; use from_address."},
+	{"X-SES-RETURN-PATH-ARN", "The mail goes as the account's own identity; use from_address."},
+	{"X-SES-TENANT", "The mail goes as the account's own identity; use from_address."},
+	{"X-Mailgun-Variables", "It carries the delivery's id, so that its tracking works; use metadata."},
+	{"X-Mailgun-Recipient-Variables", "Each recipient has a mail of their own; use one send() each."},
+	{"X-Mailgun-Rewrite-Sender-Header", "The mail goes as the account's own identity; use from_address."},
+	{"X-PM-Metadata-kliv-mail", "It carries the delivery's id, so that its tracking works."},
+	{"Resend-Idempotency-Key", "It is made for each delivery; use idempotency_key."},
 };
+
+/* Of those that begin with a reserved word: what does no such thing. */
+static const char *const harmless_headers[] = {"X-MC-Tags", "X-MC-Metadata", "X-MC-Track"};
+
+static bool
+is_harmless(const char *name, Size length)
+{
+	for (int i = 0; i < lengthof(harmless_headers); i++)
+		if (strlen(harmless_headers[i]) == length &&
+			pg_strncasecmp(name, harmless_headers[i], length) == 0)
+			return true;
+	return false;
+}
 
 bool
 klm_mime_check_header(const char *name, const char *value, KlmError *error)
@@ -105,7 +135,7 @@ klm_mime_check_header(const char *name, const char *value, KlmError *error)
 		bool		prefix = (reserved[reserved_length - 1] == '-');
 
 		if ((prefix ? trimmed >= reserved_length : trimmed == reserved_length) &&
-			pg_strncasecmp(name, reserved, reserved_length) == 0)
+			pg_strncasecmp(name, reserved, reserved_length) == 0 && !is_harmless(name, trimmed))
 			return klm_fail(error, ERRCODE_INVALID_PARAMETER_VALUE, reserved_headers[i].hint,
 							"\"%s\" cannot be set", klm_shown(name, length));
 	}

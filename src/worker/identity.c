@@ -78,6 +78,15 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 	identity.header_count =
 		klm_provider_headers(klm_find_provider(account->provider), account->target.host,
 							 message->header_id, claimed->id, headers);
+
+	/* What the caller set, such as Postmark's stream, counts; twice it would be nothing. */
+	for (int i = 0; i < identity.header_count;)
+	{
+		if (klm_mime_has_header(message->entity, message->entity_length, headers[i].name))
+			headers[i] = headers[--identity.header_count];
+		else
+			i++;
+	}
 	if (claimed->unsubscribe_link)
 	{
 		headers[identity.header_count].name = "List-Unsubscribe";

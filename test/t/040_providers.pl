@@ -241,6 +241,14 @@ for my $name (sort keys %provider)
     is($entry->{user}, $row->{user}, '... through the login');
     is($entry->{mail_from}, $row->{good}{from_address} // $row->{good}{username}, '... from the right sender');
     like($smtp->message($entry), $row->{header}, '... with the headers of the provider') if $row->{header};
+    if ($name eq 'postmark')
+    {
+        # A stream that the caller names counts, and stands there once.
+        $id = $session->query(q{SELECT kliv_mail.send('stream@example.com', 'Hello', 'It works', headers => '{"x-pm-message-stream": "broadcast"}')});
+        is($session->query("SELECT kliv_mail.wait($id, '30 s')"), 'sent', "$name: a stream of the caller's");
+        my @streams = $smtp->message($smtp->accepted('stream@example.com')) =~ /^X-PM-Message-Stream: (.*)\r$/mig;
+        is_deeply(\@streams, ['broadcast'], '... is the only one');
+    }
 
     # What the provider only says when the mail is there.
     for my $later (@{ $row->{later} // [] })
