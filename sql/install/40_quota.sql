@@ -79,6 +79,31 @@ BEGIN
 END;
 $$;
 
+-- What to do about a hold: the hint that came with the reply, with the statement
+-- for the account in question.  What stands in the server's configuration no
+-- statement of ours changes.
+CREATE FUNCTION kliv_mail._cure_of_hold(p_account text, p_own boolean, p_provider text, p_held_by text, p_reason text, p_hint text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_change text := format('SELECT * FROM kliv_mail.update_sender(from_address => ''the verified address'', account => %L);', p_account);
+BEGIN
+    RETURN CASE
+        WHEN p_held_by = 'key' THEN p_hint
+        WHEN NOT p_own AND strpos(p_hint, 'configure_smtp') > 0
+            THEN 'The administrator of the server corrects kliv_mail.platform_username and the file that kliv_mail.platform_password_file names.'
+        WHEN strpos(p_hint, 'SELECT ') > 0
+            -- A password of Amazon SES belongs to a user name of its own.
+            THEN CASE p_provider WHEN 'ses' THEN replace(p_hint, 'password => ''the new one''', 'username => ''the new user name'', password => ''the new one''')
+                                 ELSE p_hint END
+        WHEN p_own AND strpos(p_hint, 'kliv_mail.update_sender(from_address => ...).') > 0
+            THEN replace(p_hint, 'kliv_mail.update_sender(from_address => ...).', v_change)
+        WHEN p_own AND strpos(p_reason, 'sender address') > 0 THEN concat_ws(' Or choose another: ', p_hint, v_change)
+        -- (a test that succeeds ends it)
+        ELSE concat_ws(' ', replace(p_hint, 'kliv_mail.test_smtp() shows more.', ''),
+                       format('SELECT * FROM kliv_mail.test_smtp(account => %L); shows more, and ends the wait when it succeeds.', p_account)) END;
+END;
+$$;
+
 -- May mail of an account leave now, and if not, why and until when?
 -- blocked_until: NULL = it may; infinity = until somebody calls something.
 -- An exhausted quota is not a block here: remaining says it.
@@ -206,7 +231,7 @@ BEGIN
                     held_by := q.held_by;
                     code := CASE q.held_by WHEN 'quota' THEN 'provider_limit' WHEN 'key' THEN 'key_missing' ELSE 'account_trouble' END;
                     reason := q.held_reason;
-                    hint := q.held_hint;
+                    hint := kliv_mail._cure_of_hold(p_account, a.own, a.provider, q.held_by, q.held_reason, q.held_hint);
                 END IF;
             END IF;
         END IF;

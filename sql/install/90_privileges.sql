@@ -22,8 +22,8 @@ BEGIN ATOMIC
         ('read', 'f', '_account_holds'), ('read', 'f', '_line'), ('read', 'f', '_line_end'), ('read', 'f', '_usage_now'),
         ('read', 'f', '_availability'), ('read', 'f', '_accounts'), ('read', 'f', '_key_state'), ('read', 'f', '_providers'),
         ('read', 'f', '_smtp_settings'), ('read', 'f', 'describe'), ('read', 'f', 'next_step'),
-        ('ingest', 'f', 'unsubscribe'), ('send', 'f', '_statement_of'), ('read', 'f', '_statement_of'),
-        ('send', 'f', '_with_cure'), ('read', 'f', '_with_cure'), ('send', 'f', '_look_at'), ('read', 'f', '_look_at')
+        ('ingest', 'f', 'unsubscribe'), ('read', 'f', '_statement_of'),
+        ('read', 'f', '_with_cure'), ('read', 'f', '_inputs_of'), ('read', 'f', '_cure'), ('read', 'f', '_next_step_of')
     ) AS g (grant_name, kind, object);
 END;
 

@@ -61,12 +61,39 @@ $node->sql(q{
     SELECT kliv_mail.suppress('gone@example.com', reason => 'asked for it by phone');
     SELECT kliv_mail.pause('halted', 'the shop is closed')});
 
+my @hints_run;
+my %code_of = (
+    quota => 'hour_used t {}', 535 => 'account_trouble t {password}', certificate => 'account_trouble f {}', DNS => 'account_trouble f {}', greylisting => 'retry f {}',
+    '5.1.1' => 'bounced_hard f {}', suppressed => 'suppressed t {}', paused => 'account_paused t {}', expired => 'expired t {}',
+    'unverified sender' => 'account_trouble t {from_address}', key => 'key_missing f {}', copy => 'copy t {}', 'sender not running' => 'not_preloaded t {}');
+my %unsafe = map { $_ => 1 } 'quota', 'suppressed', 'paused', 'expired', 'copy', 'sender not running';
+
 # The one query.
 sub why
 {
     my ($id, %option) = @_;
     my @columns = split /\|/, $node->sql("SELECT status, held_by, reason, hint FROM kliv_mail.deliveries WHERE message_id = $id", %option), 4;
     return { status => $columns[0], held_by => $columns[1], reason => $columns[2], hint => $columns[3] };
+}
+
+# Each statement in a hint can be run as it stands, but for what it says must be
+# filled in; what it would change is taken back.
+sub run_hint
+{
+    my ($what, $hint, %option) = @_;
+    for my $statement ($hint =~ /((?:SELECT|ALTER|UPDATE)\b[^;]*;)/g)
+    {
+        (my $filled = $statement) =~ s/'(?:the new one|its password)'/'$password'/g;
+        $filled =~ s/'the verified address'/'other\@other.example'/g;
+        my $result =
+            $filled =~ /^ALTER SYSTEM SET (\w+)/ ? $node->try("$filled ALTER SYSTEM RESET $1", %option)
+          : $filled =~ /\.wait\(/                ? $node->try("SET statement_timeout = '1s'; $filled", %option)
+          :                                        $node->try("BEGIN; $filled ROLLBACK", %option);
+        # What a server answers is not the statement's fault.
+        like($result->{state}, qr/^(?:|KM...|08...|57014)$/, "$what: the hint's statement runs: $statement") or diag($result->{err});
+        push @hints_run, $statement;
+    }
+    return;
 }
 
 sub check
@@ -81,6 +108,12 @@ sub check
     my ($problem, $statement) = split /\|/, $node->sql("SELECT problem, statement FROM kliv_mail.next_step($id)", %option), 2;
     like($problem, $reason, '... next_step() names the same cause');
     like($statement, qr/^(?:SELECT|ALTER) .*;$/, '... and a statement');
+    is($node->sql("SELECT code || ' ' || cures || ' ' || needs_input::text FROM kliv_mail.next_step($id)", %option) =~ s/ true/ t/r =~ s/ false/ f/r,
+        $code_of{$cause}, '... its code, whether the statement cures it and what it needs');
+    is($node->sql("SELECT safe FROM kliv_mail.next_step($id)", %option), $unsafe{$cause} ? 'f' : 't', '... and whether it may be run without asking');
+    is($node->sql("SELECT DISTINCT code FROM kliv_mail.deliveries WHERE message_id = $id", %option), $code_of{$cause} =~ s/ .*//r, '... the same code as the view');
+    run_hint($cause, $row->{hint}, %option);
+    run_hint("$cause, next_step()", $statement, %option);
     $problem =~ /\Q$row->{hint}\E/ or like($row->{hint}, qr/\Q$statement\E/, '... which is the cure, or the cure stands with the problem');
     note("$cause: $row->{reason} -> $row->{hint} -> $statement");
     return;
@@ -96,18 +129,24 @@ sub send_sql
 for my $row (
     [ 'quota', 'second', q{, account => 'small'}, 'deferred', 'quota', qr/the account "small" has used its 1 recipients? of this hour/, qr/It goes out by itself at \S+ .*kliv_mail\.set_limits\(hourly_limit => 2, account => 'small'\); raises/ ],
     [ '535', 'a', q{, account => 'login'}, 'deferred', 'account', qr/refused user name or password: 535/, qr/user name and password.*configure_smtp\(/ ],
-    [ 'certificate', 'b', q{, account => 'certificate'}, 'deferred', 'account', qr/certificate has expired/, qr/operator must renew it/ ],
-    [ 'DNS', 'c', q{, account => 'dns'}, 'deferred', 'account', qr/no address was found for host "smpt\.shop\.example"/, qr/spelling/ ],
+    [ 'certificate', 'b', q{, account => 'certificate'}, 'deferred', 'account', qr/certificate has expired/, qr/operator must renew it.*SELECT \* FROM kliv_mail\.test_smtp\(account => 'certificate'\);/ ],
+    [ 'DNS', 'c', q{, account => 'dns'}, 'deferred', 'account', qr/no address was found for host "smpt\.shop\.example"/, qr/spelling.*SELECT \* FROM kliv_mail\.test_smtp\(account => 'dns'\);/ ],
     [ 'greylisting', 'grey-9', '', 'deferred', 'retry', qr/greylisting/, qr/tried again by itself/ ],
     [ '5.1.1', 'rcpt-550-5.1.1', '', 'bounced', '', qr/mailbox does not exist/, qr/Correct the address/ ],
     [ 'suppressed', 'gone', '', 'suppressed', '', qr/asked for it by phone/, qr/kliv_mail\.unsuppress\('gone\@example\.com'/ ],
     [ 'paused', 'd', q{, account => 'halted'}, 'deferred', 'paused', qr/the account "halted" is paused by \S+: the shop is closed/, qr/SELECT kliv_mail\.resume\('halted'\);/ ],
     [ 'expired', 'e', q{, account => 'halted', expires_at => kliv_mail._now() + interval '1 second'}, 'expired', '', qr/expired before it could be delivered/, qr/kliv_mail\.retry\(/ ],
-    [ 'unverified sender', 'f', q{, account => 'unverified'}, 'deferred', 'account', qr/does not allow this sender address/, qr/verify this address or its domain.*update_sender\(/ ])
+    [ 'unverified sender', 'f', q{, account => 'unverified'}, 'deferred', 'account', qr/does not allow this sender address/, qr/verify this address or its domain.*SELECT \* FROM kliv_mail\.update_sender\(from_address => 'the verified address', account => 'unverified'\);/ ])
 {
     my ($cause, $recipient, $more, @expected) = @$row;
     check(send_sql($recipient, $more), $cause, @expected);
 }
+
+# An SMTP password of Amazon SES has a user name of its own; the platform's password is not configure_smtp()'s to set.
+is($node->sql(q{SELECT kliv_mail._cure_of_hold('a', true, 'ses', 'account', 'x', 'Get one. SELECT * FROM kliv_mail.configure_smtp(password => ''the new one'', account => ''a''); saves it.')}),
+    q{Get one. SELECT * FROM kliv_mail.configure_smtp(username => 'the new user name', password => 'the new one', account => 'a'); saves it.}, 'SES: new credentials have a new user name');
+like($node->sql(q{SELECT kliv_mail._cure_of_hold('platform', false, NULL, 'account', 'x', 'Check user name and password with the provider and give them to kliv_mail.configure_smtp(); what is queued goes out then.')}),
+    qr/^The administrator of the server corrects kliv_mail\.platform_username/, 'platform: who can correct its password');
 
 # The statement for the quota runs, and lets more leave.
 {
@@ -167,5 +206,6 @@ like($node->sql('SELECT problem, statement FROM kliv_mail.next_step()'), qr/^the
     my $id = send_sql('i');
     check($id, 'sender not running', 'queued', '', qr/no sender can run: kliv_mail is not in shared_preload_libraries/, qr/^ALTER SYSTEM SET shared_preload_libraries = 'kliv_mail'; then restart the server\.$/);
 }
+cmp_ok(scalar(@hints_run), '>', 20, 'statements of hints were run: ' . scalar(@hints_run));
 $node->stop;
 done_testing();
