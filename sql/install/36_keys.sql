@@ -64,6 +64,15 @@ BEGIN ATOMIC
        AND NOT EXISTS (SELECT FROM pg_shseclabel AS l WHERE l.provider = 'kliv_mail' AND l.label LIKE '% keys=%');
 END;
 
+-- The keys that databases of this cluster need, as their labels say.
+CREATE FUNCTION kliv_mail._named_keys() RETURNS SETOF text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT DISTINCT k.id
+    FROM pg_shseclabel AS l, LATERAL regexp_split_to_table(split_part(l.label, 'keys=', 2), '[, ]') AS k (id)
+    WHERE l.provider = 'kliv_mail' AND k.id ~ '^[0-9a-f]{8}$';
+END;
+
 -- What rotate_key() reads and writes.
 CREATE FUNCTION kliv_mail._sealed_accounts() RETURNS SETOF kliv_mail._account
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -89,5 +98,5 @@ Example: SELECT encode(kliv_mail.public_key(), ''base64'');';
 CREATE FUNCTION kliv_mail.rotate_key() RETURNS integer
 AS '$libdir/kliv_mail_net', 'kliv_mail_rotate_key' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.rotate_key IS
-'Adds a new key to the key file (with kliv_mail.key_command: takes its newest) and encrypts this database''s passwords with it. Call it in each database; then older keys open no password. Returns the number of accounts encrypted anew. Errors: 55000 a key or a password cannot be read, or the file cannot be written.
+'Adds a new key to the key file and encrypts this database''s passwords with it. With kliv_mail.key_command, and for who is no superuser within a day of the last new key, it takes the newest that is there. Call it in each database; then older keys open no password. It changes no password at the provider: that is configure_smtp(password => ...). The file has at most 100 keys; those that no database needs are dropped then. Returns the number of accounts encrypted anew. Errors: 55000 a key or a password cannot be read, or the file cannot be written.
 Example: SELECT kliv_mail.rotate_key();';

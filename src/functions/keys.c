@@ -37,6 +37,7 @@ PG_FUNCTION_INFO_V1(kliv_mail_rotate_key);
 PG_FUNCTION_INFO_V1(kliv_mail__key_ring);
 
 static bool first_key_allowed(void);
+static void read_named_keys(KlmKeyUse *use);
 
 Datum
 kliv_mail_public_key(PG_FUNCTION_ARGS)
@@ -73,7 +74,7 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 	KlmSecret **usernames;
 	KlmBinding *bindings;
 	int			count;
-	bool		may_create;
+	KlmKeyUse	use = {0};
 	bool		isnull;
 	KlmDomain	domain;
 
@@ -83,7 +84,9 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 	klm_add_text(&call, NULL);
 	klm_add(&call, TIMESTAMPTZOID, (Datum) 0, true);
 	klm_run(&call, "lock_accounts", false);
-	may_create = klm_result_bool(1);
+	use.may_create = klm_result_bool(1);
+	use.young_too = superuser_arg(caller.user);
+	read_named_keys(&use);
 
 	memset(&call, 0, sizeof(call));
 	klm_run(&call, "sealed_accounts", false);
@@ -115,7 +118,7 @@ kliv_mail_rotate_key(PG_FUNCTION_ARGS)
 			klm_raise(psprintf("account \"%s\"", bindings[i].account), &error, false);
 	}
 
-	if (!klm_add_key(may_create, &error))
+	if (!klm_add_key(&use, &error))
 		klm_raise(NULL, &error, false);
 
 	for (int i = 0; i < count; i++)
@@ -204,4 +207,17 @@ first_key_allowed(void)
 	klm_run_one(&call, "first_key_allowed", false);
 	allowed = klm_result_bool(1);
 	return allowed;
+}
+
+/* The ids of the keys that the labels of all databases name. */
+static void
+read_named_keys(KlmKeyUse *use)
+{
+	KlmCall		call = {0};
+
+	klm_run(&call, "named_keys", false);
+	use->named_count = (int) SPI_processed;
+	use->named = palloc(sizeof(char *) * (use->named_count + 1));
+	for (int i = 0; i < use->named_count; i++)
+		use->named[i] = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
 }

@@ -24,6 +24,7 @@
 #include "common/file_perm.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "postmaster/interrupt.h"
 #include "storage/fd.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
@@ -40,17 +41,41 @@
 #define RING_FILE_MAX (1024 * 1024)
 #define KEY_LINE_MIN 78			/* "kliv_mail root " and the digits, less one */
 #define KEY_COMMAND_SECONDS 30
+#define KEY_OUTPUT_MAX (64 * 1024)
+#define EXIT_POLL_MS 10			/* how often to look whether the key command has ended */
+
+/*
+ * What a file may grow to.  Beyond it, keys that no database's label names go;
+ * the newest stay, for what was sealed with them and is not committed yet.
+ */
+#define MAX_KEYS 100
+#define RECENT_KEYS 10
 
 /* The lock, in the whole cluster, under which the key file is made or changed. */
 #define KEY_FILE_LOCK_CLASS ExtensionRelationId
 #define KEY_FILE_LOCK_OBJECT 1
+
+/* How kliv_mail.key_command came to its end. */
+typedef enum CommandEnd
+{
+	COMMAND_RUNS,
+	COMMAND_ENDED,				/* by itself */
+	COMMAND_TALKS,				/* more than a ring can be */
+	COMMAND_HANGS,
+	COMMAND_STOPPED				/* this process has to end */
+} CommandEnd;
 
 extern char **environ;
 
 static bool parse_ring(const KlmSecret *text, const char *source, KlmRing **ring,
 					   KlmSecret **memory, KlmError *error);
 static bool run_key_command(KlmSecret **output, KlmError *error);
+static bool start_key_command(pid_t *pid, int *output_fd, KlmError *error);
+static bool wait_for_command(int fd, long timeout_ms);
+static bool command_ended_well(CommandEnd end, int status, Size have, KlmError *error);
 static bool write_ring(const KlmRing *ring, bool replace, bool *exists, KlmError *error);
+static bool key_file_is_young(void);
+static bool is_named(const KlmKey *key, const KlmKeyUse *use);
 static void new_key(KlmKey *key);
 static void key_id(const unsigned char *key, char *id);
 
@@ -145,7 +170,7 @@ klm_key_ids(char ***ids, int *count, bool *missing, KlmError *error)
 }
 
 bool
-klm_add_key(bool may_create, KlmError *error)
+klm_add_key(const KlmKeyUse *use, KlmError *error)
 {
 	KlmRing    *ring;
 	KlmRing    *longer;
@@ -167,23 +192,57 @@ klm_add_key(bool may_create, KlmError *error)
 	LockSharedObject(KEY_FILE_LOCK_CLASS, KEY_FILE_LOCK_OBJECT, 0, ExclusiveLock);
 	if (!klm_read_ring(&ring, &memory, &missing, error))
 	{
-		if (!missing || !may_create || !klm_ring_for_sealing(true, &ring, &memory, error))
+		if (!missing || !use->may_create || !klm_ring_for_sealing(true, &ring, &memory, error))
 			return false;
 		klm_secret_wipe(memory);
 		return true;
 	}
+	if (!use->young_too && key_file_is_young())
+	{
+		klm_secret_wipe(memory);
+		return true;
+	}
+
 	longer_memory = klm_secret_create(NULL, offsetof(KlmRing, keys) +
 									  (Size) (ring->count + 1) * sizeof(KlmKey));
 	longer = (KlmRing *) longer_memory->data;
 	longer->has_root = true;
 	memcpy(longer->root, ring->root, KLM_KEY_BYTES);
-	longer->count = ring->count + 1;
 	new_key(&longer->keys[0]);
-	memcpy(&longer->keys[1], ring->keys, sizeof(KlmKey) * ring->count);
+	longer->count = 1;
+	for (int i = 0; i < ring->count; i++)
+		if (ring->count < MAX_KEYS || i < RECENT_KEYS || is_named(&ring->keys[i], use))
+			longer->keys[longer->count++] = ring->keys[i];
 	klm_secret_wipe(memory);
-	ok = write_ring(longer, true, &exists, error);
+	if (longer->count > MAX_KEYS)
+		ok = klm_fail(error, NOT_READY,
+					  "Call kliv_mail.rotate_key() in the databases that need old ones; the labels "
+					  "in pg_shseclabel name them.",
+					  "%s has %d keys, and databases need all of them", klm_ring_source(),
+					  longer->count - 1);
+	else
+		ok = write_ring(longer, true, &exists, error);
 	klm_secret_wipe(longer_memory);
 	return ok;
+}
+
+/* Was the newest key made within a day?  The file is written when a key is added. */
+static bool
+key_file_is_young(void)
+{
+	struct stat st;
+
+	return stat(klm_key_file, &st) == 0 && st.st_mtime > time(NULL) - SECS_PER_DAY;
+}
+
+/* Does a database's label name the key? */
+static bool
+is_named(const KlmKey *key, const KlmKeyUse *use)
+{
+	for (int i = 0; i < use->named_count; i++)
+		if (strcmp(use->named[i], key->id) == 0)
+			return true;
+	return false;
 }
 
 static bool
@@ -305,23 +364,90 @@ parse_ring(const KlmSecret *text, const char *source, KlmRing **ring, KlmSecret 
 static bool
 run_key_command(KlmSecret **output, KlmError *error)
 {
-	const char *hint = "Run \"kliv_mail.key_command\" as the server's operating system user.";
-	char	   *argv[] = {"sh", "-c", klm_key_command, NULL};
+	KlmSecret  *buffer = klm_secret_create(NULL, KEY_OUTPUT_MAX + 1);
 	TimestampTz deadline = GetCurrentTimestamp() + KEY_COMMAND_SECONDS * USECS_PER_SEC;
-	KlmSecret  *buffer = klm_secret_create(NULL, 64 * 1024);
+	volatile CommandEnd end = COMMAND_RUNS;
+	volatile Size have = 0;
+	volatile int status = 0;
+	int			started_fd = -1;
+	volatile int output_fd;
+	volatile pid_t command;
+	pid_t		pid;
+
+	if (!start_key_command(&pid, &started_fd, error))
+		return false;
+	output_fd = started_fd;
+	command = pid;
+	PG_TRY();
+	{
+		bool		closed = false;
+
+		while (end == COMMAND_RUNS)
+		{
+			/* Whoever closes its output need not have ended. */
+			if (closed)
+				wait_for_command(PGINVALID_SOCKET, EXIT_POLL_MS);
+			else if (wait_for_command(output_fd, KEY_COMMAND_SECONDS * 1000L))
+			{
+				ssize_t		n = read(output_fd, buffer->data + have, buffer->length - have);
+
+				if (n > 0)
+					have += n;
+				else if (n == 0 || (errno != EINTR && errno != EAGAIN))
+					closed = true;
+			}
+			if (have == buffer->length)
+				end = COMMAND_TALKS;
+			else if (ShutdownRequestPending)
+				end = COMMAND_STOPPED;
+			else if (GetCurrentTimestamp() >= deadline)
+				end = COMMAND_HANGS;
+			else if (closed)
+			{
+				int			code;
+
+				if (waitpid(command, &code, WNOHANG) == command)
+				{
+					status = code;
+					end = COMMAND_ENDED;
+				}
+			}
+		}
+	}
+	PG_FINALLY();
+	{
+		close(output_fd);
+		if (end != COMMAND_ENDED)
+		{
+			int			code;
+
+			kill(-command, SIGKILL);
+			while (waitpid(command, &code, 0) < 0 && errno == EINTR)
+				;
+		}
+	}
+	PG_END_TRY();
+
+	if (end == COMMAND_ENDED && status == 0 && have > 0)
+		*output = klm_secret_create(buffer->data, have);
+	klm_secret_wipe(buffer);
+	return command_ended_well(end, status, have, error);
+}
+
+/* sh -c "the command", its standard output on a pipe. */
+static bool
+start_key_command(pid_t *pid, int *output_fd, KlmError *error)
+{
+	char	   *argv[] = {"sh", "-c", klm_key_command, NULL};
 	posix_spawn_file_actions_t actions;
 	posix_spawnattr_t attributes;
 	sigset_t	signals;
-	volatile Size have = 0;
-	volatile bool ended = false;
-	volatile int status = 0;
 	int			pipes[2];
-	pid_t		pid;
 	int			result;
 
 	if (pipe2(pipes, O_CLOEXEC) != 0)
-		return klm_fail(error, NOT_READY,
-						NULL, "\"kliv_mail.key_command\" could not be started: %m");
+		return klm_fail(error, NOT_READY, NULL,
+						"\"kliv_mail.key_command\" could not be started: %m");
 	posix_spawn_file_actions_init(&actions);
 	posix_spawn_file_actions_adddup2(&actions, pipes[1], STDOUT_FILENO);
 	posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
@@ -333,7 +459,7 @@ run_key_command(KlmSecret **output, KlmError *error)
 	posix_spawnattr_setsigdefault(&attributes, &signals);
 	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK |
 							 POSIX_SPAWN_SETSIGDEF);
-	result = posix_spawn(&pid, "/bin/sh", &actions, &attributes, argv, environ);
+	result = posix_spawn(pid, "/bin/sh", &actions, &attributes, argv, environ);
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attributes);
 	close(pipes[1]);
@@ -341,70 +467,55 @@ run_key_command(KlmSecret **output, KlmError *error)
 	{
 		close(pipes[0]);
 		errno = result;
-		return klm_fail(error, NOT_READY,
-						NULL, "\"kliv_mail.key_command\" could not be started: %m");
+		return klm_fail(error, NOT_READY, NULL,
+						"\"kliv_mail.key_command\" could not be started: %m");
 	}
+	*output_fd = pipes[0];
+	return true;
+}
 
-	PG_TRY();
+/* Sleep until the command says something or the time is over; true: it has. */
+static bool
+wait_for_command(int fd, long timeout_ms)
+{
+	int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
+
+	if (fd != PGINVALID_SOCKET)
+		events |= WL_SOCKET_READABLE;
+	events = WaitLatchOrSocket(MyLatch, events, fd, timeout_ms, PG_WAIT_EXTENSION);
+	if (events & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	return (events & WL_SOCKET_READABLE) != 0;
+}
+
+static bool
+command_ended_well(CommandEnd end, int status, Size have, KlmError *error)
+{
+	const char *hint = "Run \"kliv_mail.key_command\" as the server's operating system user.";
+
+	switch (end)
 	{
-		while (have < buffer->length)
-		{
-			long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
-			int			events;
-			ssize_t		n;
-
-			if (left <= 0)
-				break;
-			events = WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_TIMEOUT |
-									   WL_EXIT_ON_PM_DEATH, pipes[0], left, PG_WAIT_EXTENSION);
-			if (events & WL_LATCH_SET)
-			{
-				ResetLatch(MyLatch);
-				CHECK_FOR_INTERRUPTS();
-			}
-			if ((events & WL_SOCKET_READABLE) == 0)
-				continue;
-			n = read(pipes[0], buffer->data + have, buffer->length - have);
-			if (n < 0 && (errno == EINTR || errno == EAGAIN))
-				continue;
-			if (n <= 0)
-			{
-				ended = true;
-				break;
-			}
-			have = have + n;
-		}
+		case COMMAND_TALKS:
+			return klm_fail(error, NOT_READY, hint,
+							"\"kliv_mail.key_command\" printed more than %d kB",
+							KEY_OUTPUT_MAX / 1024);
+		case COMMAND_STOPPED:
+			return klm_fail(error, NOT_READY, NULL,
+							"\"kliv_mail.key_command\" was ended by a shutdown");
+		case COMMAND_ENDED:
+			if (status != 0)
+				return klm_fail(error, NOT_READY, hint, "\"kliv_mail.key_command\" failed: %s",
+								wait_result_to_str(status));
+			if (have == 0)
+				return klm_fail(error, NOT_READY, hint,
+								"\"kliv_mail.key_command\" printed nothing");
+			return true;
+		default:
+			return klm_fail(error, NOT_READY, hint,
+							"\"kliv_mail.key_command\" did not end within %d s",
+							KEY_COMMAND_SECONDS);
 	}
-	PG_FINALLY();
-	{
-		int			code;
-
-		close(pipes[0]);
-		if (!ended)
-			kill(-pid, SIGKILL);
-		while (waitpid(pid, &code, 0) < 0 && errno == EINTR)
-			;
-		status = code;
-	}
-	PG_END_TRY();
-
-	if (ended && status == 0 && have > 0)
-	{
-		*output = klm_secret_create(buffer->data, have);
-		klm_secret_wipe(buffer);
-		return true;
-	}
-	klm_secret_wipe(buffer);
-	if (!ended && have == 64 * 1024)
-		return klm_fail(error, NOT_READY,
-						hint, "\"kliv_mail.key_command\" printed more than 64 kB");
-	if (!ended)
-		return klm_fail(error, NOT_READY, hint, "\"kliv_mail.key_command\" did not end within %d s",
-					KEY_COMMAND_SECONDS);
-	if (status != 0)
-		return klm_fail(error, NOT_READY, hint, "\"kliv_mail.key_command\" failed: %s",
-					wait_result_to_str(status));
-	return klm_fail(error, NOT_READY, hint, "\"kliv_mail.key_command\" printed nothing");
 }
 
 /*

@@ -57,10 +57,20 @@ extern const char *klm_ring_source(void);
 /* The ids of the ring's keys, newest first, palloc'd; *missing: there is no key file. */
 extern bool klm_key_ids(char ***ids, int *count, bool *missing, KlmError *error);
 
+/* What rotation has to know of databases and of who asks. */
+typedef struct KlmKeyUse
+{
+	bool		may_create;		/* the first key, where there is no file */
+	bool		young_too;		/* add a key although the newest is younger than a day */
+	char	  **named;			/* ids of keys that databases need */
+	int			named_count;
+} KlmKeyUse;
+
 /*
- * Rotation: put a new key in front of the file's (with kliv_mail.key_command:
- * nothing, the ring's newest is taken as the new one).  In a transaction.
+ * Rotation, in a transaction: put a new key in front of the file's.  Where the
+ * newest is young, or kliv_mail.key_command gives the ring, its newest is taken
+ * as the new one.  A file never has more than a hundred keys.
  */
-extern bool klm_add_key(bool may_create, KlmError *error);
+extern bool klm_add_key(const KlmKeyUse *use, KlmError *error);
 
 #endif							/* KLM_KEY_RING_H */

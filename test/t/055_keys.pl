@@ -159,6 +159,12 @@ for (
     unlike($state, qr/secret-of-the-store/, '... that shows nothing of what it printed');
 }
 # One that hangs: the statement can be cancelled, and the command goes with it.
+# One that closes its output and goes on is waited for as any other: it can be cancelled, and is gone then.
+$node->reconfigure('kliv_mail.key_command' => "echo \$\$ > '$folder/closer'; cat '$secret_store'; exec >&-; sleep 600; true");
+$result = $node->try("SET statement_timeout = '2s'; SELECT * FROM kliv_mail.test_smtp()");
+is($result->{state}, '57014', 'a command that closes its output and goes on: a query can be cancelled');
+chomp(my $closer = slurp_file("$folder/closer"));
+ok(!kill(0, $closer), '... and the command is gone');
 $node->reconfigure('kliv_mail.key_command' => 'echo $$ > \'' . $folder . '/pid\'; sleep 600; true');
 is($node->try(q{SET statement_timeout = '1s'; SELECT key_state FROM kliv_mail.status})->{state}, '57014', 'one that hangs can be cancelled');
 my $pid = slurp_file("$folder/pid");
