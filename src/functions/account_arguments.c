@@ -65,6 +65,7 @@ typedef struct KlmSaved
 	bytea	   *password_cipher;
 	char	   *key_id;
 	char	   *from_address;
+	char	   *derived;		/* the address that the user name is, or NULL */
 } KlmSaved;
 
 static void unpack_saved(HeapTuple row, TupleDesc desc, KlmSaved *saved, KlmResolved *resolved);
@@ -81,6 +82,7 @@ static void resolve_password(const KlmRequest *request, const KlmProvider *prese
 							 const KlmSaved *saved, KlmResolved *resolved);
 static void resolve_sender(const KlmRequest *request, const KlmSaved *saved,
 						   KlmResolved *resolved);
+static char *address_of(const char *username);
 static void check_account_name(const KlmRequest *request);
 static void check_password(const KlmProvider *preset, KlmSecret *password, bool secret);
 static char *check_host(const char *host, bool secret);
@@ -154,6 +156,7 @@ unpack_saved(HeapTuple row, TupleDesc desc, KlmSaved *saved, KlmResolved *resolv
 	saved->username = klm_saved_text(row, desc, "username");
 	saved->key_id = klm_saved_text(row, desc, "key_id");
 	saved->from_address = klm_saved_text(row, desc, "from_address");
+	saved->derived = address_of(saved->username);
 	value = klm_saved_column(row, desc, "username_cipher", &isnull);
 	saved->username_cipher = isnull ? NULL : DatumGetByteaPP(value);
 	value = klm_saved_column(row, desc, "password_cipher", &isnull);
@@ -440,26 +443,42 @@ resolve_password(const KlmRequest *request, const KlmProvider *preset, const Klm
 		resolved->target.password = resolved->password->data;
 }
 
-/* Who the mail comes from; by default the user name, if that is an address. */
+/*
+ * Who the mail comes from; by default the user name, if that is an address.  An
+ * address that was the former user name gives way to the new one, if that is an
+ * address; another one was meant for itself and is kept.
+ */
 static void
 resolve_sender(const KlmRequest *request, const KlmSaved *saved, KlmResolved *resolved)
 {
 	const char *username = resolved->target.username;
-	KlmAddress	address;
-	KlmError	error;
+	char	   *derived = resolved->username_secret ? NULL : address_of(username);
+	bool		moved = saved->exists && (saved->host == NULL || !same(username, saved->username));
 
 	if (request->from_address && request->from_address[0])
 		resolved->from_address = klm_check_from(request->from_address, &resolved->from_name,
-											request->secret);
-	else if (request->from_address == NULL && saved->from_address)
+												request->secret);
+	else if (request->from_address == NULL && saved->from_address &&
+			 !(moved && derived && same(saved->from_address, saved->derived)))
+	{
 		resolved->from_address = saved->from_address;
-	else if (username && !resolved->username_secret &&
-			 klm_parse_address(username, &address, &error))
-		resolved->from_address = address.addr;
+		resolved->sender_kept = moved && !same(saved->from_address, derived);
+	}
+	else if (derived)
+		resolved->from_address = derived;
 	else if (request->sender_needed)
 		klm_refuse("from_address", INVALID, request->secret,
 			"Give the address that the mail shall come from.",
 			"is needed, since the user name is not an address");
+}
+
+/* The address that a user name is, or NULL. */
+static char *
+address_of(const char *username)
+{
+	KlmAddress	address;
+
+	return username && klm_parse_address(username, &address, NULL) ? address.addr : NULL;
 }
 
 static void
@@ -477,6 +496,22 @@ check_account_name(const KlmRequest *request)
 		klm_refuse("account", INVALID, request->secret,
 			"A name begins with a letter a-z and has up to 63 of a-z, 0-9 and _.",
 			"\"%s\" is no name for an account", klm_shown(name, length));
+}
+
+const char *
+klm_needs_smtputf8(const char *from_address, const char *reply_to)
+{
+	KlmAddress *addresses;
+	int			count;
+
+	if (from_address && from_address[0] &&
+		klm_parse_address_list(from_address, &addresses, &count, NULL) && addresses[0].smtputf8)
+		return "from_address";
+	if (reply_to && reply_to[0] && klm_parse_address_list(reply_to, &addresses, &count, NULL))
+		for (int i = 0; i < count; i++)
+			if (addresses[i].smtputf8)
+				return "reply_to";
+	return NULL;
 }
 
 /* The password, tidied as the provider wants it, is something to log in with. */

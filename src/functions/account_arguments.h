@@ -59,6 +59,8 @@ typedef struct KlmResolved
 	bool		new_password;	/* one was given, in whichever way */
 	KlmSecret  *password;		/* given, or the saved one where nothing changed; or NULL */
 	char	   *from_address;	/* NULL: unknown, unless sender_needed */
+	bool		sender_kept;	/* saved for another provider, host or user name, and not
+								 * made from that */
 	char	   *from_name;		/* given inside from_address, or NULL */
 	KlmDomain	domain;			/* to seal with */
 	KlmTarget	target;			/* ready for klm_probe() */
@@ -80,6 +82,9 @@ extern char *klm_check_from(const char *address, char **name, bool secret);
 
 /* An address list or "", returned as it is; NULL for NULL. */
 extern char *klm_check_reply_to(const char *list, bool secret);
+
+/* Which of these needs a server with SMTPUTF8: "from_address", "reply_to", or NULL. */
+extern const char *klm_needs_smtputf8(const char *from_address, const char *reply_to);
 
 /* Addresses and @domains, normalised; a text[] in the database's encoding. */
 extern Datum klm_check_senders(Datum array, bool secret);

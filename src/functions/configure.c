@@ -40,6 +40,10 @@ PG_FUNCTION_INFO_V1(kliv_mail_configure_smtp);
 PG_FUNCTION_INFO_V1(kliv_mail_update_sender);
 
 static void configure(FunctionCallInfo fcinfo);
+static void test_connection(const KlmResolved *resolved, const char *reply_to);
+static void tell(const KlmRequest *request, const KlmResolved *resolved, const char *reply_to,
+				 bool test, int hourly, int daily);
+static void warn_smtputf8(const char *argument);
 static void read_password(FunctionCallInfo fcinfo, KlmRequest *request);
 
 /* Positions of the arguments, as the SQL declaration has them. */
@@ -132,13 +136,7 @@ configure(FunctionCallInfo fcinfo)
 		from_name = resolved.from_name;
 
 	if (test)
-	{
-		KlmProbe	probe;
-
-		klm_probe(&resolved.target, resolved.provider, resolved.from_address, &probe);
-		if (!probe.ok)
-			klm_probe_raise(&probe, true);
-	}
+		test_connection(&resolved, reply_to);
 
 	/* Nothing was locked or written up to here. */
 	SPI_connect();
@@ -214,22 +212,75 @@ configure(FunctionCallInfo fcinfo)
 	if (resolved.username_secret && request.username)
 		explicit_bzero(unconstify(char *, request.username), strlen(request.username));
 
-	if (resolved.replaced_host != NULL && !dry_run)
+	if (!dry_run)
+		tell(&request, &resolved, reply_to, test, hourly, daily);
+}
+
+/* Raises what a connection meets: nothing was locked or written yet. */
+static void
+test_connection(const KlmResolved *resolved, const char *reply_to)
+{
+	KlmProbe	probe;
+
+	klm_probe(&resolved->target, resolved->provider, resolved->from_address, &probe);
+	if (probe.ok)
+	{
+		if (!probe.smtputf8 && klm_needs_smtputf8(NULL, reply_to))
+			klm_refuse("reply_to", INVALID, true,
+					   "Use an address whose part before the @ is ASCII.",
+					   "needs a server with SMTPUTF8, and %s has none", resolved->target.host);
+		return;
+	}
+	if (resolved->sender_kept && strcmp(probe.steps[probe.count - 1].step, "sender") == 0)
+		probe.steps[probe.count - 1].hint =
+			psprintf("\"%s\" was saved with the former settings and kept: give from_address => with "
+					 "an address that this user may send from.", resolved->from_address);
+	klm_probe_raise(&probe, true);
+}
+
+/* What a caller should know about what was saved. */
+static void
+tell(const KlmRequest *request, const KlmResolved *resolved, const char *reply_to, bool test,
+	 int hourly, int daily)
+{
+	const char *account = klm_from_utf8(request->account);
+	const char *argument;
+
+	if (resolved->replaced_host != NULL)
 		ereport(NOTICE,
-				(errmsg("the account \"%s\" used %s until now", klm_from_utf8(request.account),
-						klm_from_utf8(resolved.replaced_host)),
+				(errmsg("the account \"%s\" used %s until now", account,
+						klm_from_utf8(resolved->replaced_host)),
 				 errhint("To have both, save one of them under another name: "
 						 "kliv_mail.configure_smtp(account => 'its_name', ...)."),
 				 errhidestmt(true), errhidecontext(true)));
+	if (resolved->sender_kept)
+		ereport(NOTICE,
+				(errmsg("the sender address \"%s\" was saved with the former settings and is kept",
+						klm_from_utf8(resolved->from_address)),
+				 errhint("kliv_mail.update_sender(from_address => ..., account => '%s') changes it.",
+						 account),
+				 errhidestmt(true), errhidecontext(true)));
+	if (!test && (argument = klm_needs_smtputf8(resolved->from_address, reply_to)) != NULL)
+		warn_smtputf8(argument);
 	if (hourly == 0 || daily == 0)
 		ereport(NOTICE,
-				(errmsg("a limit of 0 pauses the account \"%s\"", klm_from_utf8(request.account)),
+				(errmsg("a limit of 0 pauses the account \"%s\"", account),
 				 errhidestmt(true), errhidecontext(true)));
 	else if (hourly > daily)
 		ereport(NOTICE,
 				(errmsg("the hourly limit %d is above the daily limit %d, which rules",
 						hourly, daily),
 				 errhidestmt(true), errhidecontext(true)));
+}
+
+static void
+warn_smtputf8(const char *argument)
+{
+	ereport(NOTICE,
+			(errmsg("%s: needs a server with SMTPUTF8", argument),
+			 errhint("Where the server has none it takes no mail: use an address whose part before "
+					 "the @ is ASCII."),
+			 errhidestmt(true), errhidecontext(true)));
 }
 
 /* The password from whichever of three arguments gives it. */
@@ -293,6 +344,7 @@ kliv_mail_update_sender(PG_FUNCTION_ARGS)
 	char	   *name = NULL;
 	Datum		senders = (Datum) 0;
 	Datum		account;
+	const char *argument;
 	bool		isnull;
 
 	PreventCommandIfReadOnly("kliv_mail.update_sender()");
@@ -317,5 +369,8 @@ kliv_mail_update_sender(PG_FUNCTION_ARGS)
 	klm_return_rows(fcinfo);
 	SPI_finish();
 	klm_become_caller(&caller);
+	argument = klm_needs_smtputf8(from_address, reply_to);
+	if (argument != NULL)
+		warn_smtputf8(argument);
 	return (Datum) 0;
 }

@@ -71,8 +71,9 @@ wait_for_connection(KlmConnector *connector)
 }
 
 /*
- * Ask whether the address may send: MAIL, RSET, QUIT.  What is learnt stands in
- * *result; the rest is courtesy.
+ * Ask whether the address may send: MAIL, RCPT of itself (most servers refuse a
+ * sender there and not before), RSET, QUIT.  What is learnt stands in *result;
+ * the rest is courtesy.
  */
 static void
 ask_sender(KlmConnector *connector, KlmConnection *connection, const KlmSmtpCaps *caps,
@@ -81,7 +82,7 @@ ask_sender(KlmConnector *connector, KlmConnection *connection, const KlmSmtpCaps
 	int			timeout = Min(klm_reply_timeout, SENDER_TIMEOUT_MS);
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
 	KlmSmtp    *smtp = klm_smtp_create(caps);
-	KlmSmtpDelivery delivery = {.mail_from = from_address};
+	KlmSmtpDelivery delivery = {.mail_from = from_address,.rcpt_to = from_address,.ask = true};
 	bool		answered = false;
 
 	klm_smtp_begin(smtp, &delivery);
@@ -153,7 +154,7 @@ add_step(KlmProbe *probe, const char *name, double elapsed_ms, char *detail)
 /* The step that failed, in our words and the server's. */
 static void
 add_failure(KlmProbe *probe, const char *name, double elapsed_ms, int sqlstate, char *failure,
-			char *hint, const KlmReply *reply, const char *provider)
+			char *hint, const KlmReply *reply, const char *provider, const char *recipient)
 {
 	KlmProbeStep *step;
 
@@ -166,7 +167,7 @@ add_failure(KlmProbe *probe, const char *name, double elapsed_ms, int sqlstate, 
 		KlmDecision decision;
 
 		/* What is known about this reply says more than the stage does. */
-		klm_classify_reply(reply, provider, NULL, false, &decision);
+		klm_classify_reply(reply, provider, recipient, false, &decision);
 		if (decision.verdict == KLM_PROVIDER_LIMIT)
 		{
 			/* Neither the login nor the sender is to blame. */
@@ -281,7 +282,7 @@ add_connection_steps(const KlmTarget *target, const char *provider, const KlmCon
 		if (failed != NULL && strcmp(failed, name) == 0) \
 		{ \
 			add_failure(probe, name, total_ms - before, sqlstate, report->detail, report->hint, \
-						&report->reply, provider); \
+						&report->reply, provider, NULL); \
 			return; \
 		} \
 		if (applies) \
@@ -311,46 +312,62 @@ add_connection_steps(const KlmTarget *target, const char *provider, const KlmCon
 #undef STEP
 }
 
+/*
+ * Is it the address as a sender that the server refuses?  At RCPT it was asked
+ * as a recipient too: that such a mailbox does not exist, or takes no mail now,
+ * says nothing about its sending.
+ */
+static bool
+sender_refused(const KlmSmtpResult *result, const char *provider, const char *from_address)
+{
+	KlmDecision decision;
+
+	if (result->reply.stage != KLM_STAGE_RCPT)
+		return true;
+	klm_classify_reply(&result->reply, provider, from_address, false, &decision);
+	return decision.scope == KLM_SCOPE_ACCOUNT;
+}
+
 static void
 add_sender_step(const KlmSmtpResult *result, const char *provider, const char *from_address,
 				double elapsed_ms, KlmProbe *probe)
 {
 	const KlmProvider *preset = klm_find_provider(provider);
+	KlmReply	reply = result->reply;
 
-	if (!result->lost && result->reply.code < 300)
+	if (!result->lost &&
+		(reply.code < 300 || !sender_refused(result, provider, from_address)))
 	{
 		KlmProbeStep *step = add_step(probe, "sender", elapsed_ms,
-									  psprintf("MAIL FROM:<%s>: %s", from_address,
-											   result->reply.text));
+									  psprintf("MAIL FROM and RCPT TO:<%s>: %s", from_address,
+											   reply.text));
 
-		if (preset == NULL)
+		if (reply.code >= 300)
+			step->hint = psprintf("The server takes no mail to %s itself; mail from it can be sent "
+								  "all the same, but answers to it go nowhere.", from_address);
+		else if (preset == NULL)
 			step->hint = pstrdup("A server may check the sender again when a mail arrives; only a "
 								 "real mail shows that.");
 		else if (preset->unproven != NULL)
 			step->hint = pstrdup(preset->unproven);
 	}
-	else
+	else if (result->lost)
 	{
 		/* A lost reply's text is ours. */
-		KlmReply	reply = result->reply;
+		char	   *failure = reply.text;
 
-		if (result->lost)
-		{
-			char	   *failure = reply.text;
-
-			reply.text = pstrdup("");
-			add_failure(probe, "sender", elapsed_ms, ERRCODE_CONNECTION_FAILURE, failure, NULL,
-						&reply, provider);
-		}
-		else
-			add_failure(probe, "sender", elapsed_ms,
-						ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION,
-						psprintf("the server does not let \"%s\" send", from_address),
-						pstrdup(preset != NULL && preset->sender_hint != NULL ?
-								preset->sender_hint :
-								"Use a from_address that this user may send from."),
-						&reply, provider);
+		reply.text = pstrdup("");
+		add_failure(probe, "sender", elapsed_ms, ERRCODE_CONNECTION_FAILURE, failure, NULL,
+					&reply, provider, from_address);
 	}
+	else
+		add_failure(probe, "sender", elapsed_ms,
+					ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION,
+					psprintf("the server does not let \"%s\" send", from_address),
+					pstrdup(preset != NULL && preset->sender_hint != NULL ?
+							preset->sender_hint :
+							"Use a from_address that this user may send from."),
+					&reply, provider, from_address);
 }
 
 void
@@ -383,12 +400,13 @@ klm_probe(const KlmTarget *target, const char *provider, const char *from_addres
 			KlmReply	none = {.stage = KLM_STAGE_CONNECT,.text = pstrdup("")};
 
 			add_failure(probe, "dns", 0, error.sqlstate, error.message, error.hint, &none,
-						provider);
+						provider, NULL);
 		}
 		else
 		{
 			wait_for_connection(connector);
 			klm_connection_report(connection, &report);
+			probe->smtputf8 = report.caps.smtputf8;
 			add_connection_steps(target, provider, &report,
 								 (GetCurrentTimestamp() - start) / 1000.0, probe);
 			if (probe->ok && from_address != NULL)

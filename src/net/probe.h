@@ -36,6 +36,7 @@ typedef struct KlmProbe
 	bool		ok;				/* every step was */
 	int			count;
 	KlmProbeStep steps[KLM_PROBE_STEPS];
+	bool		smtputf8;		/* the server takes addresses that are not ASCII */
 	/* when not ok: */
 	int			sqlstate;		/* what klm_probe_raise() raises */
 	char	   *failure;		/* our words */
@@ -44,8 +45,8 @@ typedef struct KlmProbe
 } KlmProbe;
 
 /*
- * Connect to target, and unless from_address is NULL ask with MAIL FROM and
- * RSET whether it may send.  Cancellable, bounded by kliv_mail.connect_timeout
+ * Connect to target, and unless from_address is NULL ask with MAIL FROM,
+ * RCPT TO of itself and RSET whether it may send.  Cancellable, bounded by kliv_mail.connect_timeout
  * and 30 s for the replies of the sender step; sends no mail, and leaves
  * nothing behind however it ends.  provider (may be NULL) chooses the hints.
  * Call it before the first lock or write.

@@ -45,7 +45,7 @@
 #define EXIT_POLL_MS 10			/* how often to look whether the key command has ended */
 
 /*
- * What a file may grow to.  Beyond it, keys that no database's label names go;
+ * What a file may grow to.  Beyond it, the oldest that no database's label names go;
  * the newest stay, for what was sealed with them and is not committed yet.
  */
 #define MAX_KEYS 100
@@ -209,10 +209,12 @@ klm_add_key(const KlmKeyUse *use, KlmError *error)
 	longer->has_root = true;
 	memcpy(longer->root, ring->root, KLM_KEY_BYTES);
 	new_key(&longer->keys[0]);
-	longer->count = 1;
-	for (int i = 0; i < ring->count; i++)
-		if (ring->count < MAX_KEYS || i < RECENT_KEYS || is_named(&ring->keys[i], use))
-			longer->keys[longer->count++] = ring->keys[i];
+	memcpy(&longer->keys[1], ring->keys, sizeof(KlmKey) * ring->count);
+	longer->count = ring->count + 1;
+	for (int i = longer->count - 1; longer->count > MAX_KEYS && i > RECENT_KEYS; i--)
+		if (!is_named(&longer->keys[i], use))
+			memmove(&longer->keys[i], &longer->keys[i + 1],
+					sizeof(KlmKey) * (--longer->count - i));
 	klm_secret_wipe(memory);
 	if (longer->count > MAX_KEYS)
 		ok = klm_fail(error, NOT_READY,

@@ -592,7 +592,7 @@ klm_smtp_begin(KlmSmtp *smtp, const KlmSmtpDelivery *delivery)
 			   "553 5.1.7 not sent: the sender's address cannot stand in an SMTP command");
 		return;
 	}
-	if (delivery->rcpt_to != NULL && !address_is_safe(delivery->rcpt_to, &utf8))
+	if (!address_is_safe(delivery->rcpt_to, &utf8))
 	{
 		refuse(smtp, delivery, KLM_STAGE_RCPT, 553,
 			   "553 5.1.3 not sent: the recipient's address cannot stand in an SMTP command");
@@ -674,7 +674,7 @@ put_mail(KlmSmtp *smtp, Slot *slot)
 	put_string(smtp, "MAIL FROM:<");
 	put_string(smtp, slot->delivery.mail_from);
 	put_string(smtp, ">");
-	if (smtp->caps.size_offered && slot->delivery.rcpt_to != NULL)
+	if (smtp->caps.size_offered && !slot->delivery.ask)
 	{
 		char		size[32];
 
@@ -714,7 +714,7 @@ put_envelope(KlmSmtp *smtp, Slot *slot)
 	smtp->touched = true;
 	smtp->writer = slot;
 	put_mail(smtp, slot);
-	if (smtp->caps.pipelining && slot->delivery.rcpt_to != NULL)
+	if (smtp->caps.pipelining && !slot->delivery.ask)
 	{
 		put_rcpt(smtp, slot);
 		put_data(smtp, slot);
@@ -922,7 +922,7 @@ static void
 envelope_failed(KlmSmtp *smtp, Slot *slot, KlmStage stage, int code)
 {
 	finish(smtp, slot, stage, code, true);
-	if (smtp->caps.pipelining && slot->delivery.rcpt_to != NULL)
+	if (smtp->caps.pipelining && !slot->delivery.ask)
 		slot->state = SLOT_DRAIN;
 	else
 	{
@@ -1008,13 +1008,7 @@ handle_reply(KlmSmtp *smtp, int code)
 			{
 				slot->mail_accepted = true;
 				slot->stage = KLM_STAGE_RCPT;
-				if (slot->delivery.rcpt_to == NULL)
-				{
-					finish(smtp, slot, KLM_STAGE_MAIL, code, true);
-					smtp->reset_needed = true;
-					slot_free(smtp, slot);
-				}
-				else if (!smtp->caps.pipelining)
+				if (!smtp->caps.pipelining || slot->delivery.ask)
 					put_rcpt(smtp, slot);
 			}
 			else if (bad)
@@ -1027,7 +1021,13 @@ handle_reply(KlmSmtp *smtp, int code)
 			slot->rcpt_accepted = good;
 			if (slot->state == SLOT_DRAIN && (good || bad))
 				break;
-			if (good)
+			if (good && slot->delivery.ask)
+			{
+				finish(smtp, slot, KLM_STAGE_RCPT, code, true);
+				smtp->reset_needed = true;
+				slot_free(smtp, slot);
+			}
+			else if (good)
 			{
 				slot->stage = KLM_STAGE_DATA;
 				if (!smtp->caps.pipelining)

@@ -55,8 +55,9 @@ typedef struct KlmSmtpDelivery
 {
 	void	   *tag;			/* the caller's */
 	const char *mail_from;		/* "" for the null sender */
-	const char *rcpt_to;		/* NULL: only ask whether mail_from may send (MAIL, then
-								 * RSET); the result is MAIL's reply */
+	const char *rcpt_to;
+	bool		ask;			/* send no mail, only ask (MAIL, RCPT, then RSET); the result
+								 * is the last reply of these */
 	bool		smtputf8;
 	KlmSmtpPart parts[3];
 	int			part_count;

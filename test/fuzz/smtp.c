@@ -66,8 +66,9 @@ begin(int number)
 		return;
 	delivery.tag = &ended[begun++];
 	delivery.mail_from = number & 1 ? "" : addresses[number % lengthof(addresses)];
-	delivery.rcpt_to = number == 31 ? NULL : addresses[next_byte() % lengthof(addresses)];
-	delivery.part_count = delivery.rcpt_to ? number % 4 : 0;
+	delivery.rcpt_to = addresses[next_byte() % lengthof(addresses)];
+	delivery.ask = number == 31;
+	delivery.part_count = delivery.ask ? 0 : number % 4;
 	for (int i = 0; i < delivery.part_count; i++)
 	{
 		Size		length = next_byte() % 64;
@@ -80,7 +81,7 @@ begin(int number)
 
 	/* An address that would break its command is refused at once. */
 	unsafe = delivery.mail_from[0] != '"' && strpbrk(delivery.mail_from, "> \r") != NULL;
-	if (delivery.rcpt_to != NULL && delivery.rcpt_to[0] != '"')
+	if (delivery.rcpt_to[0] != '"')
 		unsafe |= strpbrk(delivery.rcpt_to, "> \r") != NULL;
 	HOLDS(!unsafe || klm_smtp_open_count(smtp) == open);
 }

@@ -66,7 +66,7 @@ $names->missing('no-such-host.example');
 # ---- the steps ----
 
 my %normal = (cert => $good[0], key => $good[1], silent => 0, starttls_offered => 1, auth_offered => 1, auth_mechanisms => 'PLAIN LOGIN',
-    greeting_reply => '', ehlo_reply => '', starttls_reply => '', auth_reply => '', mail_reply => '');
+    greeting_reply => '', ehlo_reply => '', starttls_reply => '', auth_reply => '', mail_reply => '', rcpt_reply => '');
 
 # [what, kinds, state of the server, arguments, steps before, step that fails (with
 # starttls another), SQLSTATE, detail, hint]
@@ -95,6 +95,7 @@ my @rows = (
     [ 'lost at AUTH', $both, { auth_reply => 'drop' }, {}, 'auth', '08006', qr/closed/, undef ],
     [ 'a sender that is refused', $both, { mail_reply => '550 5.7.1 <shop@shop.example>: Sender address rejected: not owned by user app' }, {}, 'sender', '08004', qr/"shop\@shop\.example".*not owned by user app/, qr/update_sender\(from_address/ ],
     [ 'a sender that is refused for now', $both, { mail_reply => '451 4.3.0 try later' }, {}, 'sender', '08004', qr/451 4\.3\.0 try later/, qr/later/ ],
+    [ 'a sender that is refused at RCPT, as by Postfix and Exim', $both, { rcpt_reply => '553 5.7.1 <shop@shop.example>: Sender address rejected: not owned by user app' }, {}, 'sender', '08004', qr/"shop\@shop\.example".*not owned by user app/, qr/update_sender\(from_address/ ],
     [ 'lost at MAIL', $both, { mail_reply => 'drop' }, {}, 'sender', '08006', qr/closed/, undef ]);
 
 # Which steps come before the one that fails.
@@ -203,13 +204,21 @@ for my $kind (@$both)
     like($detail{connect}, qr/^127\.0\.0\.1 port $port{$kind}$/, '... connect the port');
     like($detail{tls}, qr/^TLSv1\.[23].*localhost.*kliv_mail test authority.*expires \w{3} +\d+ .*\d{4} GMT/, '... tls version, subject, issuer and expiry');
     like($detail{ehlo}, qr/SIZE 52428800.*AUTH PLAIN LOGIN.*PIPELINING.*8BITMIME/, '... ehlo what the server offers');
-    like($detail{sender}, qr/MAIL FROM:<shop\@shop\.example>: 250 2\.1\.0 Ok/, '... sender the server\'s own words');
+    like($detail{sender}, qr/MAIL FROM and RCPT TO:<shop\@shop\.example>: 250 2\.1\.5 Ok/, '... sender the server\'s own words');
     like($rows->[-1][3], qr/may check the sender again/, '... and what it cannot prove');
 }
 is(join(' ', map { $_->[0] } @{ steps("host => 'localhost', port => $port{plain}, username => '', encryption => 'none', from_address => 'shop\@shop.example'") }),
     'dns connect ehlo sender', 'without login and TLS there are no such steps');
+# The own address need be no mailbox: that says nothing about its sending.
+$smtp->set(rcpt_reply => '550 5.1.1 <shop@shop.example>: Recipient address rejected: User unknown');
+{
+    my $last = steps(arguments(port => $port{tls}, encryption => 'tls'))->[-1];
+    ok($last->[1], 'a sender without a mailbox is a good one') or diag("@$last");
+    like($last->[3], qr/answers to it go nowhere/, '... and the hint says what that means');
+}
+$smtp->set(%normal);
 is($smtp->count, 0, 'a test sends nothing');
-unlike($smtp->transcript, qr/> (?:RCPT|DATA)/, 'nor tries to');
+unlike($smtp->transcript, qr/> DATA/, 'nor tries to');
 like($smtp->transcript, qr/> MAIL FROM:<shop\@shop\.example>.*> RSET/s, 'MAIL, then RSET');
 
 # ---- the saved account ----

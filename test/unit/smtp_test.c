@@ -163,7 +163,8 @@ begin_full(const char *tag, const char *from, const char *to, const char *body)
 
 	delivery.tag = unconstify(char *, tag);
 	delivery.mail_from = from;
-	delivery.rcpt_to = to;
+	delivery.rcpt_to = to ? to : from;
+	delivery.ask = to == NULL;
 	delivery.parts[0].data = body;
 	delivery.parts[0].length = strlen(body);
 	delivery.part_count = 1;
@@ -873,7 +874,9 @@ test_addresses(void)
 	begin_full("a", "s@x", NULL, "");
 	CHECK_TEXT(sent(), "MAIL FROM:<s@x>\r\n");
 	server("250 2.1.0 ok\r\n");
-	CHECK_TEXT(result(), "a mail 250 2.1.0");
+	CHECK_TEXT(sent(), "RCPT TO:<s@x>\r\n");
+	server("250 2.1.5 ok\r\n");
+	CHECK_TEXT(result(), "a rcpt 250 2.1.5");
 	klm_smtp_quit(smtp);
 	CHECK_TEXT(sent(), "RSET\r\n");
 	CHECK_TEXT(awaits(), "mail");
@@ -887,6 +890,17 @@ test_addresses(void)
 	server("550 5.7.60 not yours\r\n");
 	CHECK_TEXT(result(), "a mail 550 5.7.60");
 	CHECK_TEXT(sent(), "");
+	finish();
+
+	start("sender step refused at RCPT", PIPELINING);
+	begin_full("a", "s@x", NULL, "");
+	CHECK_TEXT(sent(), "MAIL FROM:<s@x>\r\n");
+	server("250 2.1.0 ok\r\n");
+	CHECK_TEXT(sent(), "RCPT TO:<s@x>\r\n");
+	server("553 5.7.1 not yours\r\n");
+	CHECK_TEXT(result(), "a rcpt 553 5.7.1");
+	klm_smtp_quit(smtp);
+	CHECK_TEXT(sent(), "RSET\r\n");
 	finish();
 }
 
