@@ -49,6 +49,13 @@ check_label(const ObjectAddress *object, const char *label)
 				 errmsg("\"%s\" is not a security label of \"%s\"", label, LABEL_PROVIDER),
 				 errhint("It is \"%s\", for the launcher to look for mail in the database, or \"%s%s...\" "
 						 "with the ids of the keys that the database needs.", LABEL, LABEL, LABEL_KEYS)));
+
+	/* What a label says of keys, other databases and the log of the server go by. */
+	if (label != NULL && strcmp(label, LABEL) != 0 && !superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("only a superuser may name keys in a security label of \"%s\"", LABEL_PROVIDER),
+				 errhint("The owner of a database may set \"%s\" or remove the label.", LABEL)));
 }
 
 const char *

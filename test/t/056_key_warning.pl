@@ -46,6 +46,14 @@ for (
 {
     is($node->try("BEGIN; SECURITY LABEL FOR kliv_mail ON DATABASE shop IS '$_->[0]'; ROLLBACK")->{state}, $_->[1], "SECURITY LABEL '$_->[0]': " . ($_->[1] || 'taken'));
 }
+
+# By its owner: nothing that other databases, or the log of the server, go by.
+$node->sql('CREATE ROLE keeper; ALTER DATABASE shop OWNER TO keeper');
+for ([ "'mail'", '' ], [ 'NULL', '' ], [ "'mail keys=deadbeef'", '42501' ])
+{
+    is($node->try("BEGIN; SET LOCAL ROLE keeper; SECURITY LABEL FOR kliv_mail ON DATABASE shop IS $_->[0]; ROLLBACK")->{state}, $_->[1], "SECURITY LABEL $_->[0] by the owner: " . ($_->[1] || 'taken'));
+}
+is($node->sql($label), "mail keys=$key", '... and it is what it was');
 my ($dump) = run_command([ 'pg_dump', '--create', '--schema-only', '-d', $node->connstr('shop') ]);
 like($dump, qr/SECURITY LABEL FOR kliv_mail ON DATABASE shop IS 'mail keys=$key'/, 'pg_dump --create takes it along');
 
