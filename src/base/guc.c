@@ -56,6 +56,7 @@ int			klm_max_message_size = 25600;
 char	   *klm_prohibited_extensions = NULL;
 int			klm_sender_idle_timeout = 5000;
 bool		klm_notify = false;
+bool		klm_mask_secrets = true;
 char	   *klm_redirect_to = NULL;
 int64		klm_test_clock_offset = 0;
 
@@ -303,6 +304,12 @@ klm_define_settings(GucStringCheckHook check_address)
 		&klm_redirect_to, "",
 		PGC_SUSET, 0,
 		check_address, NULL, NULL);
+	DefineCustomBoolVariable("kliv_mail.mask_secrets",
+		"Masks in the server's log the constants of calls that take a password.",
+		"Only those, and only in databases with the extension.",
+		&klm_mask_secrets, true,
+		PGC_SUSET, 0,
+		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.test_clock_offset",
 		"Moves the clock that kliv_mail sees, for tests.",
 		"An interval of days and smaller units, at most 100 years either way.",

@@ -32,6 +32,7 @@ extern PGDLLEXPORT int klm_max_message_size;	/* kB */
 extern PGDLLEXPORT char *klm_prohibited_extensions;
 extern PGDLLEXPORT int klm_sender_idle_timeout; /* ms */
 extern PGDLLEXPORT bool klm_notify;
+extern bool klm_mask_secrets;
 extern PGDLLEXPORT char *klm_redirect_to;
 extern PGDLLEXPORT int64 klm_test_clock_offset;	/* microseconds */
 

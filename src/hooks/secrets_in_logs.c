@@ -36,13 +36,19 @@
 
 #include <ctype.h>
 
+#include "catalog/namespace.h"
 #include "commands/prepare.h"
 #include "common/keywords.h"
 #include "nodes/parsenodes.h"
 #include "parser/analyze.h"
+#include "parser/parser.h"
 #include "tcop/tcopprot.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
 #include "utils/plancache.h"
+#include "utils/syscache.h"
 
+#include "base/guc.h"
 #include "base/kliv_mail.h"
 #include "hooks/secrets_in_logs.h"
 
@@ -66,10 +72,11 @@ static const struct
 /*
  * Lines that consist of a statement, by the beginning of their untranslated
  * format: durations (also auto_explain's), log_statement (simple and extended
- * protocol), the parse line of DEBUG2, pgaudit.
+ * protocol), the parse line of DEBUG2.  Another extension's, such as pgaudit's,
+ * are its own.
  */
 static const char *const statement_lines[] = {
-	"duration: ", "statement: ", "%s %s%s%s: %s", "parse %s: %s", "AUDIT: "
+	"duration: ", "statement: ", "%s %s%s%s: %s", "parse %s: %s"
 };
 
 /* debug_print_parse and its kin: the tree is the detail. */
@@ -77,18 +84,63 @@ static const char tree_line[] = "%s:";
 
 static const char hidden[] = "<hidden>";
 
+/* What a scan of SQL text tells apart. */
+typedef enum Token
+{
+	TOKEN_SPACE,				/* comments too */
+	TOKEN_WORD,
+	TOKEN_QUOTED,				/* "identifier" */
+	TOKEN_LITERAL,
+	TOKEN_DOLLAR,				/* $tag$literal$tag$ */
+	TOKEN_PARAMETER,
+	TOKEN_NUMBER,
+	TOKEN_OTHER					/* one character */
+} Token;
+
+typedef struct SqlScan
+{
+	char	   *out;			/* where the masked text goes, perhaps over the text itself; NULL: only look */
+	bool		found;			/* a call */
+	uint64		parameters;		/* that stand in one: bit n - 1 for $n, the last for all beyond */
+	int			depth;			/* of literals within literals */
+} SqlScan;
+
+/* Is the schema kliv_mail in this database?  Elsewhere nothing is touched. */
+static enum
+{
+	UNKNOWN,					/* before the first statement: as if it were */
+	PRESENT,
+	ABSENT
+}			presence = UNKNOWN;
+
 static emit_log_hook_type previous_hook = NULL;
 static post_parse_analyze_hook_type previous_analyze_hook = NULL;
 
 static void hide_secrets(ErrorData *edata);
+static bool is_active(void);
+static void look_for_schema(void);
+static void forget_presence(Datum arg, int cache, uint32 hash);
+static bool has_call(const char *text);
+static char *masked_copy(MemoryContext context, const char *text);
+static void mask_in_place(char *text);
+static void scan(SqlScan *scan_state, const char *from, const char *end, int quotes);
+static const char *next_token(const char *at, const char *end, int quotes, Token *token);
+static const char *literal_end(const char *at, const char *end, int quotes, bool escapes);
+static const char *skip_space(const char *at, const char *end, int quotes);
+static bool begins_call(const char *word, const char *word_end, const char *end, int quotes);
+static bool is_secret_name(const char *word, const char *word_end);
+static bool is_mistyped(const char *word, const char *word_end, const char *end, int quotes);
+static bool is_prepared(const char *word, const char *word_end, const char *end, int quotes);
+static bool is_constant(const char *text, const char *word, const char *word_end, const char *end, Token token, int quotes);
+static void copy(SqlScan *scan_state, const char *from, const char *to);
+static void mask(SqlScan *scan_state, const char *from, const char *to, Token token, int quotes);
+static void mask_parameters(char *detail, uint64 numbers);
+static void mask_message_line(char *message);
+static bool context_has_call(const char *context);
 static void hide_statement(ParseState *pstate, Query *query, KLM_JUMBLE_STATE *jumble);
 static bool is_plain_query(const ParseState *pstate, const Query *query);
 static bool is_statement_line(const ErrorData *edata);
-static bool names_secret(const char *text, bool as_call);
-static bool mistypes_secret(const ErrorData *edata);
-static bool executes_secret(const char *query);
 static const char *find_word(const char *text, const char *word);
-static void hide_statement_line(char *message);
 static bool quotes_argument(const ErrorData *edata);
 static bool is_argument(const char *word, const char *arguments);
 static bool is_given(const char *query, const char *word);
@@ -117,13 +169,15 @@ klm_loghook_init(void)
 static void
 hide_statement(ParseState *pstate, Query *query, KLM_JUMBLE_STATE *jumble)
 {
-	if (query->queryId != 0 && pstate->p_sourcetext != NULL && !is_plain_query(pstate, query))
+	if (presence == UNKNOWN)
+		look_for_schema();
+	if (is_active() && query->queryId != 0 && pstate->p_sourcetext != NULL && !is_plain_query(pstate, query))
 	{
 		/* This one of what may be a long script. */
 		const char *start = pstate->p_sourcetext + Max(query->stmt_location, 0);
 		char	   *text = query->stmt_len > 0 ? pnstrdup(start, query->stmt_len) : pstrdup(start);
 
-		if (names_secret(text, false) || executes_secret(text))
+		if (has_call(text))
 			query->queryId = 0;
 		pfree(text);
 	}
@@ -153,23 +207,59 @@ is_plain_query(const ParseState *pstate, const Query *query)
 	return false;
 }
 
+/*
+ * The setting is the superuser's.  What a statement's text says is evidence of
+ * nothing but where a call's constants stand: those are masked, and all else
+ * is left as it is.
+ */
+static bool
+is_active(void)
+{
+	return klm_mask_secrets && presence != ABSENT;
+}
+
+/* Where an error is reported no catalogue may be read, so it is when a statement is. */
+static void
+look_for_schema(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+	{
+		CacheRegisterSyscacheCallback(NAMESPACENAME, forget_presence, (Datum) 0);
+		registered = true;
+	}
+	presence = OidIsValid(get_namespace_oid(KLM_SCHEMA, true)) ? PRESENT : ABSENT;
+}
+
+static void
+forget_presence(Datum arg, int cache, uint32 hash)
+{
+	presence = UNKNOWN;
+}
+
 static void
 hide_secrets(ErrorData *edata)
 {
-	bool		about_secret = names_secret(debug_query_string, false) ||
-		names_secret(edata->internalquery, false) ||
-		names_secret(edata->context, false) ||
-		executes_secret(debug_query_string) ||
-		mistypes_secret(edata);
+	SqlScan		statement = {0};
+	bool		in_statement = false;
+	bool		about_secret = false;
 
-	if (is_statement_line(edata))
+	if (is_active())
 	{
-		if (about_secret || names_secret(edata->message, false) ||
-			names_secret(edata->detail, false))
-		{
-			hide_statement_line(edata->message);
-			edata->detail = NULL;
-		}
+		if (debug_query_string != NULL)
+			scan(&statement, debug_query_string, debug_query_string + strlen(debug_query_string), 1);
+		in_statement = statement.found;
+		about_secret = in_statement || has_call(edata->internalquery) || context_has_call(edata->context);
+	}
+
+	if (is_active() && is_statement_line(edata))
+	{
+		if (about_secret && edata->message_id != NULL && strncmp(edata->message_id, tree_line, strlen(tree_line)) == 0)
+			overwrite(edata->detail, hidden);
+		mask_message_line(edata->message);
+		if (about_secret)
+			mask_parameters(edata->detail, statement.parameters);
 	}
 	else if (about_secret && !edata->hide_stmt)
 	{
@@ -198,20 +288,500 @@ hide_secrets(ErrorData *edata)
 	 * Another session's statement: a deadlock's other side (where the client
 	 * is told nothing of it), the postmaster's word on a process that crashed.
 	 */
-	if (names_secret(edata->detail_log, true))
-		edata->detail_log = NULL;
-	if (names_secret(edata->detail, true))
-		overwrite(edata->detail, hidden);
+	if (is_active())
+	{
+		mask_in_place(edata->detail_log);
+		mask_in_place(edata->detail);
+	}
 
+	if (in_statement && !edata->hide_stmt && edata->elevel >= log_min_error_statement &&
+		edata->sqlerrcode != ERRCODE_OUT_OF_MEMORY)
+	{
+		/* The log has the statement all the same, as its detail. */
+		char	   *text = masked_copy(edata->assoc_context, debug_query_string);
+
+		if (text != NULL)
+			edata->detail_log = text;
+	}
+	if (in_statement)
+		edata->hide_stmt = true;
 	if (about_secret)
 	{
-		edata->hide_stmt = true;
 		edata->hide_ctx = true;
 		edata->internalquery = NULL;
 	}
 
 	if (previous_hook)
 		previous_hook(edata);
+}
+
+static bool
+has_call(const char *text)
+{
+	SqlScan		look = {0};
+
+	if (text != NULL)
+		scan(&look, text, text + strlen(text), 1);
+	return look.found;
+}
+
+/* Lines such as: SQL statement "SELECT kliv_mail.test_smtp(...)". */
+static bool
+context_has_call(const char *context)
+{
+	for (int i = 0; context != NULL && i < lengthof(secret_functions); i++)
+	{
+		const char *found = context;
+
+		while ((found = find_word(found, secret_functions[i].name)) != NULL)
+		{
+			found += strlen(secret_functions[i].name);
+			if (found[strspn(found, "\" \t\r\n")] == '(')
+				return true;
+		}
+	}
+	return false;
+}
+
+/* NULL: there is no memory for it. */
+static char *
+masked_copy(MemoryContext context, const char *text)
+{
+	static const char label[] = "Statement: ";
+	Size		length = strlen(text);
+	char	   *result = MemoryContextAllocExtended(context, sizeof(label) + length,
+													MCXT_ALLOC_HUGE | MCXT_ALLOC_NO_OOM);
+
+	if (result != NULL)
+	{
+		memcpy(result, label, sizeof(label));
+		memcpy(result + strlen(label), text, length + 1);
+		mask_in_place(result + strlen(label));
+	}
+	return result;
+}
+
+static void
+mask_in_place(char *text)
+{
+	SqlScan		write = {0};
+
+	if (!has_call(text))
+		return;
+	write.out = text;
+	scan(&write, text, text + strlen(text), 1);
+	*write.out = '\0';
+}
+
+/*
+ * The statement is this session's current one, or follows a duration (a
+ * prepared statement, auto_explain's plan), or at the least the first colon.
+ */
+static void
+mask_message_line(char *message)
+{
+	char	   *statement = NULL;
+
+	if (message == NULL)
+		return;
+	if (debug_query_string != NULL && *debug_query_string != '\0')
+		statement = strstr(message, debug_query_string);
+	if (statement == NULL && (statement = strstr(message, " ms  ")) != NULL)
+		statement += strlen(" ms  ");
+	if (statement == NULL && (statement = strstr(message, ": ")) != NULL)
+		statement += strlen(": ");
+	mask_in_place(statement != NULL ? statement : message);
+}
+
+/* "parameters: $1 = '...', $2 = NULL": those that stand in a call. */
+static void
+mask_parameters(char *detail, uint64 numbers)
+{
+	const char *at = detail;
+	const char *end;
+	char	   *to = detail;
+	int			number = 0;
+
+	if (detail == NULL)
+		return;
+	end = detail + strlen(detail);
+	while (at < end)
+	{
+		Token		token;
+		const char *next = next_token(at, end, 1, &token);
+		SqlScan		write = {0};
+
+		write.out = to;
+		if (token == TOKEN_PARAMETER)
+			number = atoi(at + 1);
+		if (token == TOKEN_LITERAL && (number == 0 || (numbers & UINT64CONST(1) << (Min(number, 64) - 1)) != 0))
+			mask(&write, at, next, token, 1);
+		else
+			copy(&write, at, next);
+		to = write.out;
+		at = next;
+	}
+	*to = '\0';
+}
+
+/* ---- SQL text, token by token ---- */
+
+/*
+ * Copy the text with the constants of calls masked.  quotes: a literal here
+ * begins with so many, 2 where this is a literal's content.  A literal that
+ * holds code, as of DO and EXECUTE, is looked through likewise.
+ */
+static void
+scan(SqlScan *scan_state, const char *from, const char *end, int quotes)
+{
+	const char *at = from;
+	int			parentheses = 0;	/* of a call that we are in */
+	bool		call = false;	/* the next opens one */
+
+	while (at < end)
+	{
+		Token		token;
+		const char *next = next_token(at, end, quotes, &token);
+
+		if (token == TOKEN_OTHER && *at == '(' && (call || parentheses > 0))
+		{
+			parentheses++;
+			call = false;
+			copy(scan_state, at, next);
+		}
+		else if (token == TOKEN_OTHER && *at == ')' && parentheses > 0)
+		{
+			parentheses--;
+			copy(scan_state, at, next);
+		}
+		else if (parentheses > 0)
+		{
+			if (token == TOKEN_PARAMETER)
+				scan_state->parameters |= UINT64CONST(1) << (Max(Min(atoi(at + 1), 64), 1) - 1);
+			if (is_constant(from, at, next, end, token, quotes))
+				mask(scan_state, at, next, token, quotes);
+			else
+				copy(scan_state, at, next);
+		}
+		else if ((token == TOKEN_WORD || token == TOKEN_QUOTED) && !call && begins_call(at, next, end, quotes))
+		{
+			call = scan_state->found = true;
+			copy(scan_state, at, next);
+		}
+		else if (token == TOKEN_DOLLAR && scan_state->depth < 4)
+		{
+			int			tag = strcspn(at + 1, "$") + 2;
+
+			scan_state->depth++;
+			copy(scan_state, at, at + tag);
+			scan(scan_state, at + tag, Max(at + tag, next - tag), quotes);
+			copy(scan_state, Max(at + tag, next - tag), next);
+			scan_state->depth--;
+		}
+		else if (token == TOKEN_LITERAL && quotes == 1 && scan_state->depth < 4)
+		{
+			const char *content = (const char *) memchr(at, '\'', next - at) + 1;
+			const char *content_end = next > content && next[-1] == '\'' ? next - 1 : next;
+
+			scan_state->depth++;
+			copy(scan_state, at, content);
+			scan(scan_state, content, content_end, 2);
+			copy(scan_state, content_end, next);
+			scan_state->depth--;
+		}
+		else
+			copy(scan_state, at, next);
+		at = next;
+	}
+}
+
+static const char *
+next_token(const char *at, const char *end, int quotes, Token *token)
+{
+	const char *next = at;
+
+	if (isspace((unsigned char) *at))
+	{
+		*token = TOKEN_SPACE;
+		return at + 1;
+	}
+	if (*at == '-' && end - at > 1 && at[1] == '-')
+	{
+		*token = TOKEN_SPACE;
+		while (next < end && *next != '\n')
+			next++;
+		return next;
+	}
+	if (*at == '/' && end - at > 1 && at[1] == '*')
+	{
+		int			depth = 0;
+
+		*token = TOKEN_SPACE;
+		while (next < end)
+		{
+			if (end - next > 1 && next[0] == '/' && next[1] == '*')
+				depth++, next += 2;
+			else if (end - next > 1 && next[0] == '*' && next[1] == '/')
+			{
+				next += 2;
+				if (--depth == 0)
+					break;
+			}
+			else
+				next++;
+		}
+		return next;
+	}
+	if (*at == '\'' && (quotes == 1 || (end - at > 1 && at[1] == '\'')))
+	{
+		*token = TOKEN_LITERAL;
+		return literal_end(at + quotes, end, quotes, !standard_conforming_strings);
+	}
+	if (*at == '"')
+	{
+		*token = TOKEN_QUOTED;
+		for (next = at + 1; next < end; next++)
+		{
+			if (*next == '"' && !(end - next > 1 && next[1] == '"' && next++))
+				return next + 1;
+		}
+		return end;
+	}
+	if (*at == '$')
+	{
+		const char *tag = at + 1;
+
+		while (tag < end && isdigit((unsigned char) *tag))
+			tag++;
+		*token = TOKEN_PARAMETER;
+		if (tag > at + 1)
+			return tag;
+		while (tag < end && is_word_char(*tag) && *tag != '$')
+			tag++;
+		if (tag < end && *tag == '$')
+		{
+			Size		length = tag - at + 1;
+
+			*token = TOKEN_DOLLAR;
+			for (next = tag + 1; (Size) (end - next) >= length; next++)
+			{
+				if (memcmp(next, at, length) == 0)
+					return next + length;
+			}
+			return end;
+		}
+		*token = TOKEN_OTHER;
+		return at + 1;
+	}
+	if (isdigit((unsigned char) *at))
+	{
+		*token = TOKEN_NUMBER;
+		while (next < end && (is_word_char(*next) || *next == '.'))
+			next++;
+		return next;
+	}
+	if (is_word_char(*at))
+	{
+		while (next < end && is_word_char(*next))
+			next++;
+		/* E'...', B'...', N'...', X'...'; of U&'...' the & comes by itself */
+		if (next == at + 1 && next < end && *next == '\'' && strchr("eEbBnNxX", *at) != NULL &&
+			(quotes == 1 || (end - next > 1 && next[1] == '\'')))
+		{
+			*token = TOKEN_LITERAL;
+			return literal_end(next + quotes, end, quotes,
+							   *at == 'e' || *at == 'E' || !standard_conforming_strings);
+		}
+		*token = TOKEN_WORD;
+		return next;
+	}
+	*token = TOKEN_OTHER;
+	return at + 1;
+}
+
+/* Behind the closing quote, or the end where there is none. */
+static const char *
+literal_end(const char *at, const char *end, int quotes, bool escapes)
+{
+	while (at < end)
+	{
+		if (escapes && *at == '\\' && end - at > 1)
+			at += 2;
+		else if (*at == '\'' && (quotes == 1 || (end - at > 1 && at[1] == '\'')))
+		{
+			at += quotes;
+			if (!(end - at >= quotes && *at == '\'' && (quotes == 1 || at[1] == '\'')))
+				return at;
+			at += quotes;
+		}
+		else
+			at++;
+	}
+	return end;
+}
+
+static const char *
+skip_space(const char *at, const char *end, int quotes)
+{
+	while (at < end)
+	{
+		Token		token;
+		const char *next = next_token(at, end, quotes, &token);
+
+		if (token != TOKEN_SPACE)
+			break;
+		at = next;
+	}
+	return at;
+}
+
+/* Is the word what a call of a function with secrets begins with? */
+static bool
+begins_call(const char *word, const char *word_end, const char *end, int quotes)
+{
+	const char *next;
+
+	if (is_secret_name(word, word_end))
+	{
+		next = skip_space(word_end, end, quotes);
+		return next < end && *next == '(';
+	}
+	return is_mistyped(word, word_end, end, quotes) || is_prepared(word, word_end, end, quotes);
+}
+
+static bool
+is_secret_name(const char *word, const char *word_end)
+{
+	if (*word == '"')
+		word++, word_end--;
+	for (int i = 0; i < lengthof(secret_functions); i++)
+	{
+		if (word_end - word == strlen(secret_functions[i].name) &&
+			pg_strncasecmp(word, secret_functions[i].name, word_end - word) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* kliv_mail.configur_smtp(password => ...) */
+static bool
+is_mistyped(const char *word, const char *word_end, const char *end, int quotes)
+{
+	static const char secret[] = "passw";
+	Token		token;
+	const char *at;
+
+	if (word_end - word != strlen(KLM_SCHEMA) || pg_strncasecmp(word, KLM_SCHEMA, word_end - word) != 0)
+		return false;
+	at = skip_space(word_end, end, quotes);
+	if (at >= end || *at != '.')
+		return false;
+	at = skip_space(at + 1, end, quotes);
+	if (at >= end)
+		return false;
+	word_end = next_token(at, end, quotes, &token);
+	if (token != TOKEN_WORD || is_secret_name(at, word_end))
+		return false;
+	at = skip_space(word_end, end, quotes);
+	if (at >= end || *at != '(')
+		return false;
+	while (at < end && *at != ';')
+	{
+		const char *next = next_token(at, end, quotes, &token);
+
+		if (token == TOKEN_WORD && next - at >= strlen(secret) && pg_strncasecmp(at, secret, strlen(secret)) == 0)
+		{
+			at = skip_space(next, end, quotes);
+			return end - at > 1 && (strncmp(at, "=>", 2) == 0 || strncmp(at, ":=", 2) == 0);
+		}
+		at = next;
+	}
+	return false;
+}
+
+/* EXECUTE of a prepared statement with such a call, whose arguments are the secrets. */
+static bool
+is_prepared(const char *word, const char *word_end, const char *end, int quotes)
+{
+	char		name[NAMEDATALEN];
+	int			length = 0;
+	Token		token;
+	const char *at;
+	PreparedStatement *prepared;
+
+	if (word_end - word != strlen("execute") || pg_strncasecmp(word, "execute", word_end - word) != 0)
+		return false;
+	at = skip_space(word_end, end, quotes);
+	if (at >= end)
+		return false;
+	word_end = next_token(at, end, quotes, &token);
+	if (token != TOKEN_WORD && token != TOKEN_QUOTED)
+		return false;
+	if (token == TOKEN_QUOTED)
+		at++, word_end--;
+	while (at < word_end && length < NAMEDATALEN - 1)
+	{
+		name[length++] = token == TOKEN_QUOTED ? *at : pg_tolower((unsigned char) *at);
+		at++;
+	}
+	name[length] = '\0';
+	prepared = FetchPreparedStatement(name, false);
+	return prepared != NULL && has_call(prepared->plansource->query_string);
+}
+
+/* Is a token within a call a constant, or a slip that may be a secret without its quotes? */
+static bool
+is_constant(const char *text, const char *word, const char *word_end, const char *end, Token token, int quotes)
+{
+	char		name[NAMEDATALEN];
+	const char *next;
+
+	if (token == TOKEN_LITERAL || token == TOKEN_DOLLAR || token == TOKEN_NUMBER)
+		return true;
+	if (token != TOKEN_WORD && token != TOKEN_QUOTED)
+		return false;
+	next = skip_space(word_end, end, quotes);
+	if ((next < end && (*next == '(' || *next == '.')) ||
+		(end - next > 1 && (strncmp(next, "=>", 2) == 0 || strncmp(next, ":=", 2) == 0)) ||
+		(word > text && (word[-1] == '.' || word[-1] == ':')))
+		return false;
+	if (token == TOKEN_WORD && word_end - word < sizeof(name))
+	{
+		strlcpy(name, word, word_end - word + 1);
+		return ScanKeywordLookup(name, &ScanKeywords) < 0;
+	}
+	return true;
+}
+
+static void
+copy(SqlScan *scan_state, const char *from, const char *to)
+{
+	if (scan_state->out != NULL)
+	{
+		memmove(scan_state->out, from, to - from);
+		scan_state->out += to - from;
+	}
+}
+
+/* Never longer than what was there, and at most four stars: no length is told. */
+static void
+mask(SqlScan *scan_state, const char *from, const char *to, Token token, int quotes)
+{
+	char		quote = token == TOKEN_QUOTED ? '"' : '\'';
+	Size		frame = token == TOKEN_LITERAL ? quotes : token == TOKEN_QUOTED || token == TOKEN_DOLLAR ? 1 : 0;
+	Size		length = to - from;
+
+	if (scan_state->out == NULL)
+		return;
+	if (length < 2 * frame)
+		frame = 0;
+	length -= 2 * frame;
+	for (int i = 0; i < frame; i++)
+		*scan_state->out++ = quote;
+	for (int i = 0; i < Min(length, 4); i++)
+		*scan_state->out++ = '*';
+	for (int i = 0; i < frame; i++)
+		*scan_state->out++ = quote;
 }
 
 static bool
@@ -225,65 +795,6 @@ is_statement_line(const ErrorData *edata)
 			return true;
 	}
 	return false;
-}
-
-/* as_call: only where a parenthesis follows, as it does not in plain words. */
-static bool
-names_secret(const char *text, bool as_call)
-{
-	for (int i = 0; text != NULL && i < lengthof(secret_functions); i++)
-	{
-		const char *found = text;
-
-		while ((found = find_word(found, secret_functions[i].name)) != NULL)
-		{
-			found += strlen(secret_functions[i].name);
-			if (*found == '"')
-				found++;
-			if (!as_call || found[strspn(found, " \t\r\n")] == '(')
-				return true;
-		}
-	}
-	return false;
-}
-
-/* kliv_mail.configur_smtp(password => ...) */
-static bool
-mistypes_secret(const ErrorData *edata)
-{
-	return edata->sqlerrcode == ERRCODE_UNDEFINED_FUNCTION && edata->message != NULL &&
-		strstr(edata->message, KLM_SCHEMA ".") != NULL && strstr(edata->message, "passw") != NULL;
-}
-
-/* EXECUTE of a prepared statement that names one, with the secret as its parameter. */
-static bool
-executes_secret(const char *query)
-{
-	const char *from = query != NULL ? find_word(query, "execute") : NULL;
-	char		name[NAMEDATALEN];
-	int			length = 0;
-	bool		quoted;
-	PreparedStatement *prepared;
-
-	if (from == NULL)
-		return false;
-
-	from += strlen("execute");
-	from += strspn(from, " \t\r\n");
-	quoted = *from == '"';
-	if (quoted)
-		from++;
-	while (length < NAMEDATALEN - 1 && *from != '\0')
-	{
-		if (quoted ? *from == '"' : !is_word_char(*from))
-			break;
-		name[length++] = quoted ? *from : pg_tolower((unsigned char) *from);
-		from++;
-	}
-	name[length] = '\0';
-
-	prepared = FetchPreparedStatement(name, false);
-	return prepared != NULL && names_secret(prepared->plansource->query_string, false);
 }
 
 /* A whole word, in any case. */
@@ -306,27 +817,6 @@ static bool
 is_word_char(char c)
 {
 	return isalnum((unsigned char) c) || c == '_' || c == '$' || IS_HIGHBIT_SET(c);
-}
-
-/*
- * Keep what stands before the statement, in whatever language: the statement
- * is this session's current one, or follows a duration (auto_explain's plans,
- * prepared statements), or at the least the first word.
- */
-static void
-hide_statement_line(char *message)
-{
-	char	   *statement = NULL;
-
-	if (debug_query_string != NULL && *debug_query_string != '\0')
-		statement = strstr(message, debug_query_string);
-	if (statement == NULL && (statement = strstr(message, " ms  ")) != NULL)
-		statement += strlen(" ms  ");
-	if (statement == NULL && (statement = strstr(message, ": ")) != NULL)
-		statement += strlen(": ");
-	if (statement == NULL)
-		statement = message;
-	overwrite(statement, hidden);
 }
 
 /*
