@@ -101,7 +101,7 @@ static void assign_clock_offset(const char *newval, void *extra);
  *
  * What ALTER DATABASE may set is SUSET, since a session reads it at its start;
  * the rest is the server's.  GUC_SUPERUSER_ONLY hides what tells about the
- * machine or its credentials.
+ * machine or its credentials.  long: a table, one setting after the other.
  */
 void
 klm_define_settings(GucStringCheckHook check_address)

@@ -14,12 +14,13 @@
 #ifndef KLM_SHARED_STATE_H
 #define KLM_SHARED_STATE_H
 
+#include "datatype/timestamp.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 
-#include "cluster/slots.h"
+#include "base/kliv_mail.h"
 
 typedef struct KlmDatabase
 {
@@ -38,7 +39,7 @@ typedef struct KlmDatabase
 	TimestampTz not_before;		/* the throttle */
 	uint64		records;		/* commits of a sender's results, of cancel() and its kin */
 	ConditionVariable recorded;
-	char		last_error[sizeof(((KlmProcessStatus *) NULL)->last_error)];
+	char		last_error[256];	/* UTF-8 */
 } KlmDatabase;
 
 typedef enum KlmSlotState

@@ -861,7 +861,8 @@ klm_launcher_prune(const KlmExisting *existing, int count)
 	hash_seq_init(&scan, databases);
 	while ((database = hash_seq_search(&scan)) != NULL)
 	{
-		KlmExisting *found = bsearch(&database->oid, sorted, count, sizeof(KlmExisting), compare_oids);
+		KlmExisting *found = bsearch(&database->oid, sorted, count, sizeof(KlmExisting),
+									 compare_oids);
 
 		if (found != NULL)
 		{

@@ -9,9 +9,12 @@
  * An error that our own functions raise hides its statement by itself.  What
  * PostgreSQL raises or reports around them does not: a wrong argument name, a
  * bad cast, a duration line, a deadlock's report of the other session's query.
- * So whenever a line for the log is about a statement that names one of our
- * functions that take a password, its statement and context are left out, and
- * what the message quotes is masked.
+ * So where a line for the log has, or is about, a call of one of our functions
+ * that take a password, the constants of that call are masked, and what the
+ * message quotes.  What is a call is told by SQL's tokens, since there is no
+ * parse tree where an error is reported: a comment or a literal is none.
+ * All else stays, so that nobody hides what he does behind a name; databases
+ * without the extension are left alone, and so are lines of other extensions.
  *
  * The server hands the same ErrorData to the client after the log.  hide_stmt,
  * hide_ctx and detail_log rule the log alone; the message has no such twin, and
@@ -24,9 +27,10 @@
  * so we take that away, as soon as it is computed.
  *
  * The log hook runs while an error is being reported, perhaps for lack of memory:
- * it raises nothing, and writes only over text that is there, never longer than
- * that.  It allocates for the parser's errors alone, which it gives better hints:
- * behind the mask a slip in an argument's name would be hard to see.
+ * it raises nothing, and writes over text that is there, never longer than that.
+ * It allocates for the masked statement, if there is memory, and for the hints
+ * of the parser's errors: behind the mask a slip in an argument's name would be
+ * hard to see.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -84,6 +88,10 @@ static const char tree_line[] = "%s:";
 
 static const char hidden[] = "<hidden>";
 
+/* A scan stays linear, whatever the text. */
+#define MAX_LOOK_UPS 16
+#define MAX_LOOK_AHEAD 4096
+
 /* What a scan of SQL text tells apart. */
 typedef enum Token
 {
@@ -99,10 +107,11 @@ typedef enum Token
 
 typedef struct SqlScan
 {
-	char	   *out;			/* where the masked text goes, perhaps over the text itself; NULL: only look */
+	char	   *out;			/* for the masked text, perhaps the text itself; NULL: only look */
 	bool		found;			/* a call */
-	uint64		parameters;		/* that stand in one: bit n - 1 for $n, the last for all beyond */
+	uint64		parameters;		/* that stand in one: bit n - 1 for $n, 63 for all beyond */
 	int			depth;			/* of literals within literals */
+	int			look_ups;		/* of prepared statements, each of which is a scan */
 } SqlScan;
 
 /* Is the schema kliv_mail in this database?  Elsewhere nothing is touched. */
@@ -127,11 +136,14 @@ static void scan(SqlScan *scan_state, const char *from, const char *end, int quo
 static const char *next_token(const char *at, const char *end, int quotes, Token *token);
 static const char *literal_end(const char *at, const char *end, int quotes, bool escapes);
 static const char *skip_space(const char *at, const char *end, int quotes);
-static bool begins_call(const char *word, const char *word_end, const char *end, int quotes);
+static bool begins_call(SqlScan *scan_state, const char *word, const char *word_end,
+						const char *end, int quotes);
 static bool is_secret_name(const char *word, const char *word_end);
 static bool is_mistyped(const char *word, const char *word_end, const char *end, int quotes);
-static bool is_prepared(const char *word, const char *word_end, const char *end, int quotes);
-static bool is_constant(const char *text, const char *word, const char *word_end, const char *end, Token token, int quotes);
+static bool is_prepared(SqlScan *scan_state, const char *word, const char *word_end,
+						const char *end, int quotes);
+static bool is_constant(const char *text, const char *word, const char *word_end, const char *end,
+						Token token, int quotes);
 static void copy(SqlScan *scan_state, const char *from, const char *to);
 static void mask(SqlScan *scan_state, const char *from, const char *to, Token token, int quotes);
 static void mask_parameters(char *detail, uint64 numbers);
@@ -171,7 +183,8 @@ hide_statement(ParseState *pstate, Query *query, KLM_JUMBLE_STATE *jumble)
 {
 	if (presence == UNKNOWN)
 		look_for_schema();
-	if (is_active() && query->queryId != 0 && pstate->p_sourcetext != NULL && !is_plain_query(pstate, query))
+	if (is_active() && query->queryId != 0 && pstate->p_sourcetext != NULL &&
+		!is_plain_query(pstate, query))
 	{
 		/* This one of what may be a long script. */
 		const char *start = pstate->p_sourcetext + Max(query->stmt_location, 0);
@@ -247,16 +260,17 @@ hide_secrets(ErrorData *edata)
 
 	if (is_active())
 	{
-		if (debug_query_string != NULL)
-			scan(&statement, debug_query_string, debug_query_string + strlen(debug_query_string), 1);
+		const char *query = debug_query_string;
+
+		if (query != NULL)
+			scan(&statement, query, query + strlen(query), 1);
 		in_statement = statement.found;
-		about_secret = in_statement || has_call(edata->internalquery) || context_has_call(edata->context);
+		about_secret = in_statement || has_call(edata->internalquery) ||
+			context_has_call(edata->context);
 	}
 
 	if (is_active() && is_statement_line(edata))
 	{
-		if (about_secret && edata->message_id != NULL && strncmp(edata->message_id, tree_line, strlen(tree_line)) == 0)
-			overwrite(edata->detail, hidden);
 		mask_message_line(edata->message);
 		if (about_secret)
 			mask_parameters(edata->detail, statement.parameters);
@@ -414,7 +428,8 @@ mask_parameters(char *detail, uint64 numbers)
 		write.out = to;
 		if (token == TOKEN_PARAMETER)
 			number = atoi(at + 1);
-		if (token == TOKEN_LITERAL && (number == 0 || (numbers & UINT64CONST(1) << (Min(number, 64) - 1)) != 0))
+		if (token == TOKEN_LITERAL &&
+			(number == 0 || (numbers & UINT64CONST(1) << (Min(number, 64) - 1)) != 0))
 			mask(&write, at, next, token, 1);
 		else
 			copy(&write, at, next);
@@ -463,7 +478,8 @@ scan(SqlScan *scan_state, const char *from, const char *end, int quotes)
 			else
 				copy(scan_state, at, next);
 		}
-		else if ((token == TOKEN_WORD || token == TOKEN_QUOTED) && !call && begins_call(at, next, end, quotes))
+		else if ((token == TOKEN_WORD || token == TOKEN_QUOTED) && !call &&
+				 begins_call(scan_state, at, next, end, quotes))
 		{
 			call = scan_state->found = true;
 			copy(scan_state, at, next);
@@ -637,7 +653,8 @@ skip_space(const char *at, const char *end, int quotes)
 
 /* Is the word what a call of a function with secrets begins with? */
 static bool
-begins_call(const char *word, const char *word_end, const char *end, int quotes)
+begins_call(SqlScan *scan_state, const char *word, const char *word_end, const char *end,
+			int quotes)
 {
 	const char *next;
 
@@ -646,7 +663,8 @@ begins_call(const char *word, const char *word_end, const char *end, int quotes)
 		next = skip_space(word_end, end, quotes);
 		return next < end && *next == '(';
 	}
-	return is_mistyped(word, word_end, end, quotes) || is_prepared(word, word_end, end, quotes);
+	return is_mistyped(word, word_end, end, quotes) ||
+		is_prepared(scan_state, word, word_end, end, quotes);
 }
 
 static bool
@@ -671,8 +689,10 @@ is_mistyped(const char *word, const char *word_end, const char *end, int quotes)
 	Token		token;
 	const char *at;
 
-	if (word_end - word != strlen(KLM_SCHEMA) || pg_strncasecmp(word, KLM_SCHEMA, word_end - word) != 0)
+	if (word_end - word != strlen(KLM_SCHEMA) ||
+		pg_strncasecmp(word, KLM_SCHEMA, word_end - word) != 0)
 		return false;
+	end = word + Min(end - word, MAX_LOOK_AHEAD);
 	at = skip_space(word_end, end, quotes);
 	if (at >= end || *at != '.')
 		return false;
@@ -689,7 +709,8 @@ is_mistyped(const char *word, const char *word_end, const char *end, int quotes)
 	{
 		const char *next = next_token(at, end, quotes, &token);
 
-		if (token == TOKEN_WORD && next - at >= strlen(secret) && pg_strncasecmp(at, secret, strlen(secret)) == 0)
+		if (token == TOKEN_WORD && next - at >= strlen(secret) &&
+			pg_strncasecmp(at, secret, strlen(secret)) == 0)
 		{
 			at = skip_space(next, end, quotes);
 			return end - at > 1 && (strncmp(at, "=>", 2) == 0 || strncmp(at, ":=", 2) == 0);
@@ -701,15 +722,19 @@ is_mistyped(const char *word, const char *word_end, const char *end, int quotes)
 
 /* EXECUTE of a prepared statement with such a call, whose arguments are the secrets. */
 static bool
-is_prepared(const char *word, const char *word_end, const char *end, int quotes)
+is_prepared(SqlScan *scan_state, const char *word, const char *word_end, const char *end,
+			int quotes)
 {
+	SqlScan		look = {.look_ups = MAX_LOOK_UPS};
 	char		name[NAMEDATALEN];
 	int			length = 0;
 	Token		token;
 	const char *at;
 	PreparedStatement *prepared;
 
-	if (word_end - word != strlen("execute") || pg_strncasecmp(word, "execute", word_end - word) != 0)
+	if (word_end - word != strlen("execute") ||
+		pg_strncasecmp(word, "execute", word_end - word) != 0 ||
+		scan_state->look_ups >= MAX_LOOK_UPS)
 		return false;
 	at = skip_space(word_end, end, quotes);
 	if (at >= end)
@@ -726,12 +751,18 @@ is_prepared(const char *word, const char *word_end, const char *end, int quotes)
 	}
 	name[length] = '\0';
 	prepared = FetchPreparedStatement(name, false);
-	return prepared != NULL && has_call(prepared->plansource->query_string);
+	if (prepared == NULL)
+		return false;
+	scan_state->look_ups++;
+	at = prepared->plansource->query_string;
+	scan(&look, at, at + strlen(at), 1);
+	return look.found;
 }
 
 /* Is a token within a call a constant, or a slip that may be a secret without its quotes? */
 static bool
-is_constant(const char *text, const char *word, const char *word_end, const char *end, Token token, int quotes)
+is_constant(const char *text, const char *word, const char *word_end, const char *end, Token token,
+			int quotes)
 {
 	char		name[NAMEDATALEN];
 	const char *next;
@@ -768,11 +799,15 @@ static void
 mask(SqlScan *scan_state, const char *from, const char *to, Token token, int quotes)
 {
 	char		quote = token == TOKEN_QUOTED ? '"' : '\'';
-	Size		frame = token == TOKEN_LITERAL ? quotes : token == TOKEN_QUOTED || token == TOKEN_DOLLAR ? 1 : 0;
 	Size		length = to - from;
+	Size		frame = 0;
 
 	if (scan_state->out == NULL)
 		return;
+	if (token == TOKEN_LITERAL)
+		frame = quotes;
+	else if (token == TOKEN_QUOTED || token == TOKEN_DOLLAR)
+		frame = 1;
 	if (length < 2 * frame)
 		frame = 0;
 	length -= 2 * frame;
