@@ -427,14 +427,64 @@ def read_gmime(raw, m):
     compare_parts("gmime", got, m)
 
 
+def cases():
+    """What has gone wrong elsewhere: one message each, by name."""
+    special = "①㈱髙﨑ｱｲｳ～∥－"
+    names = ["請求書 2026年.pdf", "売上一覧.xlsx", "résumé.pdf", special + ".csv", "長" * 83 + ".pdf", "a\"b.txt", "🎉 party 🎉.png",
+             "=?utf-8?Q?x?=.txt", "plain name.pdf"]
+    domain = f"{'d' * 60}.{'e' * 60}.{'f' * 60}.example"
+    many = [(f'"{"名" * 58}{number:02d}" <{"r" * 50}{number:02d}@{domain}>', f"{'名' * 58}{number:02d}",
+             f"{'r' * 50}{number:02d}@{domain}") for number in range(50)]
+    wide = "".join("." if column % 998 == 997 else "x" for column in range(200_000))
+    references = " ".join(f"<{number:04d}{'r' * 40}@example.com>" for number in range(270))
+    plain = {"subject": "s", "text": "t", "html": None, "headers": {}, "attachments": [], "to": [("a@example.com", "", "a@example.com")],
+             "cc": [], "from": [("b@example.com", "", "b@example.com")], "reply_to": [], "smtputf8": False}
+    found = {f"subject {subject[:3]!r}": {"subject": subject}
+             for subject in ("あ" * 300, "🎉" * 300, ("あ a " * 100).strip(), " あ ", "あ  い", "a " * 70 + "あ", "あ" * 9 + " " * 60 + "い")}
+    found["50 long addresses with long names"] = {"to": many}
+    found["names of files"] = {"attachments": [{"filename": name, "type": "application/pdf", "cid": None, "content": b"%PDF"}
+                                               for name in names]}
+    found["characters that ISO-2022-JP lacks"] = {
+        "subject": special, "text": special, "html": f"<p>{special}</p>", "headers": {"X-Company": special},
+        "from": [(f'"{special}" <b@example.com>', special, "b@example.com")],
+        "to": [(f'"{special}" <a@example.com>', special, "a@example.com")],
+        "attachments": [{"filename": special + ".txt", "type": "text/plain", "cid": None, "content": special.encode()}]}
+    found["a line of 200,000 characters"] = {"html": f"<p>{wide}</p>", "text": wide}
+    found["lone CRs"] = {"text": "a\rb\r\nc\nd\r\r\ne"}
+    found["headers without a space"] = {"headers": {"X-Long": "x" * 900, "X-Longer": "y" * 3000, "References": references}}
+    return {name: {**plain, **changes} for name, changes in found.items()}
+
+
+def check_cases(command, wanted):
+    for name, m in cases().items():
+        if wanted and name != wanted:
+            continue
+        script = "SET client_encoding = 'UTF8'; SET bytea_output = 'hex';\n" + statement(m)
+        run = subprocess.run(command, input=script.encode(), capture_output=True)
+        if run.returncode != 0:
+            sys.exit(f"{name}: {run.stderr.decode():.1000}")
+        raw = bytes.fromhex(run.stdout.decode().strip()[2:])
+        try:
+            check_wire(raw, m)
+            read_python(raw, m)
+            read_gmime(raw, m)
+        except Different as difference:
+            sys.exit(f"{name}: {difference}\n{raw.decode('utf-8', 'replace'):.3000}")
+    print("each case arrives as it was given")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", default="1")
+    parser.add_argument("--cases", nargs="?", const="", help="the known cases (all, or one by name) instead")
     parser.add_argument("psql", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     command = options.psql + ["-XAtq", "-v", "ON_ERROR_STOP=1"]
+    if options.cases is not None:
+        check_cases(command, options.cases)
+        return
     batch = 50
     for start in range(options.first, options.first + options.count, batch):
         numbers = range(start, min(start + batch, options.first + options.count))

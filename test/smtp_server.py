@@ -101,6 +101,8 @@ DEFAULTS = {
     "lax_data": False,              # 354 though no recipient was accepted
     "delay_dot": 0,                 # ms; the connection waits as a real one does
     "link_delay": 0,                # ms that every answer travels
+    "command_limit": 0,             # octets of a command, then 500; 512 is RFC 5321's
+    "quit_binary": False,           # answer QUIT with bytes that are no reply
     # For everybody: a reply text ("\\r\\n" between lines), or drop, reset,
     # stall, hold, half, long, nul, garbage, extra, slow-MS.  auth_reply answers every
     # attempt, auth_failure the wrong credentials.
@@ -273,7 +275,7 @@ def named_fault(stage, name):
 
 def parse_fault(text):
     """A fault for everybody: a reply text, or a name with a number."""
-    if re.match(r"[2-5]\d\d[ -]", text):
+    if re.match(r"[2-5]\d\d\D", text):
         return ("reply", text)
     kind, _, number = text.rpartition("-")
     if kind and number.isdigit():
@@ -553,6 +555,9 @@ class Connection(asyncio.Protocol):
             if buffer and not self.config["pipelining"]:
                 self.server.ledger.event("violation", self.number, what="pipelining",
                                          line=line.decode("latin-1"))
+            if 0 < self.config["command_limit"] < len(line) + 2:
+                self.reply("500 5.5.2 line too long")
+                continue
             verb, _, argument = line.partition(b" ")
             handler = self.commands.get(verb.upper())
             if handler:
@@ -887,7 +892,7 @@ class Connection(asyncio.Protocol):
         self.reply("252 2.0.0 cannot verify")
 
     def command_quit(self, argument):
-        self.raw(b"221 2.0.0 Bye\r\n")
+        self.raw(b"\0\0\0\x1a\0\0\0" if self.config["quit_binary"] else b"221 2.0.0 Bye\r\n")
         self.close("quit")
 
     commands = {b"EHLO": command_ehlo, b"HELO": command_helo, b"STARTTLS": command_starttls,

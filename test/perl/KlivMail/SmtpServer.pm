@@ -35,7 +35,7 @@ use Time::HiRes qw(sleep time);
 # Options that take no argument.
 my %FLAG = map { $_ => 1 } qw(plain starttls tls durable no_transcript record_clear silent
   no_starttls no_auth no_pipelining no_size no_eightbitmime auth_in_clear smtputf8 dsn
-  limit_close lax_data ignore_initial);
+  limit_close lax_data ignore_initial quit_binary);
 
 my $PROGRAM = abs_path(dirname(__FILE__) . '/../../smtp_server.py');
 
