@@ -20,6 +20,8 @@
 
 #include "base/compat.h"
 #include "base/encoding.h"
+#include "base/error.h"
+#include "base/text.h"
 #include "smtp/providers.h"
 #include "smtp/reply_parse.h"
 #include "smtp/verdict.h"
@@ -53,12 +55,11 @@ kliv_mail_classify_reply(PG_FUNCTION_ARGS)
 	raw = klm_argument(fcinfo, 1);
 	if (!PG_ARGISNULL(2))
 	{
-		provider = text_to_cstring(PG_GETARG_TEXT_PP(2));
+		provider = klm_argument(fcinfo, 2);
 		if (klm_find_provider(provider) == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("provider: \"%s\" is not known", provider),
-					 errhint("Choose one of %s; or leave it out.", klm_provider_names())));
+			klm_refuse("provider", ERRCODE_INVALID_PARAMETER_VALUE, false,
+					   psprintf("Choose one of %s; or leave it out.", klm_provider_names()),
+					   "\"%s\" is not known", klm_shown(provider, strlen(provider)));
 	}
 
 	klm_read_reply(stage, raw, strlen(raw), &reply);
@@ -113,13 +114,11 @@ stage_argument(FunctionCallInfo fcinfo, int number)
 				 errmsg("stage: must not be null"),
 				 errhint("Choose one of connect, greeting, tls, ehlo, auth, mail, rcpt, data, "
 				"dot.")));
-	name = text_to_cstring(PG_GETARG_TEXT_PP(number));
+	name = klm_argument(fcinfo, number);
 	if (!klm_stage_by_name(name, &stage))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("stage: \"%s\" is not known", name),
-				 errhint("Choose one of connect, greeting, tls, ehlo, auth, mail, rcpt, data, "
-				"dot.")));
+		klm_refuse("stage", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "Choose one of connect, greeting, tls, ehlo, auth, mail, rcpt, data, dot.",
+				   "\"%s\" is not known", klm_shown(name, strlen(name)));
 	return stage;
 }
 

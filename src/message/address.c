@@ -27,7 +27,7 @@
 #include "message/address.h"
 
 #define LIST_BYTES 1048576		/* longest list that is looked at */
-#define LIST_ADDRESSES 100000	/* keeps one list's memory in bounds */
+#define LIST_ADDRESSES 20000	/* keeps one list's memory and time in bounds */
 #define NAME_BYTES 1000			/* longest display name */
 #define LOCAL_BYTES 64			/* RFC 5321, 4.5.3.1.1 */
 #define ADDRESS_BYTES 254		/* RFC 5321, 4.5.3.1.3, less the angle brackets */
@@ -89,8 +89,9 @@ is_bad_in_address(uint32 ch)
 		ch == 0xFFFC || ch == 0xFFFD;
 }
 
-bool
-klm_parse_address_list(const char *list, KlmAddress **addresses, int *count, KlmError *error)
+/* single: only one address is wanted, so that the list need not be read behind a second one. */
+static bool
+parse_list(const char *list, bool single, KlmAddress **addresses, int *count, KlmError *error)
 {
 	Size		length = strlen(list);
 	const char *end = list + length;
@@ -138,6 +139,8 @@ klm_parse_address_list(const char *list, KlmAddress **addresses, int *count, Klm
 		{
 			found++;
 			if (stop == end)
+				break;
+			if (single && strcmp(result[found - 1].addr, result[0].addr) != 0)
 				break;
 			pos = stop + 1;
 			continue;
@@ -191,12 +194,18 @@ klm_parse_address_list(const char *list, KlmAddress **addresses, int *count, Klm
 }
 
 bool
+klm_parse_address_list(const char *list, KlmAddress **addresses, int *count, KlmError *error)
+{
+	return parse_list(list, false, addresses, count, error);
+}
+
+bool
 klm_parse_address(const char *text, KlmAddress *address, KlmError *error)
 {
 	KlmAddress *addresses;
 	int			count;
 
-	if (!klm_parse_address_list(text, &addresses, &count, error))
+	if (!parse_list(text, true, &addresses, &count, error))
 		return false;
 	if (count != 1)
 		return klm_fail(error, ERRCODE_INVALID_PARAMETER_VALUE, "Give exactly one address here.",
