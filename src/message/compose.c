@@ -110,7 +110,7 @@ static Size encode_quoted_printable(char *target, const char *text, Size length)
 static Size encode_base64(char *target, const char *data, Size length);
 static Size base64_length(Size length);
 static void reserve(StringInfo out, Size size);
-static bool html_uses(const char *html, const char *content_id);
+static void find_inline_parts(Entity *entity);
 
 static inline bool
 is_continuation(char ch)
@@ -153,17 +153,9 @@ klm_mime_compose(const KlmContent *content, StringInfo out)
 	if (content->attachment_count > 0)
 		entity.inline_part = palloc0(sizeof(bool) * content->attachment_count);
 	for (i = 0; i < content->attachment_count; i++)
-	{
-		const KlmAttachment *attachment = &content->attachments[i];
-
-		size += base64_length(attachment->length) + 2048;
-		if (entity.has_html && attachment->content_id != NULL &&
-			html_uses(content->html, attachment->content_id))
-		{
-			entity.inline_part[i] = true;
-			entity.inline_count++;
-		}
-	}
+		size += base64_length(content->attachments[i].length) + 2048;
+	if (entity.has_html && content->attachment_count > 0)
+		find_inline_parts(&entity);
 	reserve(out, size);
 
 	/* "=_" can stand neither in quoted-printable nor in base64. */
@@ -1130,36 +1122,43 @@ reserve(StringInfo out, Size size)
 	out->maxlen = (int) needed;
 }
 
-/* Does the HTML show this part, as "cid:..."? */
+/* Does a URL "cid:..." name this part?  url is what follows the colon. */
 static bool
-html_uses(const char *html, const char *content_id)
+url_names(const char *url, const char *content_id)
 {
-	Size		length = strlen(content_id);
-	const char *pos = html;
+	for (; *content_id != '\0'; content_id++)
+	{
+		/* A URL may carry any character percent-encoded (RFC 2392). */
+		if (*url == *content_id)
+			url++;
+		else if (url[0] == '%' && isxdigit((unsigned char) url[1]) &&
+				 isxdigit((unsigned char) url[2]) &&
+				 strtol((char[]) {url[1], url[2], '\0'}, NULL, 16) == *content_id)
+			url += 3;
+		else
+			return false;
+	}
+	return !klm_is_alnum((unsigned char) *url) && (*url == '\0' || strchr("@._%+-", *url) == NULL);
+}
+
+/* Which attachments does the HTML show?  It is read once, however many there are. */
+static void
+find_inline_parts(Entity *entity)
+{
+	const KlmContent *content = entity->content;
+	const char *pos = content->html;
 
 	while ((pos = strchr(pos, ':')) != NULL)
 	{
-		const char *id = pos + 1;
-		Size		i;
-
 		pos++;
-		if (id - html < 4 || pg_strncasecmp(id - 4, "cid", 3) != 0)
+		if (pos - content->html < 4 || pg_strncasecmp(pos - 4, "cid", 3) != 0)
 			continue;
-		for (i = 0; i < length; i++)
-		{
-			/* A URL may carry any character percent-encoded (RFC 2392). */
-			if (*id == content_id[i])
-				id++;
-			else if (id[0] == '%' && isxdigit((unsigned char) id[1]) &&
-					 isxdigit((unsigned char) id[2]) &&
-					 strtol((char[]) {id[1], id[2], '\0'}, NULL, 16) == content_id[i])
-				id += 3;
-			else
-				break;
-		}
-		if (i == length && !klm_is_alnum((unsigned char) *id) &&
-			(*id == '\0' || strchr("@._%+-", *id) == NULL))
-			return true;
+		for (int i = 0; i < content->attachment_count; i++)
+			if (!entity->inline_part[i] && content->attachments[i].content_id != NULL &&
+				url_names(pos, content->attachments[i].content_id))
+			{
+				entity->inline_part[i] = true;
+				entity->inline_count++;
+			}
 	}
-	return false;
 }

@@ -68,6 +68,36 @@ is($node->sql("SELECT kliv_mail.wait($id, '60 s')"), 'sent', 'a Japanese subject
 my ($mail) = grep { /shop\@shop\.example/ } reverse $smtp->transcript =~ /^.*?(MAIL FROM:.*)$/mg;
 unlike($mail, qr/SMTPUTF8/, '... goes without SMTPUTF8 though the server has it');
 
+# ---- no argument makes a header line of its own ----
+
+my %place = (
+    subject      => q{send('%s', 'a' || x || 'Evil: 1', 'b')},
+    value        => q{send('%s', 's', 'b', headers => jsonb_build_object('X-A', 'a' || x || 'Evil: 1'))},
+    name         => q{send('%s', 's', 'b', headers => jsonb_build_object('X-A' || x || 'Evil', '1'))},
+    from_name    => q{send('%s', 's', 'b', from_name => 'a' || x || 'Evil: 1')},
+    reply_to     => q{send('%s', 's', 'b', reply_to => '"a' || x || 'Evil: 1" <r@shop.example>')},
+    display      => q{send('"a' || x || 'Evil: 1" <%s>', 's', 'b')},
+    filename     => q{send('%s', 's', 'b', attachments => ARRAY[kliv_mail.attach('a' || x || 'Evil: 1.txt', 'x')])},
+    content_type => q{send('%s', 's', 'b', attachments => ARRAY[kliv_mail.attach('a.txt', 'x', 'text/plain' || x || 'Evil: 1')])},
+    content_id   => q{send('%s', 's', 'b', attachments => ARRAY[kliv_mail.attach('a.png', 'x', 'image/png', 'a' || x || 'Evil: 1')])},
+    account      => q{update_sender(from_name => 'a' || x || 'Evil: 1')},
+    account_to   => q{update_sender(reply_to => '"a' || x || 'Evil: 1" <r@shop.example>')});
+my ($number, @odd) = 0;
+for my $place (sort keys %place)
+{
+    for my $break ('\000D\000A', '\000D', '\000A', '\0085', '\2028', '\000B', '\000C')
+    {
+        my $call = sprintf $place{$place}, 'inject' . ++$number . '@example.com';
+        my $result = $node->try("SELECT kliv_mail.$call FROM (VALUES (U&'$break')) AS v (x)");
+        push @odd, "$place $break: $result->{state}" unless $result->{state} =~ /^(?:22023)?$/;
+    }
+}
+is_deeply(\@odd, [], 'line breaks of all kinds: refused as an argument, or harmless');
+$node->wait_until("SELECT count(*) = 0 FROM kliv_mail.deliveries WHERE recipient LIKE 'inject%' AND status <> 'sent'");
+my @injected = grep { $_->{rcpt}[0] =~ /^inject/ } $smtp->accepted;
+ok(@injected > 0, 'what was harmless arrives');
+is(scalar(grep { $smtp->message($_) =~ /(?:^|[\r\n])Evil/ } @injected), 0, '... and no line of it begins so');
+
 # ---- the good-bye ----
 
 sub ends { return map { $_->{reason} } $smtp->ledger('end'); }
