@@ -89,9 +89,12 @@ CREATE TABLE kliv_mail._quota (
     held_hint   text,
     held_since  timestamptz,
     failures    integer NOT NULL DEFAULT 0,     -- account-scope failures in a row
+    held_stage  text,                           -- where in the session it was met
     probe       bigint,                         -- the delivery that tries, or last tried, whether they have ended
-    strikes     text[] NOT NULL DEFAULT '{}',   -- an unknown way to fail, then the recipients in a row that met it
-    fingerprint text                            -- of the settings that the hold is about
+    suspects    bigint[] NOT NULL DEFAULT '{}', -- the deliveries in a row that were refused as if the account were to blame
+    fingerprint text,                           -- of the settings that hold and suspects are about
+    connections integer,                        -- no more at once, as its server showed
+    connections_until timestamptz
 );
 
 -- What was claimed, by account name, kind of window and window.  Rows whose
@@ -165,7 +168,8 @@ CREATE TABLE kliv_mail._outbox (
     last_reply       text,
     last_reason      text,
     last_hint        text,
-    held_by          text                       -- quota | key: what this row alone waits for, until due
+    held_by          text,                      -- quota | key | account: what this row alone waits for, until due
+    refused          text                       -- a refusal about its account that others did not meet: its own, if met again
 );
 CREATE INDEX _outbox_ready ON kliv_mail._outbox (origin, route, priority, due, id) WHERE epoch IS NULL;
 CREATE INDEX _outbox_claimed ON kliv_mail._outbox (epoch) WHERE epoch IS NOT NULL;
@@ -205,6 +209,25 @@ CREATE TABLE kliv_mail._delivery (
 CREATE INDEX _delivery_message ON kliv_mail._delivery (message_id);
 CREATE INDEX _delivery_finished ON kliv_mail._delivery (finished_at);
 CREATE INDEX _delivery_blocked ON kliv_mail._delivery (account, finished_at) WHERE bounce_type = 'policy';
+
+-- What became of a claimed delivery, as the sender tells it (45_record.sql).
+CREATE TYPE kliv_mail._outcome AS (
+    id          bigint,     -- the delivery; NULL: the account itself, whose connection or login failed
+    account     text,
+    verdict     text,       -- classify_reply()'s, returned, postponed, key, or a final status
+    scope       text,
+    bounce_type text,
+    pause       integer,    -- seconds
+    stage       text,
+    code        integer,
+    enhanced    text,
+    reply       text,
+    reason      text,
+    hint        text,
+    server_id   text,
+    identity    text,       -- the identity lines as sent
+    fingerprint text        -- of the account's settings that it was met with; NULL: the present ones
+);
 
 -- Addresses that get no mail, in lower case.  scope marketing: no marketing mail.
 CREATE TABLE kliv_mail._suppression (

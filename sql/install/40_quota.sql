@@ -221,12 +221,12 @@ BEGIN
         ELSE
             SELECT * INTO q FROM kliv_mail._quota AS x WHERE x.account = p_account;
             -- A hold is about the settings that it was met with.
-            -- One that reaches further ahead than any does was written by a clock that was ahead.
-            IF q.held_until <= at + kliv_mail._longest_hold() AND q.fingerprint IS NOT DISTINCT FROM a.fingerprint THEN
-                IF q.failures > 0 THEN
+            IF q.fingerprint IS NOT DISTINCT FROM a.fingerprint THEN
+                IF q.failures > 0 OR q.suspects <> '{}' THEN
                     probe_room := 1 - EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.id = q.probe AND o.epoch IS NOT NULL)::integer;
                 END IF;
-                IF q.held_until > at THEN
+                -- One that began in the future, or reaches further ahead than any does, was written by a clock that was ahead.
+                IF q.held_until > at AND q.held_until <= at + kliv_mail._longest_hold() AND coalesce(q.held_since <= at + interval '1 minute', true) THEN
                     blocked_until := q.held_until;
                     held_by := q.held_by;
                     code := CASE q.held_by WHEN 'quota' THEN 'provider_limit' WHEN 'key' THEN 'key_missing' ELSE 'account_trouble' END;

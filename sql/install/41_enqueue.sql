@@ -126,17 +126,10 @@ BEGIN
     IF v_ids = '{}' THEN
         RETURN 0;
     END IF;
-    WITH gone AS (
-        DELETE FROM kliv_mail._outbox AS o
-        WHERE o.id = ANY (v_ids) AND coalesce(o.epoch, 0) = 0
-        RETURNING o.*)
-    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
-        attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, hint, finished_at)
-    SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'suppressed', g.created_at, g.expires_at,
-        g.attempts, g.doubts, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply,
-        kliv_mail._suppressed(g.recipient, g.priority, at),
-        kliv_mail._suppressed_hint(g.recipient, at), at
-    FROM gone AS g;
+    PERFORM FROM kliv_mail._finish(NULL, ARRAY(
+        SELECT kliv_mail._ended(o.id, 'suppressed', kliv_mail._suppressed(o.recipient, o.priority, at),
+            kliv_mail._suppressed_hint(o.recipient, at))
+        FROM kliv_mail._outbox AS o WHERE o.id = ANY (v_ids)), at);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
 END;
@@ -153,19 +146,11 @@ BEGIN
     IF NOT EXISTS (SELECT FROM kliv_mail._outbox AS x WHERE x.origin = v_origin AND x.expires_at <= at) THEN
         RETURN 0;
     END IF;
-    WITH gone AS (
-        DELETE FROM kliv_mail._outbox AS o
-        WHERE o.id = ANY (ARRAY(SELECT x.id FROM kliv_mail._outbox AS x WHERE x.origin = v_origin AND x.expires_at <= at
-                                ORDER BY x.expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED))
-          AND o.epoch IS NULL
-        RETURNING o.*)
-    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
-        attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, hint, finished_at)
-    SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'expired', g.created_at, g.expires_at,
-        g.attempts, g.doubts, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply,
-        'it expired before it could be delivered' || coalesce('; last: ' || g.last_reason, ''),
-        format('SELECT kliv_mail.retry(%s); sends it all the same.', g.message_id), at
-    FROM gone AS g;
+    PERFORM FROM kliv_mail._finish(NULL, ARRAY(
+        SELECT kliv_mail._ended(o.id, 'expired', 'it expired before it could be delivered' || coalesce('; last: ' || o.last_reason, ''),
+            format('SELECT kliv_mail.retry(%s); sends it all the same.', o.message_id))
+        FROM kliv_mail._outbox AS o WHERE o.origin = v_origin AND o.expires_at <= at
+        ORDER BY o.expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED), at);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
 END;

@@ -20,7 +20,7 @@ $$;
 -- Failover: the account that takes over the mail of one that is in trouble of
 -- its own (held by a reply, or its key): the next own one in route_order that
 -- is well and may send for its address.  NULL: none, or no trouble.
-CREATE FUNCTION kliv_mail._heir(p_account text, at timestamptz) RETURNS text
+CREATE FUNCTION kliv_mail._fallback(p_account text, at timestamptz) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a record;
@@ -49,7 +49,7 @@ END;
 $$;
 
 -- All that an account may claim from: its own routes, and those of accounts in
--- trouble whose heir it is.
+-- trouble whose fallback it is.
 CREATE FUNCTION kliv_mail._routes(p_account text) RETURNS text[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -57,12 +57,12 @@ DECLARE
     v_routes text[] := kliv_mail._own_routes(p_account);
     v_name text;
 BEGIN
-    -- Only those that are held, and whose address it may send for, can have it as their heir.
+    -- Only those that are held, and whose address it may send for, can have it as their fallback.
     IF p_account <> 'platform' THEN
         FOR v_name IN SELECT a.name FROM kliv_mail._quota AS q JOIN kliv_mail._account AS a ON a.name = q.account
                       WHERE q.held_until > v_at AND q.held_by IN ('account', 'key')
                         AND a.in_use AND a.name <> p_account AND kliv_mail._may_send(p_account, a.from_address) LOOP
-            IF kliv_mail._heir(v_name, v_at) = p_account THEN
+            IF kliv_mail._fallback(v_name, v_at) = p_account THEN
                 v_routes := v_routes || kliv_mail._own_routes(v_name);
             END IF;
         END LOOP;

@@ -40,6 +40,7 @@ DECLARE
     v_room integer;
     v_ids bigint[];
     v_sizes integer[];
+    v_suspects bigint[];
 BEGIN
     -- A glance without a lock, so that a look in vain writes nothing: is anything
     -- waiting at all, and may it leave?
@@ -56,6 +57,14 @@ BEGIN
     END IF;
     -- From here each statement has a snapshot that sees what the lock's last owner wrote.
     v_at := kliv_mail._now();
+    -- What waited for the account with other settings than these goes on.
+    SELECT q.suspects INTO v_suspects FROM kliv_mail._quota AS q
+    WHERE q.account = p_account AND q.suspects <> '{}'
+      AND q.fingerprint IS DISTINCT FROM (SELECT x.fingerprint FROM kliv_mail._accounts() AS x WHERE x.name = p_account);
+    IF FOUND THEN
+        PERFORM kliv_mail._release_suspects(v_suspects, NULL, v_at);
+        UPDATE kliv_mail._quota AS q SET suspects = '{}', failures = 0, held_until = NULL WHERE q.account = p_account;
+    END IF;
     SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
     IF v.shares_room THEN
         -- What another own account claims meanwhile would be taken from the same room.
@@ -67,6 +76,7 @@ BEGIN
     IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
         RETURN;
     END IF;
+    PERFORM kliv_mail._settle_clock(v_at);
     -- After trouble, one delivery tries whether it has ended.
     v_room := least(p_room, v.probe_room, v.remaining);
     -- Until what a claim would take has none any more that had its share.
@@ -160,6 +170,20 @@ BEGIN
 END;
 $$;
 
+-- Where the newest row was made in the future, the clock has been set back: what was due when it was
+-- made, or waits for a retry, is due now.
+CREATE FUNCTION kliv_mail._settle_clock(at timestamptz) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    IF (SELECT o.created_at FROM kliv_mail._outbox AS o ORDER BY o.id DESC LIMIT 1) > at + interval '10 seconds' THEN
+        UPDATE kliv_mail._outbox AS o SET due = at
+        FROM kliv_mail._message AS m
+        WHERE m.id = o.message_id AND o.epoch IS NULL AND o.created_at > at + interval '10 seconds' AND o.due > at AND o.due < 'infinity'
+          AND (m.send_at IS NULL OR m.send_at <= o.created_at);
+    END IF;
+END;
+$$;
+
 -- Claim for all accounts in turn, p_bytes octets in all; NULL: a single row of any
 -- size.  p_accounts, p_busy and p_held: how many deliveries and octets the sender
 -- already has of some of them.  An account gets no more than half of what the
@@ -168,7 +192,7 @@ $$;
 -- settings changes whenever the account was changed in any way.
 CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint,
                                  p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}')
-RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer, suppressed text,
+RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, size integer, suppressed text,
                sender text, sender_name text, settings text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -188,7 +212,7 @@ BEGIN
         FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room,
                 coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL) LOOP
             id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
-            attempts := c.attempts; doubts := c.doubts; size := c.size; suppressed := c.suppressed;
+            size := c.size; suppressed := c.suppressed;
             sender := c.sender; sender_name := c.sender_name; settings := a.settings;
             v_bytes := v_bytes - c.size;
             RETURN NEXT;
@@ -199,13 +223,16 @@ END;
 $$;
 
 -- What the sender asks when it is woken, since it may have claimed before a change.
-CREATE FUNCTION kliv_mail._account_states(OUT name text, OUT settings text, OUT stopped integer) RETURNS SETOF record
+-- connections: no more at once, as its server showed lately; NULL: nothing is known.
+CREATE FUNCTION kliv_mail._account_states(OUT name text, OUT settings text, OUT stopped integer, OUT connections integer) RETURNS SETOF record
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT x.name, md5(x::text),
            (NOT x.in_use OR x.problem IS NOT NULL OR x.hourly_limit = 0 OR x.daily_limit = 0
-            OR EXISTS (SELECT FROM kliv_mail._pause AS p WHERE p.account IN ('', x.name)))::integer
-    FROM kliv_mail._accounts() AS x;
+            OR EXISTS (SELECT FROM kliv_mail._pause AS p WHERE p.account IN ('', x.name)))::integer,
+           q.connections
+    FROM kliv_mail._accounts() AS x
+    LEFT JOIN kliv_mail._quota AS q ON q.account = x.name AND q.connections_until > kliv_mail._now();
 END;
 
 -- What the sender needs of the messages it does not hold yet.

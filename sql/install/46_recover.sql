@@ -42,12 +42,9 @@ $$;
 CREATE FUNCTION kliv_mail._set_aside(p_id bigint, p_reason text) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    WITH gone AS (DELETE FROM kliv_mail._outbox AS o WHERE o.id = p_id RETURNING o.*)
-    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
-        attempts, doubts, account, reason, hint, finished_at)
-    SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'failed', g.created_at, g.expires_at,
-        g.attempts, g.doubts, g.account, p_reason, 'The queued row was changed by hand; send the mail anew.', kliv_mail._now()
-    FROM gone AS g;
+    PERFORM FROM kliv_mail._finish(o.epoch, ARRAY[kliv_mail._ended(p_id, 'failed', p_reason,
+        'The queued row was changed by hand; send the mail anew.')], kliv_mail._now())
+    FROM kliv_mail._outbox AS o WHERE o.id = p_id;
     RETURN FOUND;
 END;
 $$;
@@ -91,3 +88,16 @@ BEGIN
     RETURN v_next;
 END;
 $$;
+
+-- What only the sender calls, by name (src/db/owner_call.h).
+CREATE FUNCTION kliv_mail._next_epoch() RETURNS bigint
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT nextval('kliv_mail._epoch'::regclass);
+END;
+
+CREATE FUNCTION kliv_mail._notify(p_payload text) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT pg_notify('kliv_mail', p_payload);
+END;

@@ -32,18 +32,12 @@ COMMENT ON FUNCTION kliv_mail.cancel IS
 Example: SELECT kliv_mail.cancel(1);';
 
 CREATE FUNCTION kliv_mail._cancel(p_id bigint) RETURNS bigint
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
+LANGUAGE sql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 BEGIN ATOMIC
-    WITH gone AS (
-        DELETE FROM kliv_mail._outbox AS o WHERE o.message_id = p_id AND o.epoch IS NULL RETURNING o.*),
-    kept AS (
-        INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
-            attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, reason, finished_at)
-        SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, 'cancelled', g.created_at, g.expires_at,
-            g.attempts, g.doubts, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply,
-            'it was cancelled' || CASE WHEN g.doubtful THEN ' while in doubt: a copy may have arrived' ELSE '' END, kliv_mail._now()
-        FROM gone AS g RETURNING 1)
-    SELECT count(*) FROM kept;
+    SELECT count(*) FROM kliv_mail._finish(NULL, ARRAY(
+        SELECT kliv_mail._ended(o.id, 'cancelled',
+            'it was cancelled' || CASE WHEN o.doubtful THEN ' while in doubt: a copy may have arrived' ELSE '' END, NULL)
+        FROM kliv_mail._outbox AS o WHERE o.message_id = p_id), kliv_mail._now());
 END;
 
 CREATE FUNCTION kliv_mail.retry(message_id bigint) RETURNS integer
@@ -73,7 +67,7 @@ BEGIN
     GET DIAGNOSTICS v_total = ROW_COUNT;
     UPDATE kliv_mail._outbox AS o
     SET due = v_at, doubts = CASE WHEN o.doubtful THEN 0 ELSE o.doubts END, first_attempt_at = NULL
-    WHERE o.message_id = p_id AND o.epoch IS NULL AND o.due > v_at AND o.attempts > 0;
+    WHERE o.message_id = p_id AND o.epoch IS NULL AND o.due > v_at AND (o.attempts > 0 OR o.held_by = 'account');
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_total + v_count;
 END;

@@ -35,13 +35,33 @@ static char password_file_hint[] = "The administrator of the server writes the p
 static char *text_column(HeapTuple row, TupleDesc desc, const char *name);
 static Datum column(HeapTuple row, TupleDesc desc, const char *name, bool *isnull);
 static void load_senders(KlmAccount *account, HeapTuple row, TupleDesc desc);
-static bool load_username(KlmAccount *account, HeapTuple row, TupleDesc desc,
-						  const KlmDomain *domain, KlmError *error);
-static bool load_password(KlmAccount *account, HeapTuple row, TupleDesc desc,
-						  const KlmDomain *domain, KlmError *error);
+static bytea *bytea_column(HeapTuple row, TupleDesc desc, const char *name);
+static bool open_username(KlmAccount *account, KlmError *error);
+static bool open_password(KlmAccount *account, KlmError *error);
 
 KlmAccount *
 klm_load_account(const char *name)
+{
+	KlmAccount *account = klm_read_account(name);
+
+	if (account)
+		klm_open_account(account);
+	return account;
+}
+
+void
+klm_open_account(KlmAccount *account)
+{
+	KlmError	error = {0};
+
+	if (account->problem || (open_username(account, &error) && open_password(account, &error)))
+		return;
+	account->problem = error.message;
+	account->hint = error.hint;
+}
+
+KlmAccount *
+klm_read_account(const char *name)
 {
 	MemoryContext outer = CurrentMemoryContext;
 	Oid			types[1] = {TEXTOID};
@@ -52,10 +72,9 @@ klm_load_account(const char *name)
 	char	   *encryption;
 	bool		isnull;
 	bool		own;
-	KlmDomain	domain;
-	KlmError	error = {0};
+	KlmDomain  *domain = palloc(sizeof(KlmDomain));
 
-	klm_load_domain(&domain);
+	klm_load_domain(domain);
 
 	values[0] = CStringGetTextDatum(name);
 	if (SPI_execute_with_args("SELECT * FROM kliv_mail._load_account($1)", 1, types, values, NULL,
@@ -89,54 +108,46 @@ klm_load_account(const char *name)
 
 	account->problem = text_column(row, desc, "problem");
 	account->hint = text_column(row, desc, "hint");
-	if (account->problem == NULL &&
-		!(load_username(account, row, desc, &domain, &error) &&
-		  load_password(account, row, desc, &domain, &error)))
-	{
-		account->problem = error.message;
-		account->hint = error.hint;
-	}
+	account->sealed = palloc0(sizeof(KlmSealed));
+	account->sealed->domain = domain;
+	account->sealed->username = bytea_column(row, desc, "username_cipher");
+	account->sealed->password = bytea_column(row, desc, "password_cipher");
+	account->sealed->key_id = text_column(row, desc, "key_id");
+	account->sealed->password_file = text_column(row, desc, "password_file");
+	account->target.username = text_column(row, desc, "username");
 	SPI_freetuptable(SPI_tuptable);
 	return account;
 }
 
 /* The user name, sealed where it is a secret. */
 static bool
-load_username(KlmAccount *account, HeapTuple row, TupleDesc desc, const KlmDomain *domain,
-			  KlmError *error)
+open_username(KlmAccount *account, KlmError *error)
 {
+	const KlmSealed *sealed = account->sealed;
 	KlmBinding	binding = {account->name, account->target.host, account->target.port, NULL,
-	domain};
+	sealed->domain};
 	KlmSecret  *secret;
-	bool		isnull;
-	Datum		cipher = column(row, desc, "username_cipher", &isnull);
 
-	if (isnull)
-	{
-		account->target.username = text_column(row, desc, "username");
+	if (sealed->username == NULL)
 		return true;
-	}
-	if (!klm_open(DatumGetByteaPP(cipher), text_column(row, desc, "key_id"), &binding, &secret,
-				  &account->key_missing, error))
+	if (!klm_open(sealed->username, sealed->key_id, &binding, &secret, &account->key_missing, error))
 		return false;
 	account->target.username = secret->data;
 	return true;
 }
 
 static bool
-load_password(KlmAccount *account, HeapTuple row, TupleDesc desc, const KlmDomain *domain,
-			  KlmError *error)
+open_password(KlmAccount *account, KlmError *error)
 {
+	const KlmSealed *sealed = account->sealed;
 	KlmBinding	binding = {account->name, account->target.host, account->target.port,
-	account->target.username, domain};
-	char	   *file = text_column(row, desc, "password_file");
-	bool		isnull;
-	Datum		cipher = column(row, desc, "password_cipher", &isnull);
+	account->target.username, sealed->domain};
+	const char *file = sealed->password_file;
 
-	if (!isnull)
+	if (sealed->password != NULL)
 	{
-		if (!klm_open(DatumGetByteaPP(cipher), text_column(row, desc, "key_id"), &binding,
-					  &account->secret, &account->key_missing, error))
+		if (!klm_open(sealed->password, sealed->key_id, &binding, &account->secret,
+					  &account->key_missing, error))
 			return false;
 	}
 	else if (file != NULL && account->target.username != NULL)
@@ -243,6 +254,15 @@ text_column(HeapTuple row, TupleDesc desc, const char *name)
 	Datum		value = column(row, desc, name, &isnull);
 
 	return isnull ? NULL : klm_to_utf8(TextDatumGetCString(value));
+}
+
+static bytea *
+bytea_column(HeapTuple row, TupleDesc desc, const char *name)
+{
+	bool		isnull;
+	Datum		value = column(row, desc, name, &isnull);
+
+	return isnull ? NULL : DatumGetByteaPCopy(value);
 }
 
 static Datum

@@ -16,6 +16,16 @@
 #include "secret/domain.h"
 #include "secret/secret_memory.h"
 
+/* What the row has of secrets, unopened. */
+typedef struct KlmSealed
+{
+	const KlmDomain *domain;
+	bytea	   *username;		/* or NULL; so the rest */
+	bytea	   *password;
+	char	   *key_id;
+	char	   *password_file;
+} KlmSealed;
+
 typedef struct KlmAccount
 {
 	char	   *name;
@@ -29,6 +39,7 @@ typedef struct KlmAccount
 	char	  **allowed_senders;
 	int			allowed_sender_count;
 	bool		key_missing;	/* problem is the key: hold by 'key' */
+	KlmSealed  *sealed;
 	char	   *problem;		/* why it cannot be used now, or NULL */
 	char	   *hint;
 } KlmAccount;
@@ -39,6 +50,13 @@ typedef struct KlmAccount
  * no such account, or not in use.
  */
 extern KlmAccount *klm_load_account(const char *name);
+
+/*
+ * The same in two steps: what is stored, and the secrets, which may take as
+ * long as kliv_mail.key_command does and needs no transaction.
+ */
+extern KlmAccount *klm_read_account(const char *name);
+extern void klm_open_account(KlmAccount *account);
 
 /*
  * What this database's secrets are bound to, in the current context; in a

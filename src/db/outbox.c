@@ -3,9 +3,8 @@
  * outbox.c
  *		The outbox as the sender sees it; see outbox.h.
  *
- * Owns the kept plans.  Each is one call of a function of sql/install/.
- *
- * Layer: edge (SPI).
+ * Owns the transaction and who runs it.  Each call is one of a function of
+ * sql/install/, by the plans of db/owner_call.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -18,49 +17,56 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
+#include "tcop/tcopprot.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
+#include "utils/typcache.h"
 
 #include "base/compat.h"
 #include "base/encoding.h"
 #include "base/guc.h"
 #include "db/outbox.h"
+#include "db/owner_call.h"
 
-/* A statement and its plan, prepared at first use in this process. */
-typedef struct Statement
-{
-	const char *text;
-	int			argument_count;
-	Oid			types[16];
-	SPIPlanPtr	plan;
-} Statement;
-
+/* As the present transaction found them. */
 static Oid	extension_owner = InvalidOid;
+static char extension_version[64];
+
 static MemoryContext caller_context = NULL;
 static MemoryContext result_context = NULL;
 static Oid	saved_user;
 static int	saved_security;
 static volatile sig_atomic_t committing = false;
 
-static void run(Statement *statement, Datum *values, const char *nulls);
+/* Of kliv_mail._outcome. */
+#define OUTCOME_COLUMNS 15
+
+static bool find_extension(void);
 static char *column_text(int row, int column);
 static int64 column_int64(int row, int column);
-static Datum text_array(const char *const *values, int count);
-static Datum int8_array(const int64 *values, int count);
-static Datum int4_array(const int *values, int count);
+static void add_text_lossy(KlmCall *call, const char *utf8);
+static void add_texts(KlmCall *call, const char *const *values, int count);
+static void add_int8s(KlmCall *call, const int64 *values, int count);
+static void add_int4s(KlmCall *call, const int *values, int count);
+static void add_outcomes(KlmCall *call, const KlmOutcome *outcomes, int count);
 
-void
+bool
 klm_outbox_begin(MemoryContext results)
 {
 	caller_context = CurrentMemoryContext;
@@ -71,9 +77,14 @@ klm_outbox_begin(MemoryContext results)
 		elog(ERROR, "SPI_connect failed");
 	PushActiveSnapshot(GetTransactionSnapshot());
 	GetUserIdAndSecContext(&saved_user, &saved_security);
-	if (OidIsValid(extension_owner))
-		SetUserIdAndSecContext(extension_owner, saved_security | SECURITY_RESTRICTED_OPERATION |
-													SECURITY_LOCAL_USERID_CHANGE);
+	if (!find_extension())
+	{
+		klm_outbox_commit();
+		return false;
+	}
+	SetUserIdAndSecContext(extension_owner, saved_security | SECURITY_RESTRICTED_OPERATION |
+							   SECURITY_LOCAL_USERID_CHANGE);
+	return true;
 }
 
 void
@@ -103,6 +114,18 @@ klm_outbox_abort(void)
 }
 
 /*
+ * pg_cancel_backend() has nothing to cancel in a sender: an error outside of
+ * a transaction would end the process, and all that is on its way would go
+ * out twice.  But the lock_timeout comes by the same signal.
+ */
+void
+klm_outbox_cancel(SIGNAL_ARGS)
+{
+	if (get_timeout_indicator(LOCK_TIMEOUT, false))
+		StatementCancelHandler(KLM_SIGNAL_ARGS);
+}
+
+/*
  * The wait for a synchronous standby looks at no flag but this one, which the
  * server's own processes set as well when they are told to end.
  */
@@ -114,15 +137,23 @@ klm_outbox_shutdown(SIGNAL_ARGS)
 		QueryCancelPending = true;
 }
 
-char *
+const char *
 klm_outbox_version(void)
+{
+	return extension_version;
+}
+
+/* Who owns the extension now, and its version; the role that it was may be gone. */
+static bool
+find_extension(void)
 {
 	Relation	relation = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	char	   *version = NULL;
 
+	extension_owner = InvalidOid;
+	extension_version[0] = '\0';
 	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ, CStringGetDatum("kliv_mail"));
 	scan = systable_beginscan(relation, ExtensionNameIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
@@ -133,55 +164,56 @@ klm_outbox_version(void)
 			heap_getattr(tuple, Anum_pg_extension_extversion, RelationGetDescr(relation), &isnull);
 
 		extension_owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
-		version = isnull ? NULL : MemoryContextStrdup(result_context, TextDatumGetCString(value));
+		if (!isnull)
+			strlcpy(extension_version, TextDatumGetCString(value), sizeof(extension_version));
 	}
 	systable_endscan(scan);
 	table_close(relation, AccessShareLock);
-	return version;
+	return OidIsValid(extension_owner);
 }
 
 int64
 klm_outbox_open_epoch(void)
 {
-	static Statement epoch = {"SELECT nextval('kliv_mail._epoch'::pg_catalog.regclass)"};
-	static Statement lock = {"SELECT kliv_mail._epoch_lock($1)", 1, {INT8OID}};
-	Datum		value;
-	int64		result;
+	for (;;)
+	{
+		KlmCall		next = {0};
+		KlmCall		lock = {0};
+		int64		epoch;
 
-	run(&epoch, NULL, NULL);
-	result = column_int64(0, 1);
-	value = Int64GetDatum(result);
-	run(&lock, &value, NULL);
-	return result;
+		klm_run_one(&next, "next_epoch", false);
+		epoch = klm_result_int8(1);
+		klm_add_int8(&lock, epoch);
+		klm_run_one(&lock, "epoch_lock", false);
+		/* A sequence that was set back gives the number of a sender that lives. */
+		if (klm_result_bool(1))
+			return epoch;
+	}
 }
 
 int64
 klm_outbox_recover(void)
 {
-	static Statement recover = {"SELECT kliv_mail._recover()"};
+	KlmCall		call = {0};
 
-	run(&recover, NULL, NULL);
-	return column_int64(0, 1);
+	klm_run_one(&call, "recover", false);
+	return klm_result_int8(1);
 }
 
 List *
 klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy, int64 *held,
 				 int count, int64 **ids, int *id_count)
 {
-	static Statement statement = {
-		"SELECT id, message_id, recipient, account, settings, size, suppressed, sender, sender_name FROM kliv_mail._claim($1, $2, $3, $4, $5, $6)", 6,
-		{INT8OID, INT4OID, INT8OID, TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID}
-	};
-	Datum		values[6];
+	KlmCall		call = {0};
 	List	   *claims = NIL;
 
-	values[0] = Int64GetDatum(epoch);
-	values[1] = Int32GetDatum(room);
-	values[2] = Int64GetDatum(bytes);
-	values[3] = text_array((const char *const *) accounts, count);
-	values[4] = int4_array(busy, count);
-	values[5] = int8_array(held, count);
-	run(&statement, values, bytes < 0 ? "  n   " : NULL);
+	klm_add_int8(&call, epoch);
+	klm_add_int4(&call, room);
+	klm_add(&call, INT8OID, Int64GetDatum(bytes), bytes < 0);
+	add_texts(&call, (const char *const *) accounts, count);
+	add_int4s(&call, busy, count);
+	add_int8s(&call, held, count);
+	klm_run(&call, "claim", false);
 
 	/* Before their texts, any of which may be unreadable. */
 	*ids = MemoryContextAlloc(result_context, Max(1, SPI_processed) * sizeof(int64));
@@ -199,11 +231,11 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 		claim->message_id = column_int64(i, 2);
 		claim->recipient = column_text(i, 3);
 		claim->account = column_text(i, 4);
-		claim->settings = column_text(i, 5);
-		claim->size = (int) column_int64(i, 6);
-		claim->suppressed = column_text(i, 7);
-		claim->sender = column_text(i, 8);
-		claim->sender_name = column_text(i, 9);
+		claim->size = (int) column_int64(i, 5);
+		claim->suppressed = column_text(i, 6);
+		claim->sender = column_text(i, 7);
+		claim->sender_name = column_text(i, 8);
+		claim->settings = column_text(i, 9);
 	}
 	return claims;
 }
@@ -211,21 +243,18 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 List *
 klm_outbox_messages(const int64 *ids, int count)
 {
-	static Statement statement = {
-		"SELECT id, header_id, from_address, from_name, reply_to, smtputf8, unsubscribe, entity FROM kliv_mail._messages($1)", 1,
-		{INT8ARRAYOID}
-	};
-	Datum		value = int8_array(ids, count);
+	KlmCall		call = {0};
 	List	   *messages = NIL;
 
-	run(&statement, &value, NULL);
+	add_int8s(&call, ids, count);
+	klm_run(&call, "messages", false);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		MemoryContext old = MemoryContextSwitchTo(result_context);
 		KlmStoredMessage *message = palloc0(sizeof(KlmStoredMessage));
-		bytea	   *entity;
+		Datum		entity;
 		bool		isnull;
 
 		messages = lappend(messages, message);
@@ -236,132 +265,79 @@ klm_outbox_messages(const int64 *ids, int count)
 		message->reply_to = column_text(i, 5);
 		message->smtputf8 = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
 		message->unsubscribe = DatumGetBool(SPI_getbinval(tuple, desc, 7, &isnull));
-		/* Detoasted straight into the caller's context, once. */
-		entity = DatumGetByteaPCopy(SPI_getbinval(tuple, desc, 8, &isnull));
-		message->entity = VARDATA(entity);
-		message->entity_length = VARSIZE(entity) - VARHDRSZ;
+		entity = SPI_getbinval(tuple, desc, 8, &isnull);
+		if (!isnull)
+		{
+			/* Detoasted straight into the caller's context, once. */
+			bytea	   *copy = DatumGetByteaPCopy(entity);
+
+			message->entity = VARDATA(copy);
+			message->entity_length = VARSIZE(copy) - VARHDRSZ;
+		}
 		MemoryContextSwitchTo(old);
 	}
 	return messages;
 }
 
-void
+List *
 klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count)
 {
-	static Statement statement = {"SELECT kliv_mail._record($1, $2, $3, $4, $5, $6, $7, $8, $9, "
-								  "$10, $11, $12, $13, $14, $15, $16)",
-								  16,
-								  {INT8OID, INT8ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
-								   INT4ARRAYOID, TEXTARRAYOID, INT4ARRAYOID, TEXTARRAYOID,
-								   TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
-								   TEXTARRAYOID, BOOLARRAYOID, TEXTARRAYOID}};
-	Datum		values[16];
-	Datum	   *flags = palloc(count * sizeof(Datum));
-	int64	   *ids = palloc(count * sizeof(int64));
-	int		   *numbers = palloc(count * sizeof(int));
-	const char **texts = palloc(count * sizeof(char *));
+	KlmCall		call = {0};
+	List	   *changes = NIL;
 
-#define COLUMN(n, field) \
-	do { \
-		for (int i = 0; i < count; i++) \
-			texts[i] = outcomes[i].field; \
-		values[n] = text_array(texts, count); \
-	} while (0)
+	klm_add_int8(&call, epoch);
+	add_outcomes(&call, outcomes, count);
+	klm_run(&call, "record", false);
+	if (!klm_notify)
+		return NIL;
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(result_context);
+		KlmChange  *change = palloc(sizeof(KlmChange));
 
-	values[0] = Int64GetDatum(epoch);
-	for (int i = 0; i < count; i++)
-		ids[i] = outcomes[i].id;
-	values[1] = int8_array(ids, count);
-	COLUMN(2, verdict);
-	COLUMN(3, scope);
-	COLUMN(4, bounce_type);
-	for (int i = 0; i < count; i++)
-		numbers[i] = outcomes[i].pause_s;
-	values[5] = int4_array(numbers, count);
-	COLUMN(6, stage);
-	for (int i = 0; i < count; i++)
-		numbers[i] = outcomes[i].code;
-	values[7] = int4_array(numbers, count);
-	COLUMN(8, enhanced);
-	COLUMN(9, reply);
-	COLUMN(10, reason);
-	COLUMN(11, hint);
-	COLUMN(12, server_id);
-	COLUMN(13, identity);
-	for (int i = 0; i < count; i++)
-		flags[i] = BoolGetDatum(outcomes[i].unknown);
-	values[14] = PointerGetDatum(construct_array(flags, count, BOOLOID, 1, true, TYPALIGN_CHAR));
-	COLUMN(15, fingerprint);
-	run(&statement, values, NULL);
-#undef COLUMN
-}
-
-void
-klm_outbox_hold(const char *account, const char *by, int pause_s, const char *reason,
-				const char *hint, bool failure, const char *fingerprint)
-{
-	static Statement statement = {
-		"SELECT kliv_mail._hold_account($1, $2, pg_catalog.make_interval(secs => $3), $4, $5, $6, $7)", 7,
-		{TEXTOID, TEXTOID, FLOAT8OID, TEXTOID, TEXTOID, BOOLOID, TEXTOID}
-	};
-	Datum		values[7];
-	char		nulls[] = "       ";
-
-	values[0] = CStringGetTextDatum(klm_from_utf8((char *) account));
-	values[1] = CStringGetTextDatum(by);
-	values[2] = Float8GetDatum(pause_s);
-	values[3] = CStringGetTextDatum(klm_from_utf8_lossy(reason));
-	values[4] = (Datum) 0;
-	if (hint)
-		values[4] = CStringGetTextDatum(klm_from_utf8_lossy(hint));
-	else
-		nulls[4] = 'n';
-	values[5] = BoolGetDatum(failure);
-	values[6] = (Datum) 0;
-	if (fingerprint)
-		values[6] = CStringGetTextDatum(fingerprint);
-	else
-		nulls[6] = 'n';
-	run(&statement, values, nulls);
+		change->message_id = column_int64(i, 1);
+		change->status = column_text(i, 2);
+		changes = lappend(changes, change);
+		MemoryContextSwitchTo(old);
+	}
+	return changes;
 }
 
 void
 klm_outbox_set_aside(int64 id, const char *reason)
 {
-	static Statement statement = {"SELECT kliv_mail._set_aside($1, $2)", 2, {INT8OID, TEXTOID}};
-	Datum		values[2];
+	KlmCall		call = {0};
 
-	values[0] = Int64GetDatum(id);
-	values[1] = CStringGetTextDatum(klm_from_utf8_lossy(reason));
-	run(&statement, values, NULL);
+	klm_add_int8(&call, id);
+	add_text_lossy(&call, reason);
+	klm_run(&call, "set_aside", false);
 }
 
 void
 klm_outbox_expire(void)
 {
-	static Statement statement = {"SELECT kliv_mail._expire(kliv_mail._now())"};
+	KlmCall		call = {0};
 
-	run(&statement, NULL, NULL);
+	klm_add_time(&call, klm_now());
+	klm_run(&call, "expire", false);
 }
 
 List *
 klm_outbox_accounts(void)
 {
-	static Statement statement = {"SELECT * FROM kliv_mail._account_states()"};
+	KlmCall		call = {0};
 	List	   *accounts = NIL;
 
-	run(&statement, NULL, NULL);
+	klm_run(&call, "account_states", false);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		char	   *name = column_text(i, 1);
-		char	   *settings = column_text(i, 2);
-		bool		stopped = column_int64(i, 3) != 0;
 		MemoryContext old = MemoryContextSwitchTo(result_context);
 		KlmAccountState *state = palloc(sizeof(KlmAccountState));
 
-		state->name = name;
-		state->settings = settings;
-		state->stopped = stopped;
+		state->name = column_text(i, 1);
+		state->settings = column_text(i, 2);
+		state->stopped = column_int64(i, 3) != 0;
+		state->connections = (int) column_int64(i, 4);
 		accounts = lappend(accounts, state);
 		MemoryContextSwitchTo(old);
 	}
@@ -371,29 +347,29 @@ klm_outbox_accounts(void)
 void
 klm_outbox_notify(const char *payload)
 {
-	static Statement statement = {"SELECT pg_catalog.pg_notify('kliv_mail', $1)", 1, {TEXTOID}};
-	Datum		value = CStringGetTextDatum(payload);
+	KlmCall		call = {0};
 
-	run(&statement, &value, NULL);
+	klm_add_text(&call, payload);
+	klm_run(&call, "notify", false);
 }
 
 char *
 klm_outbox_unsubscribe_url(void)
 {
-	static Statement statement = {"SELECT kliv_mail._brand_unsubscribe_url()"};
+	KlmCall		call = {0};
 
-	run(&statement, NULL, NULL);
+	klm_run_one(&call, "brand_unsubscribe_url", false);
 	return column_text(0, 1);
 }
 
 TimestampTz
 klm_outbox_next_due(void)
 {
-	static Statement statement = {"SELECT kliv_mail._next_due()"};
+	KlmCall		call = {0};
 	bool		isnull;
 	Datum		value;
 
-	run(&statement, NULL, NULL);
+	klm_run_one(&call, "next_due", false);
 	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	return isnull ? DT_NOEND : DatumGetTimestampTz(value);
 }
@@ -401,32 +377,12 @@ klm_outbox_next_due(void)
 int64
 klm_outbox_retain(void)
 {
-	static Statement statement = {
-		"SELECT kliv_mail._retain(kliv_mail._now() - pg_catalog.make_interval(secs => $1), 1000)", 1, {FLOAT8OID}
-	};
-	Datum		value = Float8GetDatum(klm_retention);
+	KlmCall		call = {0};
 
-	run(&statement, &value, NULL);
-	return column_int64(0, 1);
-}
-
-/* Run a statement, which gives rows in SPI_tuptable. */
-static void
-run(Statement *statement, Datum *values, const char *nulls)
-{
-	int			result;
-
-	if (statement->plan == NULL)
-	{
-		SPIPlanPtr plan = SPI_prepare(statement->text, statement->argument_count, statement->types);
-
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not prepare \"%s\": %s", statement->text, SPI_result_code_string(SPI_result));
-		statement->plan = plan;
-	}
-	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
-	if (result != SPI_OK_SELECT)
-		elog(ERROR, "could not run \"%s\": %s", statement->text, SPI_result_code_string(result));
+	klm_add_time(&call, klm_now() - klm_retention * USECS_PER_SEC);
+	klm_add_int4(&call, 1000);
+	klm_run_one(&call, "retain", false);
+	return klm_result_int8(1);
 }
 
 static char *
@@ -450,46 +406,83 @@ column_int64(int row, int column)
 	return DatumGetInt64(value);
 }
 
-/*
- * UTF-8 in, the database's encoding out, lossy since servers' words are among
- * it and must not keep the rest from being recorded; NULL gives a null element.
- */
-static Datum
-text_array(const char *const *values, int count)
+/* Lossy, since servers' words are among it and must not keep the rest from being recorded. */
+static void
+add_text_lossy(KlmCall *call, const char *utf8)
 {
-	Datum	   *elements = palloc(Max(1, count) * sizeof(Datum));
-	bool	   *nulls = palloc(Max(1, count) * sizeof(bool));
-	int			dims[1] = {count};
-	int			lower[1] = {1};
-
-	if (count == 0)
-		return PointerGetDatum(construct_empty_array(TEXTOID));
-	for (int i = 0; i < count; i++)
-	{
-		nulls[i] = values[i] == NULL;
-		elements[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(klm_from_utf8_lossy(values[i]));
-	}
-	return PointerGetDatum(
-		construct_md_array(elements, nulls, 1, dims, lower, TEXTOID, -1, false, TYPALIGN_INT));
+	klm_add(call, TEXTOID, utf8 ? CStringGetTextDatum(klm_from_utf8_lossy(utf8)) : (Datum) 0,
+			utf8 == NULL);
 }
 
-static Datum
-int8_array(const int64 *values, int count)
+static void
+add_texts(KlmCall *call, const char *const *values, int count)
+{
+	Datum	   *elements = palloc(Max(1, count) * sizeof(Datum));
+
+	for (int i = 0; i < count; i++)
+		elements[i] = CStringGetTextDatum(klm_from_utf8_lossy(values[i]));
+	klm_add(call, TEXTARRAYOID,
+			PointerGetDatum(construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT)), false);
+}
+
+static void
+add_int8s(KlmCall *call, const int64 *values, int count)
 {
 	Datum	   *elements = palloc(Max(1, count) * sizeof(Datum));
 
 	for (int i = 0; i < count; i++)
 		elements[i] = Int64GetDatum(values[i]);
-	return PointerGetDatum(
-		construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	klm_add(call, INT8ARRAYOID,
+			PointerGetDatum(construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
+			false);
 }
 
-static Datum
-int4_array(const int *values, int count)
+static void
+add_int4s(KlmCall *call, const int *values, int count)
 {
 	Datum	   *elements = palloc(Max(1, count) * sizeof(Datum));
 
 	for (int i = 0; i < count; i++)
 		elements[i] = Int32GetDatum(values[i]);
-	return PointerGetDatum(construct_array(elements, count, INT4OID, 4, true, TYPALIGN_INT));
+	klm_add(call, INT4ARRAYOID,
+			PointerGetDatum(construct_array(elements, count, INT4OID, 4, true, TYPALIGN_INT)), false);
+}
+
+/* As kliv_mail._outcome[], whose columns have the order of the fields below. */
+static void
+add_outcomes(KlmCall *call, const KlmOutcome *outcomes, int count)
+{
+	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum("_outcome"),
+									   ObjectIdGetDatum(get_namespace_oid(KLM_SCHEMA, false)));
+	TupleDesc	desc = lookup_rowtype_tupdesc(type, -1);
+	Datum	   *rows = palloc(Max(1, count) * sizeof(Datum));
+
+	if (desc->natts != OUTCOME_COLUMNS)
+		elog(ERROR, "kliv_mail._outcome has %d columns", desc->natts);
+	for (int i = 0; i < count; i++)
+	{
+		const KlmOutcome *outcome = &outcomes[i];
+		const char *texts[OUTCOME_COLUMNS] = {
+			NULL, outcome->account, outcome->verdict, outcome->scope, outcome->bounce_type, NULL,
+			outcome->stage, NULL, outcome->enhanced, outcome->reply, outcome->reason, outcome->hint,
+			outcome->server_id, outcome->identity, outcome->fingerprint
+		};
+		Datum		values[OUTCOME_COLUMNS];
+		bool		nulls[OUTCOME_COLUMNS];
+
+		for (int c = 0; c < OUTCOME_COLUMNS; c++)
+		{
+			nulls[c] = texts[c] == NULL;
+			values[c] = nulls[c] ? (Datum) 0 : CStringGetTextDatum(klm_from_utf8_lossy(texts[c]));
+		}
+		values[0] = Int64GetDatum(outcome->id);
+		nulls[0] = outcome->id == 0;
+		values[5] = Int32GetDatum(outcome->pause_s);
+		values[7] = Int32GetDatum(outcome->code);
+		nulls[5] = nulls[7] = false;
+		rows[i] = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+	}
+	ReleaseTupleDesc(desc);
+	klm_add(call, get_array_type(type),
+			PointerGetDatum(construct_array(rows, count, type, -1, false, TYPALIGN_DOUBLE)), false);
 }

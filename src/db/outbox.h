@@ -43,6 +43,7 @@ typedef struct KlmAccountState
 	char	   *name;
 	char	   *settings;		/* as KlmClaim's */
 	bool		stopped;		/* paused, a limit of 0, out of use: what has not left goes back */
+	int			connections;	/* no more at once, as its server showed; 0: nothing is known */
 } KlmAccountState;
 
 typedef struct KlmStoredMessage
@@ -59,11 +60,14 @@ typedef struct KlmStoredMessage
 	int			users;			/* the sender's deliveries that need the entity */
 } KlmStoredMessage;
 
-/* A delivery's outcome: a decision of reply.c, or verdict "returned", "postponed" or "suppressed". */
+/*
+ * A delivery's outcome: a decision of smtp/verdict, or verdict "returned",
+ * "postponed" or "suppressed".  id 0: the account itself is in trouble.
+ */
 typedef struct KlmOutcome
 {
 	int64		id;
-	int64		message_id;		/* for NOTIFY */
+	const char *account;
 	const char *verdict;
 	const char *scope;
 	const char *bounce_type;
@@ -76,11 +80,21 @@ typedef struct KlmOutcome
 	const char *hint;
 	const char *server_id;
 	const char *identity;
-	bool		unknown;		/* no rule knew the reply */
 	const char *fingerprint;	/* of the settings that it was met with; NULL: none were */
 } KlmOutcome;
 
-extern void klm_outbox_begin(MemoryContext results);
+/* What a record made of a delivery. */
+typedef struct KlmChange
+{
+	int64		message_id;
+	char	   *status;
+} KlmChange;
+
+/*
+ * false: the extension is not here (any more), and nothing was begun.  The
+ * owner is looked up each time, since he may have changed.
+ */
+extern bool klm_outbox_begin(MemoryContext results);
 
 /* Both leave the context current that was so at klm_outbox_begin(). */
 extern void klm_outbox_commit(void);
@@ -88,14 +102,14 @@ extern void klm_outbox_commit(void);
 /* After an error in between: abort, nothing stays open. */
 extern void klm_outbox_abort(void);
 
+/* Handler of SIGINT: only a lock's time that is over cancels anything. */
+extern void klm_outbox_cancel(SIGNAL_ARGS);
+
 /* Handler of SIGTERM: a commit waits for no standby any more. */
 extern void klm_outbox_shutdown(SIGNAL_ARGS);
 
-/*
- * The extension's version here, NULL when it is not installed.  Looks up the
- * owner for the calls after it.
- */
-extern char *klm_outbox_version(void);
+/* The extension's version, as klm_outbox_begin() found it; "" where it is not installed. */
+extern const char *klm_outbox_version(void);
 
 /* A new epoch under its session lock. */
 extern int64 klm_outbox_open_epoch(void);
@@ -117,9 +131,9 @@ extern List *klm_outbox_accounts(void);
 /* List of KlmStoredMessage. */
 extern List *klm_outbox_messages(const int64 *ids, int count);
 
-extern void klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count);
-extern void klm_outbox_hold(const char *account, const char *by, int pause_s, const char *reason,
-							const char *hint, bool failure, const char *fingerprint);
+/* List of KlmChange, where kliv_mail.notify wants them. */
+extern List *klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count);
+
 extern void klm_outbox_set_aside(int64 id, const char *reason);
 extern void klm_outbox_expire(void);
 

@@ -51,6 +51,7 @@ typedef struct KlmConnectReport
 {
 	bool		ok;
 	bool		refused;		/* by the address guard: nothing was sent */
+	bool		starved;		/* this process had no descriptor for it */
 	KlmReply	reply;			/* on failure: the stage and what the server said there */
 	char	   *detail;			/* on failure: our words and the library's; never a secret */
 	char	   *hint;			/* what to do, or NULL */

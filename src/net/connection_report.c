@@ -309,7 +309,10 @@ explain(const KlmConnection *connection, KlmConnectReport *report)
 									   "allow the address in kliv_mail.allowed_hosts.");
 			}
 			else if (connection->descriptors_exhausted)
+			{
+				report->starved = true;
 				report->detail = pstrdup("too many open files in this server process");
+			}
 			else if (connection->result == CURLE_COULDNT_RESOLVE_HOST)
 			{
 				report->detail = psprintf("no address was found for host \"%s\"", target->host);

@@ -67,6 +67,8 @@ typedef enum CommandEnd
 
 extern char **environ;
 
+bool		(*klm_key_wait_ends) (void) = NULL;
+
 static bool parse_ring(const KlmSecret *text, const char *source, KlmRing **ring,
 					   KlmSecret **memory, KlmError *error);
 static bool run_key_command(KlmSecret **output, KlmError *error);
@@ -400,7 +402,7 @@ run_key_command(KlmSecret **output, KlmError *error)
 			}
 			if (have == buffer->length)
 				end = COMMAND_TALKS;
-			else if (ShutdownRequestPending)
+			else if (ShutdownRequestPending || (klm_key_wait_ends && klm_key_wait_ends()))
 				end = COMMAND_STOPPED;
 			else if (GetCurrentTimestamp() >= deadline)
 				end = COMMAND_HANGS;

@@ -48,6 +48,9 @@ extern bool klm_read_ring(KlmRing **ring, KlmSecret **memory, bool *missing, Klm
 extern bool klm_ring_for_sealing(bool may_create, KlmRing **ring, KlmSecret **memory,
 								 KlmError *error);
 
+/* Set by a process that may have to go while kliv_mail.key_command runs: must it now? */
+extern bool (*klm_key_wait_ends) (void);
+
 /* The key of that id, or NULL. */
 extern const KlmKey *klm_find_key(const KlmRing *ring, const char *id);
 

@@ -156,6 +156,7 @@ struct KlmSmtp
 	char		reply[REPLY_KEPT];
 	Size		reply_kept;
 	Size		reply_size;		/* with what was dropped */
+	uint64		replies;		/* whole ones so far */
 };
 
 static void produce(KlmSmtp *smtp);
@@ -288,6 +289,7 @@ klm_smtp_create(const KlmSmtpCaps *caps)
 	smtp->output_start = smtp->output_length = 0;
 	smtp->put_total = smtp->sent_total = 0;
 	smtp->line_kept = smtp->reply_kept = smtp->reply_size = 0;
+	smtp->replies = 0;
 	smtp->line_cut = false;
 	smtp->context = context;
 	smtp->caps = *caps;
@@ -1128,6 +1130,7 @@ handle_line(KlmSmtp *smtp)
 	}
 	if (last)
 	{
+		smtp->replies++;
 		handle_reply(smtp, code);
 		smtp->reply_kept = 0;
 		smtp->reply_size = 0;
@@ -1164,6 +1167,12 @@ klm_smtp_received(KlmSmtp *smtp, const char *data, Size length)
 			smtp->line_cut = false;
 		}
 	}
+}
+
+uint64
+klm_smtp_replies(const KlmSmtp *smtp)
+{
+	return smtp->replies;
 }
 
 bool

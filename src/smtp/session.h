@@ -139,6 +139,9 @@ extern bool klm_smtp_result(KlmSmtp *smtp, KlmSmtpResult *result);
  */
 extern bool klm_smtp_awaits(const KlmSmtp *smtp, KlmStage *stage);
 
+/* Whole replies read so far. */
+extern uint64 klm_smtp_replies(const KlmSmtp *smtp);
+
 /*
  * Ask the session to end politely: QUIT is put out once nothing is open.  No
  * delivery can begin any more; close when there is no output left.

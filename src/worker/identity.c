@@ -14,7 +14,6 @@
 #include "postgres.h"
 
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
 #include "base/error.h"
 #include "base/guc.h"
@@ -27,15 +26,12 @@
 /* _record() has what waits for the key come back in a minute. */
 #define KEY_LOOK_MS			55000
 
-/*
- * From, Reply-To and what else says who sends: the account's, with what the
- * message wishes as far as the account may.  The same inputs give the same
- * lines, so a retry is the same bytes until the account changes.  In the
- * current context.
- */
+static bool needs_smtputf8(const char *list);
+
 char *
 klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
-				 const KlmClaim *claimed, const char **from, const char **problem)
+					 const KlmClaim *claimed, const char **from, bool *smtputf8,
+					 const char **problem)
 {
 	KlmIdentity identity = {0};
 	KlmHeader	headers[KLM_PROVIDER_HEADERS_MAX + 3];
@@ -63,8 +59,13 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 		*problem = "the sender's name has a line break or control character";
 		return NULL;
 	}
+	/* What the message brought was looked at by send(). */
+	*smtputf8 = !message->from_address && needs_smtputf8(identity.from_address);
 	if (reply_to == NULL)
+	{
 		reply_to = account->reply_to;
+		*smtputf8 |= reply_to && needs_smtputf8(reply_to);
+	}
 	if (reply_to && reply_to[0])
 	{
 		if (!klm_parse_address_list(reply_to, &addresses, &identity.reply_to_count, &error))
@@ -110,21 +111,37 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 	return out.data;
 }
 
+/* Has an address of the list a local part that is not ASCII? */
+static bool
+needs_smtputf8(const char *list)
+{
+	KlmAddress *addresses;
+	int			count;
+	KlmError	error;
+
+	if (!klm_parse_address_list(list, &addresses, &count, &error))
+		return false;
+	for (int i = 0; i < count; i++)
+		if (addresses[i].smtputf8)
+			return true;
+	return false;
+}
+
 /*
- * Marketing mail: each recipient's unsubscribe link, in the given context; made
- * here since the key ring is read in a transaction.  False: the key is missing,
- * which one look tells for all; these deliveries wait.
+ * Marketing mail: each recipient's unsubscribe link, in the given context; with
+ * one look at the key.  False: the key is missing,
+ * these deliveries wait.
  */
 bool
-klm_make_unsubscribe_links(List *claims, List *messages, MemoryContext context)
+klm_make_unsubscribe_links(List *claims, List *messages, const char *url, const KlmDomain *domain,
+						   MemoryContext context)
 {
-	static TimestampTz look_at = 0;
+	static int64 look_at = 0;
 	static char reason[256];
 	MemoryContext old = MemoryContextSwitchTo(context);
 	bool		found = false;
 	KlmSecret  *key = NULL;
-	char	   *url = NULL;
-	char	   *trouble = GetCurrentTimestamp() < look_at ? reason : NULL;
+	char	   *trouble = klm_clock_ms() < look_at ? reason : NULL;
 	ListCell   *lc;
 	ListCell   *mc;
 
@@ -140,14 +157,12 @@ klm_make_unsubscribe_links(List *claims, List *messages, MemoryContext context)
 			if (message->id != claimed->message_id || !message->unsubscribe)
 				continue;
 			if (url == NULL)
-				url = klm_outbox_unsubscribe_url();
-			if (url == NULL)
 				claimed->problem = "set_brand() has no unsubscribe_url any more, which marketing mail needs";
-			else if (trouble == NULL && key == NULL && !klm_load_token_key(false, &key, &error))
+			else if (trouble == NULL && key == NULL && !klm_token_key(domain, false, &key, &error))
 			{
 				trouble = reason;
 				strlcpy(reason, error.message, sizeof(reason));
-				look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), KEY_LOOK_MS);
+				look_at = klm_clock_ms() + KEY_LOOK_MS;
 			}
 			else if (key != NULL)
 				claimed->unsubscribe_link =

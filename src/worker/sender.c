@@ -40,6 +40,7 @@
 #include "base/guc.h"
 #include "cluster/database_label.h"
 #include "cluster/wake.h"
+#include "secret/key_ring.h"
 #include "worker/sender.h"
 
 /* The SQL that this library serves besides its own: the release before.  This is the first one. */
@@ -67,34 +68,54 @@
 KlmSender	klm_sender = {
 	.pools = DLIST_STATIC_INIT(klm_sender.pools),
 	.recovery_wanted = true,
-	.claim_wanted = true,
-	.next_claim = DT_NOEND
+	.claim_wanted = true
 };
 
 static WaitEventSet *wait_set;
 static int	outcome_space;
 static bool claims_abandoned;	/* outcomes were let go: our death has to be noticed */
+static List *changes = NIL;	/* for NOTIFY: KlmChange, in the outcomes' context */
 static int	failures;			/* transactions failed in a row */
-static TimestampTz retry_at = 0;
+static int64 retry_at;
+
+static uint64 seen_wakes;
+static uint32 seen_deaths;
+static int64 idle_since;
+static int64 next_retain;
+static long slot_ms;			/* when to ask again whether others want our slot; -1: never */
+static int64 leave_at;			/* not 0: leaving, and when at the latest */
+static bool unfinished;			/* leaving with work that another sender has to take up */
+static bool tried_last;			/* to record when the time to leave had come */
 
 PGDLLEXPORT void klm_sender_main(Datum argument) pg_attribute_noreturn();
 
+static bool must_go(void);
 static void pin_session(void);
 static bool open_for_business(void);
 static void read_shared_state(void);
 static void loop(void) pg_attribute_noreturn();
-static void leave(TimestampTz next_due, uint64 wakes) pg_attribute_noreturn();
+static void leave(int64 next_due) pg_attribute_noreturn();
+static bool is_served(const char *version);
+static TimestampTz wall_time(int64 ms);
+static void notice_changes(int64 now);
+static void look_whether_to_leave(int64 now);
+static void give_up_links(int64 now);
+static void record_and_claim(int64 now);
+static void leave_if_done(int64 now);
+static void ask_for_help(int64 now);
+static bool rest(int64 now);
+static long sleep_ms(int64 now);
 static bool run_transaction(bool may_claim);
-static KlmOutcome *new_outcome(int64 id, int64 message_id);
+static KlmOutcome *new_outcome(int64 id, const KlmPool *pool);
 static int	dot_grace_ms(void);
 static bool busy(void);
 static bool has_room(void);
-static bool holds_to_record(void);
 static bool is_bad_data(const ErrorData *edata);
 static bool record_singly(void);
 static void blame(const ErrorData *edata);
 static void notify(void);
-static long wait_time(TimestampTz now, TimestampTz until);
+static void begin_transaction(MemoryContext results);
+static void record(const KlmOutcome *outcomes, int count);
 static bool retain(void);
 
 /* ----------------------------------------------------------------
@@ -107,6 +128,7 @@ klm_sender_main(Datum argument)
 {
 	Oid			database;
 
+	pqsignal(SIGINT, klm_outbox_cancel);
 	pqsignal(SIGTERM, klm_outbox_shutdown);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
@@ -125,8 +147,10 @@ klm_sender_main(Datum argument)
 	MemoryContextSwitchTo(klm_sender.context);
 
 	read_shared_state();
+	klm_sender.next_claim = KLM_NEVER;
+	klm_key_wait_ends = must_go;
 	if (!open_for_business())
-		leave(DT_NOEND, klm_sender.shared.wakes);
+		leave(KLM_NEVER);
 
 	klm_sender.connector = klm_connector_create();
 	wait_set = klm_create_wait_event_set(3);
@@ -135,6 +159,12 @@ klm_sender_main(Datum argument)
 	AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, klm_connector_fd(klm_sender.connector), NULL, NULL);
 
 	loop();
+}
+
+static bool
+must_go(void)
+{
+	return ShutdownRequestPending || klm_sender_must_leave();
 }
 
 /* As autovacuum does: what a role or the database sets must not change what the sender does. */
@@ -159,6 +189,8 @@ pin_session(void)
 		{"enable_seqscan", "off"},
 		{"enable_bitmapscan", "off"},
 		{"row_security", "off"},
+		/* Errors are for us to catch. */
+		{"exit_on_error", "off"},
 		{"extra_float_digits", "1"},
 		{"datestyle", "ISO, MDY"},
 		{"intervalstyle", "postgres"},
@@ -179,21 +211,18 @@ pin_session(void)
 static bool
 open_for_business(void)
 {
-	char	   *version;
+	const char *version = klm_outbox_version();
 
-	klm_outbox_begin(klm_sender.context);
-	if (klm_test_clock_offset != 0)
-		ereport(WARNING,
-				(errmsg("kliv_mail.test_clock_offset moves the clock of database \"%s\"", get_database_name(MyDatabaseId)),
-				 errhint("It is for tests only.")));
-	version = klm_outbox_version();
-	klm_outbox_commit();
-	if (version == NULL)
+	if (!klm_outbox_begin(klm_sender.context))
 	{
 		klm_sender_forget_database();
 		return false;
 	}
-	if (strcmp(version, KLIV_MAIL_VERSION) != 0 && strcmp(version, PREVIOUS_VERSION) != 0)
+	if (klm_test_clock_offset != 0)
+		ereport(WARNING,
+				(errmsg("kliv_mail.test_clock_offset moves the clock of database \"%s\"", get_database_name(MyDatabaseId)),
+				 errhint("It is for tests only.")));
+	if (!is_served(version))
 	{
 		char	   *message = psprintf("the library has version %s, the extension in this database version %s",
 									   KLIV_MAIL_VERSION, version);
@@ -202,13 +231,19 @@ open_for_business(void)
 		ereport(LOG,
 				(errmsg("kliv_mail sends nothing: %s", message),
 				 errhint("Run ALTER EXTENSION kliv_mail UPDATE, or restart the server after installing a new version.")));
+		klm_outbox_commit();
 		return false;
 	}
-	klm_outbox_begin(klm_sender.context);
 	klm_label_database();
 	klm_sender.epoch = klm_outbox_open_epoch();
 	klm_outbox_commit();
 	return true;
+}
+
+static bool
+is_served(const char *version)
+{
+	return strcmp(version, KLIV_MAIL_VERSION) == 0 || strcmp(version, PREVIOUS_VERSION) == 0;
 }
 
 static void
@@ -224,11 +259,20 @@ read_shared_state(void)
  * for the claims that stay behind.
  */
 static void
-leave(TimestampTz next_due, uint64 wakes)
+leave(int64 next_due)
 {
+	if (!busy())
+		klm_close_all_links();
 	if (klm_sender.outcome_count == 0 && !claims_abandoned)
-		klm_sender_leave(wakes, next_due, true);
+		klm_sender_leave(seen_wakes, wall_time(next_due), true);
 	proc_exit(0);
+}
+
+/* A time of our own clock as one of the wall's, which the launcher waits by. */
+static TimestampTz
+wall_time(int64 ms)
+{
+	return ms == KLM_NEVER ? DT_NOEND : GetCurrentTimestamp() + (ms - klm_clock_ms()) * 1000;
 }
 
 /* ----------------------------------------------------------------
@@ -239,106 +283,26 @@ leave(TimestampTz next_due, uint64 wakes)
 static void
 loop(void)
 {
-	uint64		seen_wakes = klm_sender.shared.wakes;
-	uint32		seen_deaths = klm_sender.shared.deaths;
-	TimestampTz backlog_since = 0;
-	TimestampTz idle_since = GetCurrentTimestamp();
-	TimestampTz leave_at = 0;	/* not 0: leaving, and when at the latest */
-	bool		unfinished = false; /* leaving with work that another sender has to take up */
-	bool		tried_last = false; /* to record when the time to leave had come */
-	TimestampTz next_retain = TimestampTzPlusMilliseconds(idle_since, 1000);
+	idle_since = klm_clock_ms();
+	next_retain = idle_since + 1000;
+	seen_wakes = klm_sender.shared.wakes;
+	seen_deaths = klm_sender.shared.deaths;
 
 	for (;;)
 	{
-		TimestampTz now = GetCurrentTimestamp();
-		TimestampTz until;
-		long		timeout;
-		long		slot_ms = -1;
-		bool		may_claim;
+		int64		now = klm_clock_ms();
 		dlist_iter	iter;
 		WaitEvent	events[3];
 
 		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-			/* Files that settings name may have changed with them. */
-			dlist_foreach(iter, &klm_sender.pools)
-			{
-				KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
-
-				if (pool->version)
-					pool->version[0] = '\0';
-			}
-			klm_sender.claim_wanted = true;
-		}
-		read_shared_state();
-		if (klm_sender.shared.wakes != seen_wakes)
-		{
-			seen_wakes = klm_sender.shared.wakes;
-			klm_sender.claim_wanted = true;
-		}
-		if (klm_sender.shared.deaths != seen_deaths)
-		{
-			seen_deaths = klm_sender.shared.deaths;
-			klm_sender.recovery_wanted = klm_sender.claim_wanted = true;
-		}
-		if (now >= klm_sender.next_claim)
-			klm_sender.claim_wanted = true;
-
-		if (leave_at == 0 && (ShutdownRequestPending || klm_sender_must_leave() ||
-							  klm_sender_slot_wanted(&slot_ms)))
-		{
-			leave_at = TimestampTzPlusMilliseconds(now, ShutdownRequestPending ? SHUTDOWN_GRACE_MS
-																			   : LEAVE_GRACE_MS);
-			unfinished = busy() || klm_sender.claim_wanted || klm_sender.claim_again;
-			dlist_foreach(iter, &klm_sender.pools)
-				klm_return_queue(dlist_container(KlmPool, node, iter.cur));
-		}
+		notice_changes(now);
+		if (leave_at == 0)
+			look_whether_to_leave(now);
 		if (leave_at != 0 && now >= leave_at)
-		{
-			/* Whose reply has not come by now is given up; what had its dot is in doubt. */
-			bool		patient = now < TimestampTzPlusMilliseconds(leave_at, dot_grace_ms());
-
-			dlist_foreach(iter, &klm_sender.pools)
-			{
-				KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
-				dlist_mutable_iter link_iter;
-
-				dlist_foreach_modify(link_iter, &pool->links)
-				{
-					KlmLink	   *link = dlist_container(KlmLink, node, link_iter.cur);
-
-					if (patient && link->state == LINK_OPEN && klm_waits_for_dot(link))
-						continue;
-					klm_close_link(link, "the sender was asked to stop");
-				}
-			}
-		}
-
-		/* Record, and claim beside it what there is room for. */
-		may_claim =
-			leave_at == 0 && (klm_sender.claim_wanted || (klm_sender.claim_again && klm_sender.outcome_count > 0 && has_room()));
-		if ((now >= retry_at || (leave_at != 0 && now >= leave_at && !tried_last)) &&
-			(klm_sender.outcome_count > 0 || holds_to_record() || may_claim))
-		{
-			tried_last = leave_at != 0 && now >= leave_at;
-			run_transaction(may_claim);
-		}
-
-		if (leave_at != 0 && !busy())
-		{
-			/*
-			 * Who only makes room for another database records all before it goes, as
-			 * far as that can be done; after that, what it knows is in doubt.
-			 */
-			if (klm_sender.outcome_count == 0 ||
-				(now >= leave_at && (ShutdownRequestPending || klm_sender_must_leave())) ||
-				(now >= TimestampTzPlusMilliseconds(leave_at, LEAVE_RECORD_MS) &&
-				 klm_sender_is_awaited()))
-				leave(unfinished ? 0 : klm_sender.next_claim, seen_wakes);
-		}
+			give_up_links(now);
+		record_and_claim(now);
+		if (leave_at != 0)
+			leave_if_done(now);
 
 		dlist_foreach(iter, &klm_sender.pools)
 			klm_stop_paused(dlist_container(KlmPool, node, iter.cur));
@@ -358,90 +322,122 @@ loop(void)
 				continue;
 			}
 		}
+		now = klm_clock_ms();
+		ask_for_help(now);
+		if (!rest(now))
+			continue;
 
-		now = GetCurrentTimestamp();
-		/* Mail that waits for a connection all the time is worth another sender. */
-		if (!klm_sender.claim_again || has_room() || leave_at != 0)
-			backlog_since = 0;
-		else if (backlog_since == 0)
-			backlog_since = now;
-		else if (now >= TimestampTzPlusMilliseconds(backlog_since, BACKLOG_MS))
-		{
-			klm_sender_backlog();
-			backlog_since = now;
-		}
+		WaitEventSetWait(wait_set, sleep_ms(now), events, lengthof(events), PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		klm_drive_network();
+		klm_check_deadlines(klm_clock_ms());
+	}
+}
 
-		if (busy() || klm_sender.outcome_count > 0)
-			idle_since = now;
-		else if (leave_at == 0 && !klm_sender.claim_wanted)
-		{
-			/* Mail that comes meanwhile waits for one batch, not for all of them. */
-			if (now >= next_retain)
-				next_retain = retain() ? now : TimestampTzPlusMilliseconds(now, RETAIN_EVERY_MS);
-			/* slot_ms: somebody waits for our slot, which does nothing that cannot wait. */
-			if (slot_ms >= 0 ||
-				(now < next_retain &&
-				 now >= TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout)))
-			{
-				dlist_foreach(iter, &klm_sender.pools)
-				{
-					KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
+/* What others did: settings read anew, wake-ups, senders that died. */
+static void
+notice_changes(int64 now)
+{
+	dlist_iter	iter;
 
-					while (!dlist_is_empty(&pool->links))
-						klm_close_link(dlist_head_element(KlmLink, node, &pool->links), NULL);
-				}
-				if (claims_abandoned || klm_sender_leave(seen_wakes, klm_sender.next_claim, false))
-					proc_exit(0);
-				klm_sender.claim_wanted = true;
-				continue;
-			}
-		}
-
-		/* Sleep. */
-		until = klm_sender.next_claim;
-		if ((klm_sender.claim_wanted && leave_at == 0) || klm_sender.outcome_count > 0)
-			until = Min(until, Max(retry_at, now));
-		if (leave_at > now)
-			until = Min(until, leave_at);
-		else if (leave_at != 0 && busy())
-			until = Min(until, TimestampTzPlusMilliseconds(leave_at, dot_grace_ms()));
-		else if (leave_at != 0 && now < TimestampTzPlusMilliseconds(leave_at, LEAVE_RECORD_MS))
-			until = Min(until, TimestampTzPlusMilliseconds(leave_at, LEAVE_RECORD_MS));
-		if (!busy() && klm_sender.outcome_count == 0)
-		{
-			until = Min(until, TimestampTzPlusMilliseconds(idle_since, klm_sender_idle_timeout));
-			if (leave_at == 0 && !klm_sender.claim_wanted)
-				until = Min(until, next_retain);
-		}
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+		/* Files that settings name may have changed with them. */
 		dlist_foreach(iter, &klm_sender.pools)
 		{
 			KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
-			dlist_iter	link_iter;
 
-			if (pool->queued > 0 && pool->next_begin > now)
-				until = Min(until, pool->next_begin);
-
-			dlist_foreach(link_iter, &pool->links)
-			{
-				KlmLink	   *link = dlist_container(KlmLink, node, link_iter.cur);
-
-				if (link->state == LINK_OPEN)
-					until = Min(until, link->deadline);
-			}
+			if (pool->version)
+				pool->version[0] = '\0';
 		}
-		timeout = wait_time(now, until);
-		if (slot_ms >= 0)
-			timeout = timeout < 0 ? slot_ms : Min(timeout, slot_ms);
-		if (klm_connector_timeout(klm_sender.connector) >= 0)
-			timeout = timeout < 0 ? klm_connector_timeout(klm_sender.connector)
-								  : Min(timeout, klm_connector_timeout(klm_sender.connector));
-
-		WaitEventSetWait(wait_set, timeout, events, lengthof(events), PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-
-		klm_drive_network();
-		klm_check_deadlines(GetCurrentTimestamp());
+		klm_sender.claim_wanted = true;
 	}
+	read_shared_state();
+	if (klm_sender.shared.wakes != seen_wakes)
+	{
+		seen_wakes = klm_sender.shared.wakes;
+		klm_sender.claim_wanted = true;
+	}
+	if (klm_sender.shared.deaths != seen_deaths)
+	{
+		seen_deaths = klm_sender.shared.deaths;
+		klm_sender.recovery_wanted = klm_sender.claim_wanted = true;
+	}
+	if (now >= klm_sender.next_claim)
+		klm_sender.claim_wanted = true;
+}
+
+static void
+look_whether_to_leave(int64 now)
+{
+	dlist_iter	iter;
+
+	slot_ms = -1;
+	if (!ShutdownRequestPending && !klm_sender_must_leave() && !klm_sender_slot_wanted(&slot_ms))
+		return;
+	leave_at = now + (ShutdownRequestPending ? SHUTDOWN_GRACE_MS : LEAVE_GRACE_MS);
+	unfinished = busy() || klm_sender.claim_wanted || klm_sender.claim_again;
+	dlist_foreach(iter, &klm_sender.pools)
+		klm_return_queue(dlist_container(KlmPool, node, iter.cur));
+}
+
+/* Whose reply has not come by now is given up; what had its dot is in doubt. */
+static void
+give_up_links(int64 now)
+{
+	bool		patient = now < leave_at + dot_grace_ms();
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &klm_sender.pools)
+	{
+		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
+		dlist_mutable_iter link_iter;
+
+		dlist_foreach_modify(link_iter, &pool->links)
+		{
+			KlmLink	   *link = dlist_container(KlmLink, node, link_iter.cur);
+
+			if (patient && link->state == LINK_OPEN && klm_waits_for_dot(link))
+				continue;
+			klm_close_link(link, "the sender was asked to stop");
+		}
+	}
+}
+
+/* Record, and claim beside it what there is room for. */
+static void
+record_and_claim(int64 now)
+{
+	bool		late = leave_at != 0 && now >= leave_at;
+	bool		may_claim = leave_at == 0 &&
+		(klm_sender.claim_wanted || (klm_sender.claim_again && klm_sender.outcome_count > 0 && has_room()));
+
+	if ((now >= retry_at || (late && !tried_last)) && (klm_sender.outcome_count > 0 || may_claim))
+	{
+		tried_last = late;
+		run_transaction(may_claim);
+	}
+
+	/* Where it fails for good (the schema or its owner is gone, say), another one begins anew. */
+	if (failures >= 2 && !klm_sender.isolating && !busy() && klm_sender.outcome_count == 0)
+		proc_exit(1);
+}
+
+/*
+ * Who only makes room for another database records all before it goes, as far
+ * as that can be done; after that, what it knows is in doubt.
+ */
+static void
+leave_if_done(int64 now)
+{
+	if (busy())
+		return;
+	if (klm_sender.outcome_count == 0 ||
+		(now >= leave_at && (ShutdownRequestPending || klm_sender_must_leave())) ||
+		(now >= leave_at + LEAVE_RECORD_MS && klm_sender_is_awaited()))
+		leave(unfinished ? klm_clock_ms() : klm_sender.next_claim);
 }
 
 /* How much longer than for the rest a leaving sender waits for the reply to a dot. */
@@ -451,18 +447,82 @@ dot_grace_ms(void)
 	return ShutdownRequestPending || klm_sender_must_leave() ? 0 : LEAVE_DOT_MS;
 }
 
-/* Milliseconds to a time, rounded up; -1: for ever. */
-static long
-wait_time(TimestampTz now, TimestampTz until)
+/* Mail that waits for a connection all the time is worth another sender. */
+static void
+ask_for_help(int64 now)
 {
-	int64		ms;
+	static int64 backlog_since = 0;
 
-	if (until == DT_NOEND)
-		return -1;
-	if (until <= now)
-		return 0;
-	ms = (until - now + 999) / 1000;
-	return (long) Min(ms, (int64) INT_MAX / 2);
+	if (!klm_sender.claim_again || has_room() || leave_at != 0)
+		backlog_since = 0;
+	else if (backlog_since == 0)
+		backlog_since = now;
+	else if (now >= backlog_since + BACKLOG_MS)
+	{
+		klm_sender_backlog();
+		backlog_since = now;
+	}
+}
+
+/*
+ * With nothing in hand: delete old history, or go.  false: mail came when we
+ * were about to go.
+ */
+static bool
+rest(int64 now)
+{
+	if (busy() || klm_sender.outcome_count > 0)
+		idle_since = now;
+	else if (leave_at == 0 && !klm_sender.claim_wanted)
+	{
+		/* Mail that comes meanwhile waits for one batch, not for all of them. */
+		if (now >= next_retain)
+			next_retain = retain() ? now : now + RETAIN_EVERY_MS;
+		/* slot_ms: somebody waits for our slot, which does nothing that cannot wait. */
+		if (slot_ms >= 0 ||
+			(now < next_retain && now >= idle_since + klm_sender_idle_timeout))
+		{
+			klm_close_all_links();
+			if (claims_abandoned || klm_sender_leave(seen_wakes, wall_time(klm_sender.next_claim), false))
+				proc_exit(0);
+			klm_sender.claim_wanted = true;
+			return false;
+		}
+	}
+	return true;
+}
+
+/* How long nothing has to be done; -1: for ever. */
+static long
+sleep_ms(int64 now)
+{
+	int64		until = klm_sender.next_claim;
+	long		timeout;
+	dlist_iter	iter;
+
+	if ((klm_sender.claim_wanted && leave_at == 0) || klm_sender.outcome_count > 0)
+		until = Min(until, Max(retry_at, now));
+	if (leave_at > now)
+		until = Min(until, leave_at);
+	else if (leave_at != 0 && busy())
+		until = Min(until, leave_at + dot_grace_ms());
+	else if (leave_at != 0 && now < leave_at + LEAVE_RECORD_MS)
+		until = Min(until, leave_at + LEAVE_RECORD_MS);
+	if (!busy() && klm_sender.outcome_count == 0)
+	{
+		until = Min(until, idle_since + klm_sender_idle_timeout);
+		if (leave_at == 0 && !klm_sender.claim_wanted)
+			until = Min(until, next_retain);
+	}
+	dlist_foreach(iter, &klm_sender.pools)
+		until = Min(until, klm_pool_deadline(dlist_container(KlmPool, node, iter.cur), now));
+	timeout = until == KLM_NEVER ? -1 : until <= now ? 0 : (long) Min(until - now, INT_MAX / 2);
+	if (slot_ms >= 0)
+		timeout = timeout < 0 ? slot_ms : Min(timeout, slot_ms);
+	if (klm_connector_timeout(klm_sender.connector) >= 0)
+		timeout = timeout < 0 ? klm_connector_timeout(klm_sender.connector)
+			: Min(timeout, klm_connector_timeout(klm_sender.connector));
+	return timeout;
 }
 
 /* Is a delivery in our hands? */
@@ -502,19 +562,6 @@ has_room(void)
 	return false;
 }
 
-static bool
-holds_to_record(void)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &klm_sender.pools)
-	{
-		if (dlist_container(KlmPool, node, iter.cur)->hold)
-			return true;
-	}
-	return false;
-}
-
 /*
  * Old history goes when there is nothing better to do: a batch of it.  true:
  * there may be more.
@@ -526,7 +573,7 @@ retain(void)
 
 	PG_TRY();
 	{
-		klm_outbox_begin(klm_sender.context);
+		begin_transaction(klm_sender.context);
 		deleted = klm_outbox_retain();
 		klm_outbox_commit();
 	}
@@ -558,7 +605,6 @@ run_transaction(bool wanted)
 	volatile bool may_claim = wanted && !(failures > 0 && klm_sender.outcome_count > 0);
 	volatile bool ok = false;
 	volatile bool singly = false;
-	dlist_iter	iter;
 
 	klm_sender.tried_count = 0;
 	pgstat_report_activity(STATE_RUNNING, "recording and claiming");
@@ -566,19 +612,9 @@ run_transaction(bool wanted)
 	{
 		if (may_claim)
 			klm_sender.claim_context = AllocSetContextCreate(klm_sender.context, "kliv_mail batch", ALLOCSET_DEFAULT_SIZES);
-		klm_outbox_begin(may_claim ? klm_sender.claim_context : klm_sender.context);
+		begin_transaction(may_claim ? klm_sender.claim_context : klm_sender.context);
 		if (klm_sender.outcome_count > 0)
-			klm_outbox_record(klm_sender.epoch, klm_sender.outcomes, klm_sender.outcome_count);
-		dlist_foreach(iter, &klm_sender.pools)
-		{
-			KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
-
-			if (pool->hold)
-			{
-				klm_outbox_hold(pool->name, pool->hold_by, pool->hold_pause_s, pool->hold_reason,
-								pool->hold_hint, pool->hold_failure, pool->hold_fingerprint);
-			}
-		}
+			record(klm_sender.outcomes, klm_sender.outcome_count);
 		if (may_claim)
 			klm_claim();
 		else
@@ -622,8 +658,7 @@ run_transaction(bool wanted)
 	if (!ok)
 	{
 		failures++;
-		retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-											   Min(MAX_RETRY_MS, 500 << Min(failures, 8)));
+		retry_at = klm_clock_ms() + Min(MAX_RETRY_MS, 500 << Min(failures, 8));
 		return false;
 	}
 
@@ -643,14 +678,12 @@ klm_forget_recorded(bool claimed)
 {
 	dlist_iter	iter;
 
-	if (klm_sender.outcome_count == 0 && !holds_to_record())
+	if (klm_sender.outcome_count == 0)
 		return;
-	if (klm_notify)
-		notify();
+	notify();
 	/* What went back to the line, or a hold, changes when the next is due. */
 	if (!claimed)
 	{
-		klm_sender.claim_wanted |= holds_to_record();
 		for (int i = 0; i < klm_sender.outcome_count && !klm_sender.claim_wanted; i++)
 			klm_sender.claim_wanted = strcmp(klm_sender.outcomes[i].verdict, klm_verdict_name(KLM_ACCEPTED)) != 0;
 	}
@@ -663,6 +696,42 @@ klm_forget_recorded(bool claimed)
 	klm_sender_progress();
 }
 
+/* In the transaction; what became of the deliveries is kept for NOTIFY, in the outcomes' context. */
+static void
+record(const KlmOutcome *outcomes, int count)
+{
+	List	   *recorded = klm_outbox_record(klm_sender.epoch, outcomes, count);
+	MemoryContext old = MemoryContextSwitchTo(klm_sender.outcome_context);
+	ListCell   *lc;
+
+	foreach(lc, recorded)
+	{
+		KlmChange  *change = palloc(sizeof(KlmChange));
+
+		change->message_id = ((KlmChange *) lfirst(lc))->message_id;
+		change->status = pstrdup(((KlmChange *) lfirst(lc))->status);
+		changes = lappend(changes, change);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* The extension's owner, or all of it, may have gone since the last transaction. */
+static void
+begin_transaction(MemoryContext results)
+{
+	if (!klm_outbox_begin(results))
+	{
+		/* What is on its way belongs to nobody any more. */
+		klm_sender_forget_database();
+		klm_sender.outcome_count = 0;
+		leave(KLM_NEVER);
+	}
+	if (!is_served(klm_outbox_version()))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the extension kliv_mail has another version than before")));
+}
+
 /*
  * NOTIFY kliv_mail, once a recorded batch and in a transaction of its own, so
  * that nothing of it can keep a result from being recorded: message ids and
@@ -673,29 +742,26 @@ notify(void)
 {
 	static int64 lost = 0;
 	StringInfoData payload;
+	ListCell   *lc;
 
+	if (changes == NIL)
+		return;
 	initStringInfo(&payload);
-	for (int i = 0; i < klm_sender.outcome_count && payload.len < 7900; i++)
+	foreach(lc, changes)
 	{
-		const char *verdict = klm_sender.outcomes[i].verdict;
+		KlmChange  *change = lfirst(lc);
 
-		if (strcmp(verdict, "returned") == 0)
-			continue;
-		appendStringInfo(&payload, "%s\"" INT64_FORMAT "\": \"%s\"", payload.len ? ", " : "{",
-						 klm_sender.outcomes[i].message_id,
-						 strcmp(verdict, klm_verdict_name(KLM_ACCEPTED)) == 0 ? "sent" :
-						 strcmp(verdict, klm_verdict_name(KLM_PERMANENT)) == 0 ? "bounced" :
-						 strcmp(verdict, klm_verdict_name(KLM_IN_DOUBT)) == 0 ? "in_doubt" :
-						 strcmp(verdict, klm_verdict_name(KLM_MESSAGE_FAULT)) == 0 ||
-						 strcmp(verdict, klm_verdict_name(KLM_POLICY_BLOCK)) == 0 ? "failed" :
-						 strcmp(verdict, "suppressed") == 0 ? "suppressed" : "deferred");
+		if (payload.len < 7900 && strcmp(change->status, "queued") != 0)
+			appendStringInfo(&payload, "%s\"" INT64_FORMAT "\": \"%s\"", payload.len ? ", " : "{",
+							 change->message_id, change->status);
 	}
+	changes = NIL;
 	if (payload.len > 0)
 	{
 		appendStringInfoChar(&payload, '}');
 		PG_TRY();
 		{
-			klm_outbox_begin(klm_sender.context);
+			begin_transaction(klm_sender.context);
 			klm_outbox_notify(payload.data);
 			klm_outbox_commit();
 		}
@@ -738,8 +804,8 @@ record_singly(void)
 	{
 		PG_TRY();
 		{
-			klm_outbox_begin(klm_sender.context);
-			klm_outbox_record(klm_sender.epoch, &klm_sender.outcomes[done], 1);
+			begin_transaction(klm_sender.context);
+			record(&klm_sender.outcomes[done], 1);
 			klm_outbox_commit();
 			done++;
 		}
@@ -800,7 +866,7 @@ blame(const ErrorData *edata)
 	reason = psprintf("the queued row could not be read: %s", edata->message ? edata->message : "unknown error");
 	PG_TRY();
 	{
-		klm_outbox_begin(klm_sender.context);
+		begin_transaction(klm_sender.context);
 		klm_outbox_set_aside(id, reason);
 		klm_outbox_commit();
 	}
@@ -821,7 +887,7 @@ blame(const ErrorData *edata)
  */
 
 static KlmOutcome *
-new_outcome(int64 id, int64 message_id)
+new_outcome(int64 id, const KlmPool *pool)
 {
 	KlmOutcome *outcome;
 
@@ -834,15 +900,15 @@ new_outcome(int64 id, int64 message_id)
 	outcome = &klm_sender.outcomes[klm_sender.outcome_count++];
 	memset(outcome, 0, sizeof(KlmOutcome));
 	outcome->id = id;
-	outcome->message_id = message_id;
+	outcome->account = pool->name;
 	return outcome;
 }
 
 /* An outcome that no server gave: "returned", or what is wrong with the row. */
 void
-klm_add_local_outcome(int64 id, int64 message_id, const char *verdict, const char *reason)
+klm_add_local_outcome(int64 id, const KlmPool *pool, const char *verdict, const char *reason)
 {
-	KlmOutcome *outcome = new_outcome(id, message_id);
+	KlmOutcome *outcome = new_outcome(id, pool);
 
 	outcome->verdict = verdict;
 	outcome->scope = klm_scope_name(KLM_SCOPE_MESSAGE);
@@ -868,7 +934,7 @@ void
 klm_add_outcome(KlmDelivery *delivery, const KlmLink *link, const KlmReply *reply,
 			const KlmDecision *decision)
 {
-	KlmOutcome *outcome = new_outcome(delivery->id, delivery->message_id);
+	KlmOutcome *outcome = new_outcome(delivery->id, delivery->pool);
 	MemoryContext old = MemoryContextSwitchTo(klm_sender.outcome_context);
 
 	outcome->verdict = klm_verdict_name(decision->verdict);
@@ -881,10 +947,12 @@ klm_add_outcome(KlmDelivery *delivery, const KlmLink *link, const KlmReply *repl
 	outcome->reply = pstrdup(reply->text ? reply->text : "");
 	outcome->reason = decision->reason;
 	outcome->hint = klm_cure_of(decision, link->settings->account);
-	outcome->unknown =
-		decision->unknown && (reply->stage == KLM_STAGE_MAIL || reply->stage == KLM_STAGE_RCPT);
 	outcome->fingerprint = pstrdup(link->settings->account->fingerprint);
 	outcome->identity = delivery->identity ? pstrdup(delivery->identity) : NULL;
+	if (decision->verdict == KLM_ACCEPTED && klm_redirect_to && klm_redirect_to[0])
+		outcome->reason = psprintf("the server accepted it for %s (kliv_mail.redirect_to)", klm_redirect_to);
+	else if (decision->verdict == KLM_ACCEPTED)
+		outcome->reason = "the server accepted it";
 	if (decision->verdict == KLM_ACCEPTED)
 		outcome->server_id = klm_server_message_id(
 			reply, delivery->pool->settings ? delivery->pool->settings->account->provider : NULL);
@@ -914,24 +982,34 @@ klm_return_queue(KlmPool *pool)
 		KlmDelivery   *delivery = dlist_container(KlmDelivery, node, dlist_pop_head_node(&pool->queue));
 
 		pool->queued--;
-		klm_add_local_outcome(delivery->id, delivery->message_id, "returned", "");
+		klm_add_local_outcome(delivery->id, pool, "returned", "");
 		klm_finish_delivery(delivery);
 	}
 }
 
 void
-klm_note_hold(KlmPool *pool, const KlmSettings *settings, const char *by, int pause_s, const char *reason,
-		  const char *hint, bool failure)
+klm_note_hold(KlmPool *pool, const KlmSettings *settings, const char *verdict, int pause_s,
+			  KlmStage stage, const char *reason, const char *hint)
 {
+	KlmOutcome *outcome = new_outcome(0, pool);
+
 	pool->hold = true;
-	pool->hold_by = by;
-	pool->hold_pause_s = pause_s;
-	pool->hold_reason = MemoryContextStrdup(klm_sender.outcome_context, reason);
-	pool->hold_hint = hint ? MemoryContextStrdup(klm_sender.outcome_context, hint) : NULL;
-	pool->hold_failure = failure;
-	pool->hold_fingerprint =
+	outcome->verdict = verdict;
+	outcome->scope = klm_scope_name(KLM_SCOPE_ACCOUNT);
+	outcome->pause_s = pause_s;
+	outcome->stage = klm_stage_name(stage);
+	outcome->reason = MemoryContextStrdup(klm_sender.outcome_context, reason);
+	outcome->hint = hint ? MemoryContextStrdup(klm_sender.outcome_context, hint) : NULL;
+	outcome->fingerprint =
 		settings ? MemoryContextStrdup(klm_sender.outcome_context, settings->account->fingerprint) : NULL;
 }
 
+void
+klm_note_connections(KlmPool *pool, int connections)
+{
+	KlmOutcome *outcome = new_outcome(0, pool);
 
-
+	outcome->verdict = "connections";
+	outcome->scope = klm_scope_name(KLM_SCOPE_ACCOUNT);
+	outcome->code = connections;
+}

@@ -15,6 +15,7 @@
 #define KLM_SENDER_H
 
 #include "lib/ilist.h"
+#include "portability/instr_time.h"
 
 #include "cluster/slots.h"
 #include "db/account.h"
@@ -30,6 +31,7 @@ typedef struct KlmSettings
 	MemoryContext context;
 	int			users;
 	KlmAccount *account;
+	bool		opened;			/* its secrets were looked for */
 } KlmSettings;
 
 typedef struct KlmPool
@@ -46,18 +48,15 @@ typedef struct KlmPool
 	int			link_count;
 	int			opening;
 	int			allowed;		/* connections now; grows on success, shrinks on trouble */
-	TimestampTz next_begin;		/* where the provider takes only so many a second */
+	int64		next_begin;		/* where the provider takes only so many a second */
 	bool		more;			/* its last claim found something */
 	bool		stale;			/* the queue was composed for other settings */
 	bool		paused;			/* pause(), a limit of 0, out of use: what has not left goes back */
-	/* Trouble of the account itself, to be recorded. */
-	bool		hold;
-	const char *hold_by;
-	int			hold_pause_s;
-	char	   *hold_reason;	/* in outcome_context */
-	char	   *hold_hint;
-	bool		hold_failure;
-	char	   *hold_fingerprint;	/* of the settings that it was met with */
+	bool		hold;			/* trouble of the account itself is to be recorded */
+	int			ceiling;		/* no more connections than that, as the server showed; 0: not known */
+	int64		ceiling_until;
+	int			refused;		/* connections in a row, while none was open */
+	int64		next_open;		/* no connection before that: we had no descriptor for it */
 } KlmPool;
 
 typedef enum LinkState
@@ -75,8 +74,16 @@ typedef struct KlmLink
 	LinkState	state;
 	KlmConnection *connection;
 	KlmSmtp    *smtp;
-	TimestampTz deadline;		/* of the reply that is awaited, or of idleness */
+	int64		deadline;		/* of the reply that is awaited, or of idleness */
+	int64		moved;			/* the last byte of ours went then */
+	uint64		replies;		/* read before the one that is awaited */
+	KlmStage	stage;			/* that the deadline is of */
+	bool		waiting;		/* for a reply, or to send; else idle */
+	bool		spent;			/* no more mail goes by it */
+	bool		smtputf8;		/* its server has that */
+	int			largest;		/* octets of its largest message */
 	int			begun;			/* deliveries handed to it */
+	int			served;			/* of them, with a reply */
 } KlmLink;
 
 typedef struct KlmBatch
@@ -89,14 +96,27 @@ typedef struct KlmDelivery
 {
 	dlist_node	node;
 	int64		id;
-	int64		message_id;
 	KlmBatch	   *batch;
 	KlmPool	   *pool;
 	KlmStoredMessage *message;
 	int			size;
 	char	   *identity;		/* the identity lines */
+	bool		account_smtputf8;	/* the account's own addresses need SMTPUTF8 */
+	bool		foreign_sender; /* its From is not the account's own */
 	KlmSmtpDelivery smtp;
 } KlmDelivery;
+
+/* Milliseconds of a clock that nobody sets; all deadlines are of it. */
+#define KLM_NEVER PG_INT64_MAX
+
+static inline int64
+klm_clock_ms(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MILLISEC(now);
+}
 
 /* The one sender that this process is. */
 typedef struct KlmSender
@@ -117,7 +137,7 @@ typedef struct KlmSender
 	bool		recovery_wanted;	/* a sender may have died with claims */
 	bool		claim_wanted;
 	bool		claim_again;	/* an account's last claim found something, so there may be more */
-	TimestampTz next_claim;		/* real time */
+	int64		next_claim;		/* of klm_clock_ms() */
 	bool		isolating;		/* one row at a time, to find one that cannot be read */
 	int			isolated;		/* rows that were read so */
 } KlmSender;
@@ -130,7 +150,7 @@ extern KlmSender klm_sender;
 extern void klm_forget_recorded(bool claimed);
 
 /* An outcome that no server gave: "returned", or what is wrong with the row. */
-extern void klm_add_local_outcome(int64 id, int64 message_id, const char *verdict,
+extern void klm_add_local_outcome(int64 id, const KlmPool *pool, const char *verdict,
 								  const char *reason);
 extern void klm_add_outcome(KlmDelivery *delivery, const KlmLink *link, const KlmReply *reply,
 							const KlmDecision *decision);
@@ -141,9 +161,12 @@ extern void klm_finish_delivery(KlmDelivery *delivery);
 /* What no link has begun goes back as it was. */
 extern void klm_return_queue(KlmPool *pool);
 
-/* Trouble of the account itself, which the next transaction records. */
-extern void klm_note_hold(KlmPool *pool, const KlmSettings *settings, const char *by, int pause_s,
-						  const char *reason, const char *hint, bool failure);
+/* Trouble of the account itself, which the next transaction records; verdict also "key". */
+extern void klm_note_hold(KlmPool *pool, const KlmSettings *settings, const char *verdict,
+						  int pause_s, KlmStage stage, const char *reason, const char *hint);
+
+/* Its server takes no more connections than that, which senders to come know for a while. */
+extern void klm_note_connections(KlmPool *pool, int connections);
 
 /* What to do about a reply to an account, in the current context or static. */
 extern const char *klm_cure_of(const KlmDecision *decision, const KlmAccount *account);
@@ -168,26 +191,37 @@ extern void klm_stop_paused(KlmPool *pool);
 
 /* Read and write what is ready. */
 extern void klm_drive_network(void);
-extern void klm_check_deadlines(TimestampTz now);
+extern void klm_check_deadlines(int64 now);
+
+/* When something has to be done for the pool without anything happening. */
+extern int64 klm_pool_deadline(KlmPool *pool, int64 now);
+
 extern bool klm_waits_for_dot(const KlmLink *link);
 
 /* why: what open deliveries lose their connection to; NULL: none is open, part politely. */
 extern void klm_close_link(KlmLink *link, const char *why);
+
+/* All of them, politely where nothing is open. */
+extern void klm_close_all_links(void);
 
 /* ---- identity.c ---- */
 
 /*
  * From, Reply-To and what else says who sends: the account's, with what the
  * message wishes as far as the account may.  In the current context; NULL with
- * *problem where they cannot be made.
+ * *problem where they cannot be made.  *smtputf8: addresses that are the
+ * account's need SMTPUTF8.
  */
 extern char *klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
-								  const KlmClaim *claimed, const char **from, const char **problem);
+								  const KlmClaim *claimed, const char **from, bool *smtputf8,
+								  const char **problem);
 
 /*
- * Marketing mail: each recipient's unsubscribe link, in the given context; in
- * a transaction.  False: the key is missing, these deliveries wait.
+ * Marketing mail: each recipient's unsubscribe link, in the given context;
+ * outside of a transaction.  url: the brand's, or NULL.  False: the key is
+ * missing, these deliveries wait.
  */
-extern bool klm_make_unsubscribe_links(List *claims, List *messages, MemoryContext context);
+extern bool klm_make_unsubscribe_links(List *claims, List *messages, const char *url,
+									   const KlmDomain *domain, MemoryContext context);
 
 #endif							/* KLM_SENDER_H */

@@ -22,14 +22,28 @@
 #include "base/error.h"
 #include "base/guc.h"
 #include "cluster/wake.h"
+#include "secret/key_ring.h"
 #include "worker/sender.h"
 
 /* A claim that met another sender's is tried again after 20 ms, doubling to 1 s. */
 #define VAIN_CLAIM_MS		20
 #define MAX_VAIN_CLAIM_MS	1000
 
+/* Where a sender before us learnt it, most of its ten minutes may be over. */
+#define CEILING_MS			60000
+
 static int	vain_claims;		/* in a row, though something was due */
 
+static List *offer_room(int room, int **busy, int *offered);
+static void load_accounts(List *claims);
+static List *read_messages(List *claims);
+static KlmStoredMessage *message_of(const KlmClaim *claimed, List *messages);
+static void open_accounts(void);
+static bool wants_links(List *messages);
+static void plan_next_claim(void);
+static void return_stale(void);
+static void note_who_has_more(List *claims, const int *busy, int offered, int room);
+static void hold_troubled(void);
 static void look_at_accounts(void);
 static void prepare(KlmBatch *batch, KlmClaim *claim, KlmStoredMessage *message, KlmPool *pool);
 static KlmPool *find_pool(const char *name);
@@ -42,89 +56,40 @@ static void load_settings(KlmPool *pool, const char *version);
 void
 klm_claim(void)
 {
-	KlmBatch	   *batch;
+	MemoryContext context = klm_sender.claim_context;
+	KlmBatch   *batch = MemoryContextAllocZero(context, sizeof(KlmBatch));
 	List	   *claims;
 	List	   *messages = NIL;
 	bool		key_trouble = false;
+	char	   *url = NULL;
+	KlmDomain	domain;
 	ListCell   *lc;
-	dlist_iter	iter;
-	int			pool_count = 0;
+	int		   *busy;
 	int			offered;
-	char	  **names;
-	int		   *counts;
-	int64	   *held;
 	int			room = 4 * klm_sender.connections;
-	MemoryContext context = klm_sender.claim_context;
-	int64		memory = (int64) klm_sender_memory * 1024;
 	int64		recovered = 0;
 
-	batch = MemoryContextAllocZero(context, sizeof(KlmBatch));
 	batch->context = context;
-
-	dlist_foreach(iter, &klm_sender.pools)
-		pool_count++;
-	names = palloc(Max(1, pool_count) * sizeof(char *));
-	counts = MemoryContextAlloc(context, Max(1, pool_count) * sizeof(int));
-	held = palloc(Max(1, pool_count) * sizeof(int64));
-	pool_count = 0;
-	dlist_foreach(iter, &klm_sender.pools)
-	{
-		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
-
-		names[pool_count] = pool->name;
-		held[pool_count] = pool->bytes;
-		counts[pool_count++] = pool->queued + pool->open;
-	}
-	offered = pool_count;
-
 	if (klm_sender.recovery_wanted)
 		recovered = klm_outbox_recover();
 	klm_outbox_expire();
-	claims = klm_outbox_claim(klm_sender.epoch, room, klm_sender.isolating ? -1 : Max(0, memory - klm_sender.claimed_bytes), names,
-							  counts, held, pool_count, &klm_sender.tried_ids, &klm_sender.tried_count);
-
+	claims = offer_room(room, &busy, &offered);
 	if (claims != NIL)
 	{
-		int64	   *ids = palloc(list_length(claims) * sizeof(int64));
-		int			count = 0;
-		int			claimed_count = klm_sender.tried_count;
-
 		vain_claims = 0;
-		/* An account that cannot be read is no row's fault. */
-		klm_sender.tried_count = 0;
-		foreach(lc, claims)
+		load_accounts(claims);
+		messages = read_messages(claims);
+		if (wants_links(messages))
 		{
-			KlmClaim   *claimed = lfirst(lc);
-			KlmPool	   *pool = find_pool(claimed->account);
+			MemoryContext old = MemoryContextSwitchTo(context);
 
-			if (pool->version == NULL || strcmp(pool->version, claimed->settings) != 0)
-				load_settings(pool, claimed->settings);
+			url = klm_outbox_unsubscribe_url();
+			klm_load_domain(&domain);
+			MemoryContextSwitchTo(old);
 		}
-		klm_sender.tried_count = claimed_count;
-		foreach(lc, claims)
-		{
-			KlmClaim   *claimed = lfirst(lc);
-			bool		known = false;
-
-			for (int i = 0; i < count && !known; i++)
-				known = ids[i] == claimed->message_id;
-			if (!known)
-				ids[count++] = claimed->message_id;
-		}
-		messages = klm_outbox_messages(ids, count);
-		key_trouble = !klm_make_unsubscribe_links(claims, messages, context);
 	}
 	else
-	{
-		TimestampTz due = klm_outbox_next_due();
-		TimestampTz soonest = TimestampTzPlusMilliseconds(
-			GetCurrentTimestamp(), Min(VAIN_CLAIM_MS << Min(vain_claims, 8), MAX_VAIN_CLAIM_MS));
-
-		klm_sender.next_claim = TIMESTAMP_NOT_FINITE(due) ? due : due - klm_test_clock_offset;
-		/* What is due and yet was not claimed is another sender's, or held meanwhile. */
-		vain_claims = klm_sender.next_claim < soonest ? vain_claims + 1 : 0;
-		klm_sender.next_claim = Max(klm_sender.next_claim, soonest);
-	}
+		plan_next_claim();
 
 	/* Behind the claim, so that this sees all that the claim saw. */
 	if (klm_sender.claim_wanted)
@@ -133,36 +98,17 @@ klm_claim(void)
 	klm_sender.claim_context = NULL;
 	klm_forget_recorded(true);
 	klm_sender.claim_wanted = klm_sender.recovery_wanted = false;
-	/* What was composed for an account that has changed goes back and is composed anew. */
-	dlist_foreach(iter, &klm_sender.pools)
-	{
-		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
-
-		if (pool->stale)
-			klm_return_queue(pool);
-		pool->stale = false;
-	}
+	open_accounts();
+	if (claims != NIL)
+		key_trouble = !klm_make_unsubscribe_links(claims, messages, url, &domain, context);
+	return_stale();
 	if (recovered > 0)
 	{
 		ereport(LOG,
 				(errmsg("kliv_mail: %lld deliveries of a sender that ended are in doubt", (long long) recovered)));
 		klm_sender_recorded();
 	}
-	/* Whoever was offered room and took none has nothing that is due. */
-	pool_count = 0;
-	dlist_foreach(iter, &klm_sender.pools)
-	{
-		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
-
-		if (pool_count < offered && counts[pool_count] < room)
-			pool->more = false;
-		pool_count++;
-	}
-	foreach(lc, claims)
-		find_pool(((KlmClaim *) lfirst(lc))->account)->more = true;
-	klm_sender.claim_again = false;
-	dlist_foreach(iter, &klm_sender.pools)
-		klm_sender.claim_again |= dlist_container(KlmPool, node, iter.cur)->more;
+	note_who_has_more(claims, busy, offered, room);
 	/* Else all that needs the key would be claimed in vain before anything else is sent. */
 	if (key_trouble)
 		klm_sender.claim_again = false;
@@ -175,36 +121,234 @@ klm_claim(void)
 	if (klm_sender.isolating && ++klm_sender.isolated > room)
 		klm_sender.isolating = false;
 	/* What falls due meanwhile at an account without room here, or without a pool yet. */
-	klm_sender.next_claim = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 1000);
+	klm_sender.next_claim = klm_clock_ms() + 1000;
 	foreach(lc, claims)
 	{
 		KlmClaim   *claimed = lfirst(lc);
-		KlmStoredMessage *message = NULL;
-		KlmPool	   *pool = find_pool(claimed->account);
-		ListCell   *mc;
 
-		foreach(mc, messages)
-		{
-			if (((KlmStoredMessage *) lfirst(mc))->id == claimed->message_id)
-				message = lfirst(mc);
-		}
-		prepare(batch, claimed, message, pool);
+		prepare(batch, claimed, message_of(claimed, messages), find_pool(claimed->account));
 	}
 	if (batch->open == 0)
 		MemoryContextDelete(context);
-	/* Held accounts give everything back at once. */
+	hold_troubled();
+}
+
+/* Claim; how many deliveries of each pool, in their order, were in hand then is in *busy. */
+static List *
+offer_room(int room, int **busy, int *offered)
+{
+	int64		memory = (int64) klm_sender_memory * 1024;
+	int			count = 0;
+	char	  **names;
+	int64	   *held;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &klm_sender.pools)
+		count++;
+	names = palloc(Max(1, count) * sizeof(char *));
+	*busy = MemoryContextAlloc(klm_sender.claim_context, Max(1, count) * sizeof(int));
+	held = palloc(Max(1, count) * sizeof(int64));
+	count = 0;
+	dlist_foreach(iter, &klm_sender.pools)
+	{
+		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
+
+		names[count] = pool->name;
+		held[count] = pool->bytes;
+		(*busy)[count++] = pool->queued + pool->open;
+	}
+	*offered = count;
+	return klm_outbox_claim(klm_sender.epoch, room,
+							klm_sender.isolating ? -1 : Max(0, memory - klm_sender.claimed_bytes), names,
+							*busy, held, count, &klm_sender.tried_ids, &klm_sender.tried_count);
+}
+
+static void
+load_accounts(List *claims)
+{
+	int			tried = klm_sender.tried_count;
+	ListCell   *lc;
+
+	/* An account that cannot be read is no row's fault. */
+	klm_sender.tried_count = 0;
+	foreach(lc, claims)
+	{
+		KlmClaim   *claimed = lfirst(lc);
+		KlmPool	   *pool = find_pool(claimed->account);
+
+		if (pool->version == NULL || strcmp(pool->version, claimed->settings) != 0)
+			load_settings(pool, claimed->settings);
+	}
+	klm_sender.tried_count = tried;
+}
+
+static List *
+read_messages(List *claims)
+{
+	int64	   *ids = palloc(list_length(claims) * sizeof(int64));
+	int			count = 0;
+	ListCell   *lc;
+
+	foreach(lc, claims)
+	{
+		KlmClaim   *claimed = lfirst(lc);
+		bool		known = false;
+
+		for (int i = 0; i < count && !known; i++)
+			known = ids[i] == claimed->message_id;
+		if (!known)
+			ids[count++] = claimed->message_id;
+	}
+	return klm_outbox_messages(ids, count);
+}
+
+static KlmStoredMessage *
+message_of(const KlmClaim *claimed, List *messages)
+{
+	ListCell   *lc;
+
+	foreach(lc, messages)
+	{
+		KlmStoredMessage *message = lfirst(lc);
+
+		if (message->id == claimed->message_id)
+			return message->entity ? message : NULL;
+	}
+	return NULL;
+}
+
+/*
+ * The secrets of the accounts whose settings were read, outside of the
+ * transaction: kliv_mail.key_command may take its time.
+ */
+static void
+open_accounts(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &klm_sender.pools)
+	{
+		KlmSettings *settings = dlist_container(KlmPool, node, iter.cur)->settings;
+		MemoryContext old;
+
+		if (settings == NULL || settings->opened)
+			continue;
+		settings->opened = true;
+		old = MemoryContextSwitchTo(settings->context);
+		PG_TRY();
+		{
+			klm_open_account(settings->account);
+		}
+		PG_CATCH();
+		{
+			ErrorData  *edata;
+
+			MemoryContextSwitchTo(settings->context);
+			edata = CopyErrorData();
+			EmitErrorReport();
+			FlushErrorState();
+			settings->account->problem = psprintf("its password cannot be opened: %s",
+												  edata->message ? edata->message : "unknown error");
+		}
+		PG_END_TRY();
+		MemoryContextSwitchTo(old);
+	}
+}
+
+static bool
+wants_links(List *messages)
+{
+	ListCell   *lc;
+
+	foreach(lc, messages)
+		if (((KlmStoredMessage *) lfirst(lc))->unsubscribe)
+			return true;
+	return false;
+}
+
+/* Nothing was claimed: when is it worth another look? */
+static void
+plan_next_claim(void)
+{
+	TimestampTz due = klm_outbox_next_due();
+	int64		soonest = klm_clock_ms() + Min(VAIN_CLAIM_MS << Min(vain_claims, 8), MAX_VAIN_CLAIM_MS);
+
+	klm_sender.next_claim = KLM_NEVER;
+	if (due == DT_NOBEGIN)
+		klm_sender.next_claim = soonest;
+	else if (due != DT_NOEND)
+		klm_sender.next_claim = klm_clock_ms() + (due - klm_now() + 999) / 1000;
+	/* What is due and yet was not claimed is another sender's, or held meanwhile. */
+	vain_claims = klm_sender.next_claim < soonest ? vain_claims + 1 : 0;
+	klm_sender.next_claim = Max(klm_sender.next_claim, soonest);
+}
+
+/* What was composed for an account that has changed goes back and is composed anew. */
+static void
+return_stale(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &klm_sender.pools)
+	{
+		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
+
+		if (pool->stale)
+			klm_return_queue(pool);
+		pool->stale = false;
+	}
+}
+
+/* Whoever was offered room and took none has nothing that is due. */
+static void
+note_who_has_more(List *claims, const int *busy, int offered, int room)
+{
+	ListCell   *lc;
+	dlist_iter	iter;
+	int			n = 0;
+
+	dlist_foreach(iter, &klm_sender.pools)
+	{
+		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
+
+		if (n < offered && busy[n] < room)
+			pool->more = false;
+		n++;
+	}
+	foreach(lc, claims)
+		find_pool(((KlmClaim *) lfirst(lc))->account)->more = true;
+	klm_sender.claim_again = false;
+	dlist_foreach(iter, &klm_sender.pools)
+		klm_sender.claim_again |= dlist_container(KlmPool, node, iter.cur)->more;
+}
+
+/* Accounts that cannot be used give everything back at once. */
+static void
+hold_troubled(void)
+{
+	dlist_iter	iter;
+
 	dlist_foreach(iter, &klm_sender.pools)
 	{
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
 
 		if (pool->settings == NULL)
 			klm_return_queue(pool);
+		else if (pool->settings->account->problem && klm_key_wait_ends && klm_key_wait_ends())
+		{
+			/* We have to go: what was not waited for is no trouble of the account. */
+			pool->version[0] = '\0';
+			klm_return_queue(pool);
+		}
 		else if (pool->settings->account->problem)
 		{
+			const KlmAccount *account = pool->settings->account;
+
 			/* It may be mended without a setting that changes. */
 			pool->version[0] = '\0';
-			klm_note_hold(pool, pool->settings, pool->settings->account->key_missing ? "key" : "account", 0,
-					  pool->settings->account->problem, pool->settings->account->hint, true);
+			klm_note_hold(pool, pool->settings,
+						  account->key_missing ? "key" : klm_verdict_name(KLM_ACCOUNT_TROUBLE), 0,
+						  KLM_STAGE_CONNECT, account->problem, account->hint);
 			klm_return_queue(pool);
 		}
 	}
@@ -233,7 +377,15 @@ look_at_accounts(void)
 			if (strcmp(state->name, pool->name) != 0 || state->stopped)
 				continue;
 			pool->paused = false;
-			if (pool->version != NULL && strcmp(pool->version, state->settings) != 0)
+			/* Another sender, or one before us, may have learnt it. */
+			if (state->connections > 0 && pool->ceiling == 0)
+			{
+				pool->ceiling = state->connections;
+				pool->ceiling_until = klm_clock_ms() + CEILING_MS;
+			}
+			/* One that could not be used is read anew when its hold is over. */
+			if (pool->version != NULL && strcmp(pool->version, state->settings) != 0 &&
+				!(pool->settings && pool->settings->account->problem))
 				load_settings(pool, state->settings);
 		}
 	}
@@ -250,53 +402,55 @@ prepare(KlmBatch *batch, KlmClaim *claimed, KlmStoredMessage *message, KlmPool *
 
 	if (pool->settings == NULL)
 	{
-		klm_add_local_outcome(claimed->id, claimed->message_id, "returned", "");
+		klm_add_local_outcome(claimed->id, pool, "returned", "");
 		return;
 	}
 	if (claimed->suppressed)
 	{
-		klm_add_local_outcome(claimed->id, claimed->message_id, "suppressed", claimed->suppressed);
+		klm_add_local_outcome(claimed->id, pool, "suppressed", claimed->suppressed);
 		return;
 	}
 	if (message == NULL)
 	{
-		klm_add_local_outcome(claimed->id, claimed->message_id, "message_fault", "its message is not there any more");
+		klm_add_local_outcome(claimed->id, pool, "message_fault", "its message is not there any more");
 		return;
 	}
 	if (claimed->problem && claimed->key_trouble)
 	{
 		/* Only marketing mail needs the key for its links: the account's other mail goes on. */
-		klm_add_local_outcome(claimed->id, claimed->message_id, "postponed", claimed->problem);
+		klm_add_local_outcome(claimed->id, pool, "postponed", claimed->problem);
 		return;
 	}
 	if (claimed->problem)
 	{
-		klm_add_local_outcome(claimed->id, claimed->message_id, klm_verdict_name(KLM_TEMPORARY),
+		klm_add_local_outcome(claimed->id, pool, klm_verdict_name(KLM_TEMPORARY),
 						  claimed->problem);
 		return;
 	}
 	old = MemoryContextSwitchTo(batch->context);
 	delivery = palloc0(sizeof(KlmDelivery));
 	delivery->id = claimed->id;
-	delivery->message_id = claimed->message_id;
 	delivery->batch = batch;
 	delivery->pool = pool;
 	delivery->message = message;
 	delivery->size = claimed->size;
 	if (pool->settings->account->problem == NULL)
 		delivery->identity =
-			klm_compose_identity(pool->settings->account, message, claimed, &from, &problem);
+			klm_compose_identity(pool->settings->account, message, claimed, &from,
+								 &delivery->account_smtputf8, &problem);
 	MemoryContextSwitchTo(old);
 	if (problem)
 	{
-		klm_add_local_outcome(claimed->id, claimed->message_id, "message_fault", problem);
+		klm_add_local_outcome(claimed->id, pool, "message_fault", problem);
 		return;
 	}
 	delivery->smtp.tag = delivery;
 	delivery->smtp.mail_from = from;
 	delivery->smtp.rcpt_to =
 		klm_redirect_to && klm_redirect_to[0] ? klm_redirect_to : claimed->recipient;
-	delivery->smtp.smtputf8 = message->smtputf8;
+	delivery->smtp.smtputf8 = message->smtputf8 || delivery->account_smtputf8;
+	delivery->foreign_sender = from && message->from_address &&
+		strcmp(from, pool->settings->account->from_address) != 0;
 	if (delivery->identity)
 	{
 		delivery->smtp.parts[0].data = delivery->identity;
@@ -355,7 +509,11 @@ load_settings(KlmPool *pool, const char *version)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		settings->account = klm_load_account(pool->name);
+		settings->account = klm_read_account(pool->name);
+		if (settings->account && settings->account->problem == NULL &&
+			(settings->account->target.host == NULL || settings->account->target.port <= 0 ||
+			 settings->account->from_address == NULL || settings->account->fingerprint == NULL))
+			settings->account->problem = "its row lacks a host, a port or a sender's address";
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -370,7 +528,8 @@ load_settings(KlmPool *pool, const char *version)
 		settings->account = palloc0(sizeof(KlmAccount));
 		settings->account->name = pstrdup(pool->name);
 		settings->account->fingerprint = pstrdup("");
-		settings->account->problem = psprintf("its settings cannot be read: %s", edata->message);
+		settings->account->problem = psprintf("its settings cannot be read: %s",
+											  edata->message ? edata->message : "unknown error");
 	}
 	PG_END_TRY();
 	CurrentResourceOwner = owner;

@@ -31,6 +31,17 @@
 /* An idle connection is closed after this, before most servers would. */
 #define LINK_IDLE_MS		60000
 
+/* What is known of a server's connection limit counts for ten minutes. */
+#define CEILING_MS			600000
+
+/* Without a descriptor for a connection we wait this long. */
+#define STARVED_MS			1000
+
+/* A server that takes a message more slowly than 10 kB a second does not get all of it. */
+#define BODY_BYTES_PER_MS	10
+
+static int64 starved_until;		/* idle connections make room for others */
+
 static void take_back_waiting(KlmPool *pool);
 static bool is_spent(KlmLink *link);
 static bool keep_pace(KlmPool *pool);
@@ -42,6 +53,14 @@ static void flush_link(KlmLink *link);
 static void read_link(KlmLink *link);
 static void take_results(KlmLink *link);
 static void set_deadline(KlmLink *link);
+static int	connection_limit(KlmPool *pool);
+static void learn_limit(KlmPool *pool, int connections);
+static bool is_local(const KlmSmtpResult *result);
+static bool is_nobodys(KlmLink *link, const KlmSmtpResult *result);
+static void decide(const KlmLink *link, const KlmDelivery *delivery, const KlmSmtpResult *result,
+				   KlmDecision *decision);
+static int	reply_time(KlmStage stage);
+static int64 deadline_of(const KlmLink *link);
 
 /*
  * Nothing new leaves of an account that is paused: only what has its dot is
@@ -79,15 +98,16 @@ klm_waits_for_dot(const KlmLink *link)
 void
 klm_feed(KlmPool *pool)
 {
-	int			limit = Min(pool->allowed, klm_sender.connections);
+	int			limit = connection_limit(pool);
+	int64		now = klm_clock_ms();
 	dlist_mutable_iter surplus;
 
-	/* Where the pool had to shrink, connections go as they become idle. */
+	/* Where the pool had to shrink, or others have no descriptor, connections go as they become idle. */
 	dlist_foreach_modify(surplus, &pool->links)
 	{
 		KlmLink	   *link = dlist_container(KlmLink, node, surplus.cur);
 
-		if (pool->link_count <= limit)
+		if (pool->link_count <= limit && (now >= starved_until || pool->queued > 0))
 			break;
 		if (link->state == LINK_OPEN && klm_smtp_open_count(link->smtp) == 0)
 			klm_close_link(link, NULL);
@@ -130,7 +150,7 @@ klm_feed(KlmPool *pool)
 		{
 			/* One connection for every two that wait: each takes two in its stride. */
 			while (pool->link_count < limit && pool->opening < (pool->queued + 1) / 2 &&
-				   !pool->hold)
+				   !pool->hold && now >= pool->next_open)
 			{
 				int			before = pool->link_count;
 
@@ -143,13 +163,14 @@ klm_feed(KlmPool *pool)
 }
 
 /*
- * A delivery that waits behind another one's reply is better off with a link
- * that is idle, or that can still be opened: back to the head of the queue.
+ * A delivery that waits behind another one's reply, which may take ten minutes
+ * at the dot, is better off with a link that is idle, or that can still be
+ * opened: back to the head of the queue.
  */
 static void
 take_back_waiting(KlmPool *pool)
 {
-	int			better = Min(pool->allowed, klm_sender.connections) - pool->link_count;
+	int			better = connection_limit(pool) - pool->link_count;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &pool->links)
@@ -184,8 +205,30 @@ is_spent(KlmLink *link)
 {
 	const KlmProvider *provider = klm_find_provider(link->settings->account->provider);
 
-	return provider && provider->messages_per_connection > 0 &&
-		link->begun >= provider->messages_per_connection;
+	return link->spent ||
+		(provider && provider->messages_per_connection > 0 &&
+		 link->begun >= provider->messages_per_connection);
+}
+
+/* How many connections the pool may have now. */
+static int
+connection_limit(KlmPool *pool)
+{
+	if (pool->ceiling > 0 && klm_clock_ms() >= pool->ceiling_until)
+		pool->ceiling = 0;
+	return Min(Min(pool->allowed, klm_sender.connections),
+			   pool->ceiling > 0 ? pool->ceiling : pool->allowed);
+}
+
+/* The server showed that it takes no more than so many: that lasts, whatever it accepts meanwhile. */
+static void
+learn_limit(KlmPool *pool, int connections)
+{
+	if (connections != pool->ceiling)
+		klm_note_connections(pool, connections);
+	pool->allowed = pool->ceiling = connections;
+	pool->ceiling_until = klm_clock_ms() + CEILING_MS;
+	pool->refused = 0;
 }
 
 /* May another delivery begin now?  Where the provider publishes a rate, at its pace. */
@@ -193,14 +236,14 @@ static bool
 keep_pace(KlmPool *pool)
 {
 	const KlmProvider *provider = klm_find_provider(pool->settings->account->provider);
-	TimestampTz now;
+	int64		now;
 
 	if (provider == NULL || provider->per_second <= 0)
 		return true;
-	now = GetCurrentTimestamp();
+	now = klm_clock_ms();
 	if (now < pool->next_begin)
 		return false;
-	pool->next_begin = now + USECS_PER_SEC * Max(1, klm_sender.shared.senders) / provider->per_second;
+	pool->next_begin = now + 1000 * Max(1, klm_sender.shared.senders) / provider->per_second;
 	return true;
 }
 
@@ -208,6 +251,7 @@ static void
 begin(KlmLink *link, KlmDelivery *delivery)
 {
 	link->begun++;
+	link->largest = Max(link->largest, delivery->size);
 	link->pool->open++;
 	klm_smtp_begin(link->smtp, &delivery->smtp);
 	flush_link(link);
@@ -226,7 +270,7 @@ open_link(KlmPool *pool)
 	link->pool = pool;
 	link->settings = pool->settings;
 	link->state = LINK_OPENING;
-	link->deadline = DT_NOEND;
+	link->deadline = KLM_NEVER;
 	link->connection =
 		klm_connection_open(klm_sender.connector, &pool->settings->account->target, link, &error);
 	MemoryContextSwitchTo(old);
@@ -234,7 +278,8 @@ open_link(KlmPool *pool)
 	{
 		if (pool->link_count == 0)
 		{
-			klm_note_hold(pool, pool->settings, "account", 0, error.message, error.hint, true);
+			klm_note_hold(pool, pool->settings, klm_verdict_name(KLM_ACCOUNT_TROUBLE), 0,
+						  KLM_STAGE_CONNECT, error.message, error.hint);
 			klm_return_queue(pool);
 		}
 		MemoryContextDelete(context);
@@ -254,7 +299,9 @@ klm_close_link(KlmLink *link, const char *why)
 
 	if (link->state == LINK_OPEN)
 	{
-		if (why == NULL)
+		take_results(link);
+		/* With nothing open, politely: some servers punish who goes without a word. */
+		if (why == NULL || (klm_smtp_usable(link->smtp) && klm_smtp_open_count(link->smtp) == 0))
 		{
 			Size		length;
 			const char *quit;
@@ -289,43 +336,66 @@ link_opened(KlmLink *link)
 	klm_connection_report(link->connection, &report);
 	link->smtp = klm_smtp_create(&report.caps);
 	link->state = LINK_OPEN;
+	link->smtputf8 = report.caps.smtputf8;
 	link->pool->opening--;
 	MemoryContextSwitchTo(old);
+	/* Others were turned away, so that this was not about the account. */
+	if (link->pool->refused > 0)
+		learn_limit(link->pool, link->pool->link_count);
 	set_deadline(link);
 	klm_sender_progress();
 }
 
 /*
- * A connection could not be opened.  While others of the account work, the
- * server wants fewer; otherwise it is the account's trouble, and nobody's
- * attempt.
+ * A connection could not be opened.  While others of the account work or may
+ * still, the server wants fewer; otherwise it is the account's trouble, and
+ * nobody's attempt.
  */
 static void
 link_failed(KlmLink *link)
 {
 	KlmPool	   *pool = link->pool;
 	KlmConnectReport report;
-	KlmDecision decision;
 	MemoryContext old = MemoryContextSwitchTo(link->context);
-	int			working;
+	int			working = pool->link_count - pool->opening;
+	bool		for_now;
 
 	klm_connection_report(link->connection, &report);
-	working = pool->link_count - pool->opening;
-	if (working > 0)
-		pool->allowed = Max(1, working);
+	for_now = report.reply.code / 100 == 4 ||
+		(report.reply.code == 0 && report.reply.stage == KLM_STAGE_GREETING);
+	if (report.starved)
+	{
+		/* Ours, and nobody's fault: what is idle goes, and soon it is tried again. */
+		starved_until = pool->next_open = klm_clock_ms() + STARVED_MS;
+	}
+	else if (working > 0)
+	{
+		if (for_now)
+			learn_limit(pool, working);
+		else
+			pool->allowed = working;
+	}
+	else if (for_now && pool->opening > 1)
+	{
+		pool->refused++;
+		pool->allowed = pool->opening - 1;
+	}
 	else if (!pool->hold)
 	{
 		/* What is known about a refusal says more than where it came. */
 		bool		replied = report.reply.code >= 400;
+		KlmDecision decision;
 
 		klm_classify_reply(&report.reply, link->settings->account->provider, NULL,
 						   report.reply.code == 0, &decision);
-		klm_note_hold(pool, link->settings, decision.verdict == KLM_PROVIDER_LIMIT ? "quota" : "account", decision.pause_s,
-				  psprintf("%s%s%s", replied || report.detail == NULL ? decision.reason : report.detail,
-						   report.reply.text && report.reply.text[0] ? ": " : "", report.reply.text ? report.reply.text : ""),
-				  (replied && decision.hint) || report.hint == NULL ?
-				  klm_cure_of(&decision, link->settings->account) : report.hint,
-				  decision.verdict != KLM_PROVIDER_LIMIT);
+		pool->refused = 0;
+		klm_note_hold(pool, link->settings,
+					  klm_verdict_name(decision.verdict == KLM_PROVIDER_LIMIT ? KLM_PROVIDER_LIMIT : KLM_ACCOUNT_TROUBLE),
+					  decision.pause_s, report.reply.stage,
+					  psprintf("%s%s%s", replied || report.detail == NULL ? decision.reason : report.detail,
+							   report.reply.text && report.reply.text[0] ? ": " : "", report.reply.text ? report.reply.text : ""),
+					  (replied && decision.hint) || report.hint == NULL ?
+					  klm_cure_of(&decision, link->settings->account) : report.hint);
 		klm_return_queue(pool);
 	}
 	MemoryContextSwitchTo(old);
@@ -359,6 +429,7 @@ flush_link(KlmLink *link)
 			break;
 		}
 		klm_smtp_sent(link->smtp, sent);
+		link->moved = klm_clock_ms();
 	}
 	set_deadline(link);
 }
@@ -404,73 +475,163 @@ take_results(KlmLink *link)
 
 	while (klm_smtp_result(link->smtp, &result))
 	{
-		KlmDelivery   *delivery = result.tag;
+		KlmDelivery *delivery = result.tag;
 		KlmDecision decision;
 
 		pool->open--;
-		/*
-		 * Given back, with nobody's attempt burned: what put nothing on the
-		 * wire that counts, such as an envelope on a used connection that the
-		 * server had closed or closes now.  (A refusal of our own, such as of a
-		 * damaged address, was not started either, but counts.)  The same where
-		 * we have to go in the middle of it: that is no fault of anybody there.
-		 */
-		if ((!result.started && (result.lost || result.reply.code == 421)) ||
-			(result.lost && result.reply.stage != KLM_STAGE_DOT &&
-			 (ShutdownRequestPending || klm_sender_must_leave() || pool->paused)))
-			klm_add_local_outcome(delivery->id, delivery->message_id, "returned", "");
+		if (is_nobodys(link, &result))
+			klm_add_local_outcome(delivery->id, pool, "returned", "");
+		else if (is_local(&result) && delivery->account_smtputf8 && !link->smtputf8)
+		{
+			klm_add_local_outcome(delivery->id, pool, "returned", "");
+			klm_note_hold(pool, link->settings, klm_verdict_name(KLM_ACCOUNT_TROUBLE), 0, KLM_STAGE_MAIL,
+						  "an address of the account itself (from_address or reply_to) is not ASCII before the @, and its server has no SMTPUTF8",
+						  psprintf("Give it another one: SELECT * FROM kliv_mail.update_sender(from_address => '...', reply_to => '...', account => '%s');",
+								   pool->name));
+			klm_return_queue(pool);
+		}
 		else
 		{
-			klm_classify_reply(&result.reply, link->settings->account->provider,
-							   delivery->smtp.rcpt_to, result.lost,
-							   &decision);
-
-			/*
-			 * A fresh connection that was dropped at MAIL may be this message's
-			 * doing: it alone waits, so that it cannot hold up the account, until
-			 * others in a row meet the same.  So at RCPT.
-			 */
-			if (result.lost && (result.reply.stage == KLM_STAGE_MAIL ||
-								result.reply.stage == KLM_STAGE_RCPT))
-				decision.unknown = true;
-			if (result.lost && result.reply.stage == KLM_STAGE_MAIL)
-				decision.scope = KLM_SCOPE_MESSAGE;
+			decide(link, delivery, &result, &decision);
 			klm_add_outcome(delivery, link, &result.reply, &decision);
 			if (decision.verdict == KLM_ACCEPTED)
-			{
 				pool->allowed = Min(klm_sender.connections, pool->allowed + 1);
-			}
 			else
 			{
 				if (result.reply.code == 421 || result.reply.code == 451)
 					pool->allowed = Max(1, pool->allowed / 2);
+				/* Another one tries, before the rest. */
 				if (decision.scope == KLM_SCOPE_ACCOUNT && decision.verdict != KLM_IN_DOUBT)
-				{
-					MemoryContextSwitchTo(old);
 					klm_return_queue(pool);
-					MemoryContextSwitchTo(klm_sender.outcome_context);
-				}
 			}
 			klm_sender_progress();
 		}
+		link->served += !result.lost;
 		klm_finish_delivery(delivery);
 	}
 	MemoryContextSwitchTo(old);
 }
 
-/* When the reply that a link waits for, or its idleness, has lasted too long. */
+/* A refusal of our own, before a byte was sent. */
+static bool
+is_local(const KlmSmtpResult *result)
+{
+	return !result->started && !result->lost && result->reply.code != 421;
+}
+
+/*
+ * Given back, with nobody's attempt burned: what put nothing on the wire that
+ * counts, such as an envelope on a used connection that the server had closed
+ * or closes now, also with the words that it has idled too long.  The same
+ * where we have to go in the middle of it: that is no fault of anybody there.
+ */
+static bool
+is_nobodys(KlmLink *link, const KlmSmtpResult *result)
+{
+	if (!result->started && (result->lost || result->reply.code == 421))
+		return true;
+	if (result->lost && result->reply.stage != KLM_STAGE_DOT &&
+		(ShutdownRequestPending || klm_sender_must_leave() || link->pool->paused))
+		return true;
+	if (!result->lost && link->served > 0 && result->reply.stage == KLM_STAGE_MAIL &&
+		result->reply.code == 451 && strcmp(result->reply.enhanced, "4.4.2") == 0)
+	{
+		link->spent = true;
+		return true;
+	}
+	return false;
+}
+
+/* What the reply means, and whether it may be about the account, which _record() finds out. */
+static void
+decide(const KlmLink *link, const KlmDelivery *delivery, const KlmSmtpResult *result,
+	   KlmDecision *decision)
+{
+	bool		envelope = result->reply.stage == KLM_STAGE_MAIL || result->reply.stage == KLM_STAGE_RCPT;
+
+	klm_classify_reply(&result->reply, link->settings->account->provider, delivery->smtp.rcpt_to,
+					   result->lost, decision);
+	if (is_local(result))
+	{
+		/* Of this message, whatever the words are like. */
+		if (decision->scope == KLM_SCOPE_ACCOUNT)
+		{
+			decision->scope = KLM_SCOPE_MESSAGE;
+			decision->verdict = KLM_MESSAGE_FAULT;
+		}
+	}
+	else if (result->reply.stage == KLM_STAGE_MAIL && delivery->foreign_sender &&
+			 decision->scope == KLM_SCOPE_ACCOUNT && decision->verdict == KLM_ACCOUNT_TROUBLE)
+	{
+		/* The account's own address is another one. */
+		decision->scope = KLM_SCOPE_MESSAGE;
+		decision->verdict = result->reply.code >= 500 ? KLM_MESSAGE_FAULT : KLM_TEMPORARY;
+	}
+	else if (envelope && (result->lost || (decision->unknown && result->reply.code >= 500)))
+	{
+		/* Nobody knows: about the account, if others in a row meet it. */
+		decision->scope = KLM_SCOPE_ACCOUNT;
+	}
+}
+
+/*
+ * When the reply that a link waits for, or its idleness, has lasted too long.
+ * A reply has its time as a whole, however its bytes trickle in.
+ */
 static void
 set_deadline(KlmLink *link)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = klm_clock_ms();
+	uint64		replies = klm_smtp_replies(link->smtp);
 	KlmStage	stage;
 
-	if (klm_smtp_awaits(link->smtp, &stage))
-		link->deadline = TimestampTzPlusMilliseconds(
-			now,
-			stage == KLM_STAGE_DOT ? Max(klm_reply_timeout, DOT_TIMEOUT_MS) : klm_reply_timeout);
-	else
-		link->deadline = TimestampTzPlusMilliseconds(now, LINK_IDLE_MS);
+	if (!klm_smtp_awaits(link->smtp, &stage))
+	{
+		link->waiting = false;
+		link->deadline = now + LINK_IDLE_MS;
+	}
+	else if (!link->waiting || link->replies != replies || link->stage != stage)
+	{
+		link->waiting = true;
+		link->replies = replies;
+		link->stage = stage;
+		link->deadline = now + reply_time(stage);
+		/* The message itself may take longer, but not for ever. */
+		if (stage == KLM_STAGE_DATA)
+			link->deadline += link->largest / BODY_BYTES_PER_MS;
+		link->moved = now;
+	}
+}
+
+static int
+reply_time(KlmStage stage)
+{
+	return stage == KLM_STAGE_DOT ? Max(klm_reply_timeout, DOT_TIMEOUT_MS) : klm_reply_timeout;
+}
+
+static int64
+deadline_of(const KlmLink *link)
+{
+	if (link->state != LINK_OPEN)
+		return KLM_NEVER;
+	if (link->waiting && link->stage == KLM_STAGE_DATA)
+		return Min(link->deadline, link->moved + klm_reply_timeout);
+	return link->deadline;
+}
+
+int64
+klm_pool_deadline(KlmPool *pool, int64 now)
+{
+	int64		until = KLM_NEVER;
+	dlist_iter	iter;
+
+	if (pool->queued > 0 && pool->next_begin > now)
+		until = pool->next_begin;
+	if (pool->queued > 0 && pool->next_open > now)
+		until = Min(until, pool->next_open);
+	dlist_foreach(iter, &pool->links)
+		until = Min(until, deadline_of(dlist_container(KlmLink, node, iter.cur)));
+	return until;
 }
 
 void
@@ -504,7 +665,7 @@ klm_drive_network(void)
 }
 
 void
-klm_check_deadlines(TimestampTz now)
+klm_check_deadlines(int64 now)
 {
 	dlist_iter	iter;
 
@@ -516,16 +677,29 @@ klm_check_deadlines(TimestampTz now)
 		dlist_foreach_modify(link_iter, &pool->links)
 		{
 			KlmLink	   *link = dlist_container(KlmLink, node, link_iter.cur);
-			KlmStage	stage;
 			char		reason[64] = "the server takes no more data";
+			KlmStage	stage;
 
-			if (link->state != LINK_OPEN || now < link->deadline)
+			if (now < deadline_of(link))
 				continue;
-			if (klm_smtp_open_count(link->smtp) > 0 && klm_smtp_awaits(link->smtp, &stage))
-				snprintf(reason, sizeof(reason), "no reply within %d s",
-						 (stage == KLM_STAGE_DOT ? Max(klm_reply_timeout, DOT_TIMEOUT_MS) :
-						  klm_reply_timeout) / 1000);
+			if (klm_smtp_open_count(link->smtp) > 0 && klm_smtp_awaits(link->smtp, &stage) &&
+				now >= link->deadline)
+				snprintf(reason, sizeof(reason), "no reply within %d s", reply_time(stage) / 1000);
 			klm_close_link(link, klm_smtp_open_count(link->smtp) > 0 ? reason : NULL);
 		}
+	}
+}
+
+void
+klm_close_all_links(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &klm_sender.pools)
+	{
+		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
+
+		while (!dlist_is_empty(&pool->links))
+			klm_close_link(dlist_head_element(KlmLink, node, &pool->links), NULL);
 	}
 }

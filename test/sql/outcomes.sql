@@ -7,22 +7,21 @@ INSERT INTO kliv_mail._account (name, in_use, route_order, origin, host, port, e
     hourly_limit, daily_limit, created_at, updated_at, updated_by, renewed_at)
 VALUES ('out', true, 9, kliv_mail._origin(), 'smtp.example.com', 25, 'none', 'app@example.com', 1000, 10000, now(), now(), 'me', now());
 
+CREATE FUNCTION outcome(id bigint, verdict text, scope text, stage text, code integer, enhanced text DEFAULT NULL,
+                        pause integer DEFAULT 0, bounce_type text DEFAULT NULL) RETURNS kliv_mail._outcome
+LANGUAGE sql RETURN ROW(id, 'out', verdict, scope, bounce_type, pause, stage, code, enhanced, code || ' played', 'played', NULL, 'id', 'From: a', NULL)::kliv_mail._outcome;
+
 -- Send to recipients, claim all, give each the same outcome; what became of them.
 CREATE FUNCTION play(recipients text[], verdict text, scope text, stage text, code integer, enhanced text DEFAULT NULL,
-                     pause integer DEFAULT 0, bounce_type text DEFAULT NULL, unknown boolean DEFAULT false)
+                     pause integer DEFAULT 0, bounce_type text DEFAULT NULL)
 RETURNS TABLE (recipient text, status text, held_by text, attempts integer, bounce text, due_in text, used integer)
 LANGUAGE plpgsql AS $$
 DECLARE
-    n integer := cardinality(recipients);
     ids bigint[];
 BEGIN
     PERFORM kliv_mail.send(r, 'Outcome', 'x', account => 'out') FROM unnest(recipients) AS r;
     SELECT array_agg(c.id) INTO ids FROM kliv_mail._claim_account(77, 'out', 100, 1000000, true) AS c;
-    n := coalesce(cardinality(ids), 0);
-    PERFORM kliv_mail._record(77, coalesce(ids, '{}'), array_fill(verdict, ARRAY[n]), array_fill(scope, ARRAY[n]), array_fill(bounce_type, ARRAY[n]),
-        array_fill(pause, ARRAY[n]), array_fill(stage, ARRAY[n]), array_fill(code, ARRAY[n]), array_fill(enhanced, ARRAY[n]),
-        array_fill(code || ' played', ARRAY[n]), array_fill('played'::text, ARRAY[n]), array_fill(NULL::text, ARRAY[n]),
-        array_fill('id'::text, ARRAY[n]), array_fill('From: a'::text, ARRAY[n]), array_fill(unknown, ARRAY[n]), array_fill(NULL::text, ARRAY[n]));
+    PERFORM kliv_mail._record(77, ARRAY(SELECT outcome(i, verdict, scope, stage, code, enhanced, pause, bounce_type) FROM unnest(ids) AS i));
     RETURN QUERY SELECT d.recipient, d.status, d.held_by, d.attempts, d.bounce_type,
         CASE WHEN d.next_attempt_at > now() + interval '10 minutes' THEN 'later' WHEN d.next_attempt_at > now() + interval '10 seconds' THEN 'soon'
              WHEN d.next_attempt_at IS NOT NULL THEN 'now' END,
@@ -56,47 +55,60 @@ SELECT count(*) FROM play('{}', 'in_doubt', 'message', 'dot', 0);
 SELECT d.status, d.attempts, d.next_attempt_at, left(d.reason, 60) AS reason FROM kliv_mail.deliveries AS d WHERE d.recipient = 'f@x.example';
 SELECT reset();
 
--- the account's trouble: nobody's attempt, the account is held, a second mail waits for it
-SELECT recipient, status, held_by, attempts, used FROM play('{g@x.example}', 'account_trouble', 'account', 'mail', 530);
-SELECT recipient, status, held_by, attempts, used FROM play('{h@x.example}', 'accepted', 'message', 'dot', 250);
-SELECT held_by, held_reason, failures FROM kliv_mail._quota WHERE account = 'out';
--- after the hold one delivery tries; its success frees the rest
-SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-01 10:05:00+00' - clock_timestamp())::text, false) <> '' AS clock;
+-- whose fault: one that is refused as if the account were to blame waits alone, and nobody's attempt is burned
+SELECT recipient, status, held_by, attempts, used FROM play('{g@x.example}', 'account_trouble', 'account', 'mail', 530, NULL, 3600);
+SELECT held_until, failures, cardinality(suspects) AS suspects FROM kliv_mail._quota WHERE account = 'out';
+-- another one tries at once, alone; it goes through, and the first one goes on too
+SELECT count(kliv_mail.send(r, 'Outcome', 'x', account => 'out')) FROM unnest('{h1@x.example,h2@x.example}'::text[]) AS r;
+SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 UPDATE kliv_mail._outbox SET epoch = 77 WHERE epoch = 78;
-SELECT kliv_mail._record(77, array_agg(o.id), '{accepted}', '{message}', '{NULL}', '{0}', '{dot}', '{250}', '{NULL}', '{ok}', '{ok}', '{NULL}', '{x}', '{F}', '{false}', '{NULL}')
-FROM kliv_mail._outbox AS o WHERE o.epoch = 77;
-SELECT held_by, held_reason, failures FROM kliv_mail._quota WHERE account = 'out';
+SELECT r.status FROM kliv_mail._record(77, ARRAY(SELECT outcome(o.id, 'accepted', 'message', 'dot', 250) FROM kliv_mail._outbox AS o WHERE o.epoch = 77)) AS r;
+SELECT failures, suspects FROM kliv_mail._quota WHERE account = 'out';
+-- the same refusal again is its own verdict
+SELECT count(*) FROM play('{}', 'account_trouble', 'account', 'mail', 530, NULL, 3600);
+SELECT recipient, status, reason FROM kliv_mail.deliveries WHERE recipient ~ '^[gh]\d?@x' ORDER BY 1;
+SELECT held_until, failures, cardinality(suspects) AS suspects FROM kliv_mail._quota WHERE account = 'out';
+SELECT reset();
+-- by stage and code: bounced at RCPT, without a suppression; failed elsewhere; later where it was for now, or a limit
+CREATE FUNCTION own(verdict text, stage text, code integer) RETURNS TABLE (status text, held_by text, attempts integer, bounce text)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM play('{w1@x.example}', verdict, 'account', stage, code, NULL, 3600);
+    PERFORM FROM play('{w2@x.example}', 'accepted', 'message', 'dot', 250);
+    PERFORM FROM play('{}', verdict, 'account', stage, code, NULL, 3600);
+    RETURN QUERY SELECT d.status, d.held_by, d.attempts, d.bounce_type FROM kliv_mail.deliveries AS d WHERE d.recipient = 'w1@x.example';
+    PERFORM reset();
+END;
+$$;
+SELECT v.*, o.* FROM (VALUES ('account_trouble', 'mail', 553), ('account_trouble', 'rcpt', 550), ('account_trouble', 'dot', 554), ('permanent', 'rcpt', 554),
+    ('temporary', 'rcpt', 421), ('temporary', 'mail', 451), ('provider_limit', 'mail', 550), ('temporary', 'rcpt', 0)) AS v (verdict, stage, code), own(verdict, stage, code) AS o;
+DROP FUNCTION own;
+
+-- two different ones in a row: the account is held, and the reason names them
+SELECT recipient, status, held_by, attempts, used FROM play('{i1@x.example}', 'account_trouble', 'account', 'mail', 530, NULL, 3600);
+SELECT recipient, status, held_by, attempts, used FROM play('{i2@x.example}', 'account_trouble', 'account', 'mail', 530, NULL, 3600);
+SELECT held_by, regexp_replace(held_reason, '\d+', 'N', 'g') AS reason, held_stage, failures FROM kliv_mail._quota WHERE account = 'out';
+SELECT recipient, status, held_by FROM play('{i3@x.example}', 'accepted', 'message', 'dot', 250);
+-- after the hold another one than those two tries; it meets the same: a longer hold
+UPDATE kliv_mail._quota SET held_until = kliv_mail._now() WHERE account = 'out';
+SELECT count(*) FROM play('{}', 'account_trouble', 'account', 'mail', 530, NULL, 3600);
+SELECT failures, cardinality(suspects) AS suspects FROM kliv_mail._quota WHERE account = 'out';
+SELECT recipient, status, held_by, attempts FROM kliv_mail.deliveries WHERE recipient ~ '^i\d@x' ORDER BY 1;
+-- it is over: one goes through, the rest is free and is not to blame yet
+SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-01 15:00:00+00' - clock_timestamp())::text, false) <> '' AS clock;
+SELECT recipient, status, attempts FROM play('{}', 'accepted', 'message', 'dot', 250);
+SELECT held_until, failures, suspects FROM kliv_mail._quota WHERE account = 'out';
 SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 SELECT reset();
 
--- a 421 holds the account once; the same for the same delivery again is its own,
--- and does not keep the others back
-SELECT recipient, status, held_by, attempts, used FROM play('{p@x.example}', 'temporary', 'account', 'rcpt', 421);
-SELECT held_by, failures FROM kliv_mail._quota WHERE account = 'out';
-SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-01 10:10:00+00' - clock_timestamp())::text, false) <> '' AS clock;
-SELECT count(*) FROM play('{}', 'temporary', 'account', 'rcpt', 421);
-SELECT d.recipient, d.status, d.held_by, d.attempts, d.next_attempt_at > kliv_mail._now() AS later FROM kliv_mail.deliveries AS d WHERE d.recipient = 'p@x.example';
-SELECT held_until > kliv_mail._now() AS held, failures FROM kliv_mail._quota WHERE account = 'out';
-SELECT recipient, status, attempts, used FROM play('{q@x.example}', 'accepted', 'message', 'dot', 250);
+-- settings that changed: what waited for the account is free at once
+SELECT recipient, status, held_by FROM play('{k1@x.example}', 'account_trouble', 'account', 'mail', 530, NULL, 3600);
+UPDATE kliv_mail._account SET renewed_at = renewed_at + interval '1 s' WHERE name = 'out';
+SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 SELECT reset();
 
--- the provider's limit: held by quota as long as the reply says, no attempt burned
-SELECT recipient, status, held_by, attempts, used FROM play('{i@x.example}', 'provider_limit', 'account', 'mail', 550, '5.4.5', 86400);
-SELECT held_by, held_until > kliv_mail._now() + interval '23 hours' AS a_day, failures FROM kliv_mail._quota WHERE account = 'out';
-SELECT reset();
-
--- three different recipients in a row refused the same unknown way: the account
-SELECT recipient, status, held_by FROM play('{j@x.example}', 'permanent', 'recipient', 'rcpt', 554, NULL, 0, 'soft', true);
-SELECT recipient, status, held_by FROM play('{k@x.example}', 'permanent', 'recipient', 'rcpt', 554, NULL, 0, 'soft', true);
-SELECT recipient, status, held_by FROM play('{l@x.example}', 'permanent', 'recipient', 'rcpt', 554, NULL, 0, 'soft', true);
-SELECT reset();
--- an accepted one between them: not in a row
-SELECT count(*) FROM play('{j@x.example,k@x.example}', 'permanent', 'recipient', 'rcpt', 554, NULL, 0, 'soft', true);
-SELECT count(*) FROM play('{m@x.example}', 'accepted', 'message', 'dot', 250);
-SELECT recipient, status, held_by FROM play('{l@x.example}', 'permanent', 'recipient', 'rcpt', 554, NULL, 0, 'soft', true);
-SELECT reset();
--- nor where they are recorded together: r refused, a accepted, in this order
+-- recorded together, in their order: r is refused, a accepted
 CREATE FUNCTION together(letters text) RETURNS TABLE (recipient text, status text, held_by text) LANGUAGE plpgsql AS $$
 DECLARE
     ids bigint[];
@@ -104,34 +116,27 @@ DECLARE
 BEGIN
     PERFORM kliv_mail.send(format('t%s@x.example', i), 'Together', 'x', account => 'out') FROM generate_series(1, length(letters)) AS i;
     SELECT array_agg(c.id ORDER BY c.recipient) INTO ids FROM kliv_mail._claim_account(77, 'out', 100, 1000000, true) AS c;
-    PERFORM kliv_mail._record(77, ids, array_agg(CASE WHEN r THEN 'permanent' ELSE 'accepted' END), array_agg(CASE WHEN r THEN 'recipient' ELSE 'message' END),
-        array_agg(CASE WHEN r THEN 'soft' END), array_agg(0), array_agg(CASE WHEN r THEN 'rcpt' ELSE 'dot' END), array_agg(CASE WHEN r THEN 554 ELSE 250 END),
-        array_agg(NULL::text), array_agg('played'::text), array_agg('played'::text), array_agg(NULL::text), array_agg('id'::text), array_agg('F'::text),
-        array_agg(r), array_agg(NULL::text))
-    FROM unnest(refused) AS r;
+    PERFORM kliv_mail._record(77, ARRAY(SELECT CASE WHEN x.r THEN outcome(x.id, 'permanent', 'account', 'rcpt', 554, NULL, 3600, 'soft')
+                                                    ELSE outcome(x.id, 'accepted', 'message', 'dot', 250) END
+                                        FROM unnest(ids, refused) WITH ORDINALITY AS x (id, r, n) ORDER BY x.n));
     RETURN QUERY SELECT d.recipient, d.status, d.held_by FROM kliv_mail.deliveries AS d WHERE d.recipient LIKE 't_@x.example' ORDER BY d.recipient;
 END;
 $$;
 SELECT * FROM together('rraraar');
+SELECT held_until IS NOT NULL AS held, cardinality(suspects) AS suspects FROM kliv_mail._quota WHERE account = 'out';
 SELECT reset();
 SELECT * FROM together('arrra');
+SELECT held_until IS NOT NULL AS held, cardinality(suspects) AS suspects FROM kliv_mail._quota WHERE account = 'out';
+SELECT reset();
+SELECT * FROM together('arr');
+SELECT held_until IS NOT NULL AS held, cardinality(suspects) AS suspects FROM kliv_mail._quota WHERE account = 'out';
 SELECT reset();
 DROP FUNCTION together;
 
--- what comes back with the refusal that it met before holds nothing: s1 and s2 met rcpt 0, then
--- s3 another one, and all three rcpt 0 again
-SELECT recipient, status, held_by FROM play('{s1@x.example,s2@x.example,s3@x.example}', 'temporary', 'recipient', 'rcpt', 0, NULL, 0, NULL, true);
-SELECT set_config('kliv_mail.test_clock_offset', (current_setting('kliv_mail.test_clock_offset')::interval + interval '3 hours')::text, false) <> '' AS later;
-SELECT count(*) FROM play('{}', 'temporary', 'recipient', 'rcpt', 454, NULL, 0, NULL, true);
-SELECT recipient, last_code, attempts FROM kliv_mail.deliveries WHERE recipient ~ '^s\d@x' ORDER BY 1;
-SELECT set_config('kliv_mail.test_clock_offset', (current_setting('kliv_mail.test_clock_offset')::interval + interval '3 hours')::text, false) <> '' AS later;
-SELECT count(*) FROM play('{}', 'temporary', 'recipient', 'rcpt', 0, NULL, 0, NULL, true);
-SELECT count(*) FROM play('{}', 'temporary', 'recipient', 'rcpt', 0, NULL, 0, NULL, true);
-SELECT count(*) FROM play('{}', 'temporary', 'recipient', 'rcpt', 0, NULL, 0, NULL, true);
-SELECT recipient, status, held_by, last_code, attempts FROM kliv_mail.deliveries WHERE recipient ~ '^s\d@x' ORDER BY 1;
--- so that one that can leave is not kept back
-SELECT recipient, status FROM play('{good@x.example}', 'accepted', 'message', 'dot', 250);
-SELECT failures, strikes FROM kliv_mail._quota WHERE account = 'out';
+-- the provider's limit: held by quota as long as the reply says, no attempt burned
+SELECT recipient, status, held_by, attempts, used FROM play('{i@x.example}', 'provider_limit', 'account', 'mail', 550, '5.4.5', 86400);
+SELECT recipient, status, held_by, attempts, used FROM play('{j@x.example}', 'provider_limit', 'account', 'mail', 550, '5.4.5', 86400);
+SELECT held_by, held_until > kliv_mail._now() + interval '23 hours' AS a_day, failures FROM kliv_mail._quota WHERE account = 'out';
 SELECT reset();
 
 -- what has expired is not claimed, whether or not it was ended yet
@@ -153,8 +158,7 @@ SELECT reset();
 SELECT recipient, status, attempts, used FROM play('{p@x.example}', 'returned', 'message', 'mail', 0);
 -- a row that another epoch has claimed meanwhile is left alone
 UPDATE kliv_mail._outbox SET epoch = 79 WHERE route = 'out';
-SELECT kliv_mail._record(77, array_agg(o.id), '{accepted}', '{message}', '{NULL}', '{0}', '{dot}', '{250}', '{NULL}', '{ok}', '{ok}', '{NULL}', '{x}', '{F}', '{false}', '{NULL}')
-FROM kliv_mail._outbox AS o WHERE o.epoch = 79;
+SELECT r.status FROM kliv_mail._record(77, ARRAY(SELECT outcome(o.id, 'accepted', 'message', 'dot', 250) FROM kliv_mail._outbox AS o WHERE o.epoch = 79)) AS r;
 SELECT count(*) FROM kliv_mail._outbox WHERE epoch = 79;
 -- nobody holds the lock of epoch 79: in doubt
 SELECT kliv_mail._recover() > 0 AS recovered;
@@ -176,5 +180,5 @@ SELECT reset();
 DELETE FROM kliv_mail._message WHERE account = 'out';
 DELETE FROM kliv_mail._account WHERE name = 'out';
 RESET kliv_mail.test_clock_offset;
-DROP FUNCTION play, reset;
+DROP FUNCTION play, reset, outcome;
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET kliv_mail.delivery', current_database()); END $$;

@@ -23,9 +23,8 @@ SELECT count(*), rows_read('kliv_mail._outbox') - :before_outbox < 300 AS outbox
 COMMIT;
 BEGIN;
 SELECT rows_read('kliv_mail._outbox') AS outbox, rows_read('kliv_mail._delivery') AS delivery \gset before_
-SELECT kliv_mail._record(78, array_agg(id), array_agg('accepted'::text), array_agg('message'::text), array_agg(NULL::text), array_agg(0),
-    array_agg('dot'::text), array_agg(250), array_agg(NULL::text), array_agg('250 ok'::text), array_agg(NULL::text), array_agg(NULL::text),
-    array_agg('id'::text), array_agg('From: a'::text), array_agg(false), array_agg(NULL::text)) FROM claimed;
+SELECT count(r) FROM kliv_mail._record(78, ARRAY(SELECT ROW(c.id, 'scale', 'accepted', 'message', NULL, 0, 'dot', 250, NULL, '250 ok', NULL, NULL,
+    'id', 'From: a', NULL)::kliv_mail._outcome FROM claimed AS c)) AS r;
 SELECT rows_read('kliv_mail._outbox') - :before_outbox < 300 AS outbox, rows_read('kliv_mail._delivery') - :before_delivery < 300 AS delivery;
 COMMIT;
 
@@ -35,7 +34,7 @@ COMMIT;
 INSERT INTO kliv_mail._account (name, in_use, route_order, origin, host, port, encryption, from_address,
     hourly_limit, daily_limit, created_at, updated_at, updated_by, renewed_at)
 VALUES ('free', true, 10, kliv_mail._origin(), 'smtp.example.com', 25, 'none', 'app@free.example', 10000, 10000, now(), now(), 'me', now());
-SELECT kliv_mail._hold_account('scale', 'account', interval '1 day', 'the server says no', NULL, true);
+SELECT kliv_mail._hold_account(ROW(NULL, 'scale', NULL, NULL, NULL, 86400, NULL, NULL, NULL, NULL, 'the server says no', NULL, NULL, NULL, NULL)::kliv_mail._outcome, 'account', true);
 SELECT count(kliv_mail.send('f' || n || '@example.com', 'Scale', 'x', account => 'free')) FROM generate_series(1, 100) AS n;
 INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at)
 SELECT nextval('kliv_mail._delivery_id'), o.message_id, o.recipient, o.kind, o.origin, o.route, o.priority, o.due, o.created_at
