@@ -20,6 +20,7 @@
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <dlfcn.h>
+#include <ifaddrs.h>
 #include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -83,6 +84,41 @@ getaddrinfo(const char *name, const char *service, const struct addrinfo *hints,
 	if (!ours)
 		return real(name, service, hints, result);
 	return *result ? 0 : EAI_NONAME;
+}
+
+/* The addresses of the name "this-machine" are interfaces of it. */
+static struct ifaddrs own;
+static struct sockaddr_in own_address;
+
+int
+getifaddrs(struct ifaddrs **list)
+{
+	int			(*real) (struct ifaddrs **) = dlsym(RTLD_NEXT, "getifaddrs");
+	int			result = real(list);
+	FILE	   *file = open_names();
+	Line		line;
+
+	while (result == 0 && file && next_line(file, &line))
+		if (strcmp(line.name, "this-machine") == 0)
+		{
+			own_address.sin_family = AF_INET;
+			inet_pton(AF_INET, line.address, &own_address.sin_addr);
+			own.ifa_addr = (struct sockaddr *) &own_address;
+			own.ifa_next = *list;
+			*list = &own;
+			break;
+		}
+	if (file)
+		fclose(file);
+	return result;
+}
+
+void
+freeifaddrs(struct ifaddrs *list)
+{
+	void		(*real) (struct ifaddrs *) = dlsym(RTLD_NEXT, "freeifaddrs");
+
+	real(list == &own ? own.ifa_next : list);
 }
 
 int

@@ -584,7 +584,7 @@ check_host(const char *given, bool secret)
 
 	if (inet_pton(AF_INET6, host, &v6) == 1)
 	{
-		if (klm_address_closed(klm_allowed_hosts, host, AF_INET6, &v6))
+		if (klm_address_closed(klm_allowed_hosts, host, AF_INET6, &v6, false))
 			klm_refuse("host", ERRCODE_INSUFFICIENT_PRIVILEGE, secret,
 				"Only the administrator of the server can allow it, in kliv_mail.allowed_hosts.",
 				"the address %s is loopback, link-local or private", host);
@@ -594,7 +594,7 @@ check_host(const char *given, bool secret)
 	/* Every form that the resolver takes for an address: 127.1, 0x7f.1, 2130706433. */
 	if (inet_aton(host, &v4) != 0)
 	{
-		if (klm_address_closed(klm_allowed_hosts, host, AF_INET, &v4))
+		if (klm_address_closed(klm_allowed_hosts, host, AF_INET, &v4, false))
 			klm_refuse("host", ERRCODE_INSUFFICIENT_PRIVILEGE, secret,
 				"Only the administrator of the server can allow it, in kliv_mail.allowed_hosts.",
 				"the address %s is loopback, link-local or private", host);

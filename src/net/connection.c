@@ -29,6 +29,7 @@
 #include "postgres.h"
 
 #include <arpa/inet.h>
+#include <ifaddrs.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -108,6 +109,31 @@ restore_signals(const sigset_t *saved)
 
 /* ---- libcurl's callbacks: no allocation, no ereport ---- */
 
+/*
+ * Is it an address of this machine?  A mail server on it usually trusts those,
+ * public ones too, and would relay for whoever comes from there.
+ */
+static bool
+is_own_address(int family, const void *address)
+{
+	struct ifaddrs *own;
+	bool		found = false;
+
+	if (getifaddrs(&own) != 0)
+		return false;
+	for (struct ifaddrs *p = own; p != NULL && !found; p = p->ifa_next)
+	{
+		if (p->ifa_addr == NULL || p->ifa_addr->sa_family != family)
+			continue;
+		if (family == AF_INET)
+			found = memcmp(&((struct sockaddr_in *) p->ifa_addr)->sin_addr, address, 4) == 0;
+		else
+			found = memcmp(&((struct sockaddr_in6 *) p->ifa_addr)->sin6_addr, address, 16) == 0;
+	}
+	freeifaddrs(own);
+	return found;
+}
+
 /* CURLOPT_OPENSOCKETFUNCTION: each address, just before it is connected to. */
 static curl_socket_t
 open_socket(void *argument, curlsocktype purpose, struct curl_sockaddr *wanted)
@@ -130,7 +156,8 @@ open_socket(void *argument, curlsocktype purpose, struct curl_sockaddr *wanted)
 
 	inet_ntop(wanted->family, address, connection->address, sizeof(connection->address));
 	if (connection->target.guarded &&
-		klm_address_closed(klm_allowed_hosts, connection->target.host, wanted->family, address))
+		klm_address_closed(klm_allowed_hosts, connection->target.host, wanted->family, address,
+						   is_own_address(wanted->family, address)))
 	{
 		connection->guard_refused = true;
 		strlcpy(connection->refused_address, connection->address,

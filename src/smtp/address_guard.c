@@ -58,6 +58,7 @@ is_public6(const uint8 *address)
 		{{0xfe, 0xc0}, 10},		/* site-local, the old private ones */
 		{{0xff}, 8},			/* multicast */
 		{{0x00, 0x64, 0xff, 0x9b, 0x00, 0x01}, 48},	/* NAT64 of local use */
+		{{0x20, 0x01}, 32},		/* Teredo, which holds two disguised IPv4 addresses */
 	};
 	/* Forms that hold an IPv4 address, and at which byte. */
 	static const struct
@@ -68,6 +69,7 @@ is_public6(const uint8 *address)
 	{
 		{{{0}, 96}, 12},		/* ::, ::1, compatible */
 		{{{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}, 96}, 12}, /* mapped */
+		{{{0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}, 96}, 12}, /* translated */
 		{{{0x00, 0x64, 0xff, 0x9b}, 96}, 12},	/* NAT64 */
 		{{{0x20, 0x02}, 16}, 2},	/* 6to4 */
 	};
@@ -78,6 +80,9 @@ is_public6(const uint8 *address)
 	for (int i = 0; i < lengthof(embedded); i++)
 		if (prefix_matches(address, embedded[i].network.address, embedded[i].network.bits))
 			return is_public4(address + embedded[i].offset);
+	/* ISATAP: below whatever network, with either value of the bit for "global". */
+	if ((address[8] & ~0x02) == 0 && address[9] == 0 && address[10] == 0x5e && address[11] == 0xfe)
+		return is_public4(address + 12);
 	return true;
 }
 
@@ -128,8 +133,9 @@ is_allowed(const char *allowed, const char *host, int family, const uint8 *addre
 }
 
 bool
-klm_address_closed(const char *allowed, const char *host, int family, const void *address)
+klm_address_closed(const char *allowed, const char *host, int family, const void *address,
+				   bool own)
 {
-	return !(family == AF_INET ? is_public4(address) : is_public6(address)) &&
+	return (own || !(family == AF_INET ? is_public4(address) : is_public6(address))) &&
 		!is_allowed(allowed, host, family, address);
 }

@@ -16,10 +16,11 @@
 
 /*
  * Is an address (AF_INET or AF_INET6, network order) closed to accounts that
- * users configure: loopback, link-local or private, and neither it nor the
- * host named in allowed (as kliv_mail.allowed_hosts, or NULL)?
+ * users configure: this machine's own (own), loopback, link-local or private,
+ * and neither it nor the host named in allowed (as kliv_mail.allowed_hosts, or
+ * NULL)?
  */
 extern bool klm_address_closed(const char *allowed, const char *host, int family,
-							   const void *address);
+							   const void *address, bool own);
 
 #endif							/* KLM_ADDRESS_GUARD_H */

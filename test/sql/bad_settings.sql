@@ -81,6 +81,10 @@ SELECT id || ' ' || configured(changes) FROM (VALUES
     ('B081o', $$host => '0.0.0.0'$$),
     ('B081p', $$host => '::'$$),
     ('B081q', $$host => '134744072'$$),
+    ('B081r', $$host => '2001:0:4136:e378:8000:63bf:3fff:fdd2'$$),      -- Teredo
+    ('B081s', $$host => '2001:db8::5efe:10.0.0.5'$$),                   -- ISATAP
+    ('B081t', $$host => '2001:db8::200:5efe:192.168.1.1'$$),
+    ('B081u', $$host => '::ffff:0:127.0.0.1'$$),                        -- translated
     ('B083a', $$port => 0$$),
     ('B083b', $$port => -1$$),
     ('B083c', $$port => 65536$$),
