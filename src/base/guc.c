@@ -44,6 +44,7 @@ typedef enum Delivery
 char	   *klm_key_file = NULL;
 char	   *klm_key_command = NULL;
 char	   *klm_allowed_hosts = NULL;
+char	   *klm_ehlo_setting = NULL;
 char	   *klm_ca_file = NULL;
 int			klm_connections_per_account = 8;
 int			klm_max_senders = 4;
@@ -92,6 +93,7 @@ static const struct config_enum_entry delivery_options[] = {
 };
 
 static bool check_platform_url(char **newval, void **extra, GucSource source);
+static bool check_ehlo_name(char **newval, void **extra, GucSource source);
 static bool check_time_zone(char **newval, void **extra, GucSource source);
 static bool check_clock_offset(char **newval, void **extra, GucSource source);
 static void assign_clock_offset(const char *newval, void *extra);
@@ -170,6 +172,13 @@ klm_define_settings(GucStringCheckHook check_address)
 		&klm_key_command, "",
 		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 		NULL, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.ehlo_name",
+		"The name that this machine calls itself by to SMTP servers (EHLO).",
+		"A full host name that leads to this machine, or its address in brackets; "
+		"empty: the domain of the account's sender.",
+		&klm_ehlo_setting, "",
+		PGC_SIGHUP, 0,
+		check_ehlo_name, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.allowed_hosts",
 		"Exceptions to the refusal of loopback, link-local and private addresses.",
 		"Host names, addresses or networks (10.1.0.0/16), separated by commas or "
@@ -384,6 +393,36 @@ check_platform_url(char **newval, void **extra, GucSource source)
 		return false;
 	}
 	return true;
+}
+
+/* A name with a dot in it, or an address in brackets: what servers take in EHLO. */
+static bool
+check_ehlo_name(char **newval, void **extra, GucSource source)
+{
+	const char *name = *newval;
+	Size		length = strlen(name);
+	bool		good = length <= 255;
+
+	if (length == 0)
+		return true;
+	if (name[0] == '[')
+		good &= strspn(name + 1, "0123456789abcdefABCDEF.:IPv") == length - 2 &&
+			name[length - 1] == ']';
+	else
+		good &= strchr(name, '.') != NULL && name[length - 1] != '.' &&
+			strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") == length;
+	for (const char *label = name; good && name[0] != '[' && label != NULL;)
+	{
+		Size		label_length = strcspn(label, ".");
+
+		good = label_length > 0 && label_length <= 63 && label[0] != '-' &&
+			label[label_length - 1] != '-';
+		label = label[label_length] == '.' ? label + label_length + 1 : NULL;
+	}
+	if (!good)
+		GUC_check_errdetail("It must be a full host name such as mail.example.com, or an address in "
+							"brackets such as [192.0.2.1].");
+	return good;
 }
 
 static bool

@@ -21,6 +21,7 @@
 #include "base/compat.h"
 #include "base/encoding.h"
 #include "base/error.h"
+#include "base/guc.h"
 #include "db/account.h"
 #include "db/owner_call.h"
 #include "secret/seal.h"
@@ -237,12 +238,18 @@ klm_load_token_key(bool may_create, KlmSecret **key, KlmError *error)
 	return klm_token_key(&domain, may_create, key, error);
 }
 
-/* A fully qualified name that says nothing about this machine: the sender's domain. */
+/*
+ * Where no name is set: a fully qualified one that says nothing about this
+ * machine, the sender's domain.
+ */
 const char *
 klm_ehlo_name(const char *from_address)
 {
 	const char *at = from_address ? strrchr(from_address, '@') : NULL;
 
+	/* A reload may free the setting's own text while a connection is open. */
+	if (klm_ehlo_setting && klm_ehlo_setting[0])
+		return pstrdup(klm_ehlo_setting);
 	return at && at[1] && at[1] != '[' ? at + 1 : "localhost";
 }
 

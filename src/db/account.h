@@ -67,7 +67,7 @@ extern void klm_load_domain(KlmDomain *domain);
 /* klm_token_key() of this database, under the same conditions. */
 extern bool klm_load_token_key(bool may_create, KlmSecret **key, KlmError *error);
 
-/* What we call ourselves in EHLO: points into the address, or is static. */
+/* What we call ourselves in EHLO: palloc'd, points into the address, or is static. */
 extern const char *klm_ehlo_name(const char *from_address);
 
 #endif							/* KLM_ACCOUNT_H */
