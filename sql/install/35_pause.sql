@@ -47,6 +47,33 @@ $$Stops an account, or with NULL all mail of the database: nothing new leaves wi
 Returns how many deliveries are held. Errors: 22023 no such account.
 Example: SELECT kliv_mail.pause(reason => 'maintenance');$$;
 
+-- Sequences behind the ids that are stored: where rows came by logical
+-- replication they are not, and the next id would be one that is there.  Never
+-- backwards, and not at all where nothing came from elsewhere.
+CREATE FUNCTION kliv_mail._advance_sequences() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s record;
+BEGIN
+    FOR s IN
+        SELECT x.name, greatest(x.a, x.b) AS stored, q.last_value, q.is_called
+        FROM (VALUES
+            ('kliv_mail._message_id'::regclass, (SELECT max(m.id) FROM kliv_mail._message AS m), (SELECT max(d.message_id) FROM kliv_mail._delivery AS d)),
+            ('kliv_mail._delivery_id', (SELECT max(o.id) FROM kliv_mail._outbox AS o), (SELECT max(d.id) FROM kliv_mail._delivery AS d)),
+            ('kliv_mail._event_id', (SELECT max(e.id) FROM kliv_mail._event AS e), NULL),
+            ('kliv_mail._epoch', (SELECT max(o.epoch) FROM kliv_mail._outbox AS o), NULL)) AS x (name, a, b)
+        JOIN (SELECT 'kliv_mail._message_id'::regclass AS name, v.last_value, v.is_called FROM kliv_mail._message_id AS v
+              UNION ALL SELECT 'kliv_mail._delivery_id', v.last_value, v.is_called FROM kliv_mail._delivery_id AS v
+              UNION ALL SELECT 'kliv_mail._event_id', v.last_value, v.is_called FROM kliv_mail._event_id AS v
+              UNION ALL SELECT 'kliv_mail._epoch', v.last_value, v.is_called FROM kliv_mail._epoch AS v) AS q USING (name)
+    LOOP
+        IF s.stored > s.last_value OR (s.stored = s.last_value AND NOT s.is_called) THEN
+            PERFORM setval(s.name, s.stored);
+        END IF;
+    END LOOP;
+END;
+$$;
+
 CREATE FUNCTION kliv_mail._resume(p_caller name, p_account text) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -60,6 +87,7 @@ BEGIN
     -- A copy: what carries the origin that it was copied from is stamped anew
     -- (other origins, brought by logical replication, stay what they are).
     IF v_account = '' THEN
+        PERFORM kliv_mail._advance_sequences();
         WITH gone AS (DELETE FROM kliv_mail._state AS s WHERE s.origin <> v_here RETURNING s.origin)
         SELECT array_agg(g.origin ORDER BY g.origin) INTO v_there FROM gone AS g;
         IF v_there IS NOT NULL THEN
