@@ -13,6 +13,20 @@ END;
 CREATE FUNCTION kliv_mail._key_ring(OUT ids text[], OUT missing boolean, OUT problem text, OUT hint text)
 AS '$libdir/kliv_mail_net', 'kliv_mail__key_ring' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 
+-- The ring for a view: with kliv_mail.key_command only an administrator's look
+-- runs the command, and others are told nothing of its keys.
+CREATE FUNCTION kliv_mail._key_ring_shown(OUT ids text[], OUT missing boolean, OUT problem text, OUT hint text, OUT looked boolean)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_caller name := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END;
+BEGIN
+    looked := current_setting('kliv_mail.key_command') = '' OR has_table_privilege(v_caller, 'kliv_mail._manages_all', 'SELECT');
+    IF looked THEN
+        SELECT r.ids, r.missing, r.problem, r.hint INTO ids, missing, problem, hint FROM kliv_mail._key_ring() AS r;
+    END IF;
+END;
+$$;
+
 CREATE FUNCTION kliv_mail._key_state(OUT key_state text, OUT key_fingerprint text, OUT advice text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -20,7 +34,11 @@ DECLARE
     lost record;
     file text;
 BEGIN
-    SELECT r.* INTO ring FROM kliv_mail._key_ring() AS r;
+    SELECT r.* INTO ring FROM kliv_mail._key_ring_shown() AS r;
+    IF NOT ring.looked THEN
+        key_state := 'not looked at: kliv_mail.key_command runs for administrators';
+        RETURN;
+    END IF;
     key_fingerprint := ring.ids[1];
     SELECT a.name, a.key_id INTO lost FROM kliv_mail._account AS a
     WHERE a.key_id IS NOT NULL AND (ring.problem IS NOT NULL OR a.key_id <> ALL (ring.ids)) ORDER BY a.name LIMIT 1;

@@ -26,8 +26,10 @@
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "storage/fd.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "base/compat.h"
@@ -42,6 +44,9 @@
 #define KEY_LINE_MIN 78			/* "kliv_mail root " and the digits, less one */
 #define KEY_COMMAND_SECONDS 30
 #define KEY_OUTPUT_MAX (64 * 1024)
+#define FETCH_GOOD_MS 60000		/* how long the sender goes by what it fetched */
+#define FETCH_BAD_MS 10000		/* ... and by the lack of it */
+#define COMMAND_HINT "Run \"kliv_mail.key_command\" as the server's operating system user."
 #define EXIT_POLL_MS 10			/* how often to look whether the key command has ended */
 
 /*
@@ -65,6 +70,29 @@ typedef enum CommandEnd
 	COMMAND_STOPPED				/* this process has to end */
 } CommandEnd;
 
+typedef struct KeyCommand
+{
+	pid_t		pid;
+	int			fd;				/* its standard output */
+	bool		closed;			/* ... is at its end */
+	CommandEnd	end;
+	int			status;			/* as waitpid() gives it */
+	KlmSecret  *buffer;
+	Size		have;
+	TimestampTz deadline;
+} KeyCommand;
+
+/* What a process that must not wait knows of the command's output; see klm_ring_fetch(). */
+static struct
+{
+	bool		used;
+	bool		running;
+	KeyCommand	command;
+	KlmSecret  *output;			/* NULL: there is none */
+	char		problem[256];	/* ... and why */
+	TimestampTz again_at;
+}			fetch;
+
 extern char **environ;
 
 bool		(*klm_key_wait_ends) (void) = NULL;
@@ -72,9 +100,13 @@ bool		(*klm_key_wait_ends) (void) = NULL;
 static bool parse_ring(const KlmSecret *text, const char *source, KlmRing **ring,
 					   KlmSecret **memory, KlmError *error);
 static bool run_key_command(KlmSecret **output, KlmError *error);
-static bool start_key_command(pid_t *pid, int *output_fd, KlmError *error);
-static bool wait_for_command(int fd, long timeout_ms);
-static bool command_ended_well(CommandEnd end, int status, Size have, KlmError *error);
+static bool start_key_command(KeyCommand *command, KlmError *error);
+static CommandEnd look_at_command(KeyCommand *command);
+static void wait_for_command(const KeyCommand *command, long timeout_ms);
+static void end_key_command(KeyCommand *command);
+static bool take_output(KeyCommand *command, KlmSecret **output, KlmError *error);
+static bool command_ended_well(const KeyCommand *command, KlmError *error);
+static bool fetched_output(KlmSecret **output, KlmError *error);
 static bool write_ring(const KlmRing *ring, bool replace, bool *exists, KlmError *error);
 static bool key_file_is_young(void);
 static bool is_named(const KlmKey *key, const KlmKeyUse *use);
@@ -90,7 +122,7 @@ klm_read_ring(KlmRing **ring, KlmSecret **memory, bool *missing, KlmError *error
 	*missing = false;
 	if (klm_key_command && klm_key_command[0])
 	{
-		if (!run_key_command(&text, error))
+		if (!(fetch.used ? fetched_output(&text, error) : run_key_command(&text, error)))
 			return false;
 		ok = parse_ring(text, klm_ring_source(), ring, memory, error);
 	}
@@ -368,79 +400,162 @@ parse_ring(const KlmSecret *text, const char *source, KlmRing **ring, KlmSecret 
 static bool
 run_key_command(KlmSecret **output, KlmError *error)
 {
-	KlmSecret  *buffer = klm_secret_create(NULL, KEY_OUTPUT_MAX + 1);
-	TimestampTz deadline = GetCurrentTimestamp() + KEY_COMMAND_SECONDS * USECS_PER_SEC;
-	volatile CommandEnd end = COMMAND_RUNS;
-	volatile Size have = 0;
-	volatile int status = 0;
-	int			started_fd = -1;
-	volatile int output_fd;
-	volatile pid_t command;
-	pid_t		pid;
+	KeyCommand	command;
 
-	if (!start_key_command(&pid, &started_fd, error))
+	if (!start_key_command(&command, error))
 		return false;
-	output_fd = started_fd;
-	command = pid;
 	PG_TRY();
 	{
-		bool		closed = false;
-
-		while (end == COMMAND_RUNS)
-		{
-			/* Whoever closes its output need not have ended. */
-			if (closed)
-				wait_for_command(PGINVALID_SOCKET, EXIT_POLL_MS);
-			else if (wait_for_command(output_fd, KEY_COMMAND_SECONDS * 1000L))
-			{
-				ssize_t		n = read(output_fd, buffer->data + have, buffer->length - have);
-
-				if (n > 0)
-					have += n;
-				else if (n == 0 || (errno != EINTR && errno != EAGAIN))
-					closed = true;
-			}
-			if (have == buffer->length)
-				end = COMMAND_TALKS;
-			else if (ShutdownRequestPending || (klm_key_wait_ends && klm_key_wait_ends()))
-				end = COMMAND_STOPPED;
-			else if (GetCurrentTimestamp() >= deadline)
-				end = COMMAND_HANGS;
-			else if (closed)
-			{
-				int			code;
-
-				if (waitpid(command, &code, WNOHANG) == command)
-				{
-					status = code;
-					end = COMMAND_ENDED;
-				}
-			}
-		}
+		while (look_at_command(&command) == COMMAND_RUNS)
+			wait_for_command(&command, KEY_COMMAND_SECONDS * 1000L);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
-		close(output_fd);
-		if (end != COMMAND_ENDED)
-		{
-			int			code;
-
-			kill(-command, SIGKILL);
-			while (waitpid(command, &code, 0) < 0 && errno == EINTR)
-				;
-		}
+		end_key_command(&command);
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	return take_output(&command, output, error);
+}
 
-	if (end == COMMAND_ENDED && status == 0 && have > 0)
-		*output = klm_secret_create(buffer->data, have);
-	klm_secret_wipe(buffer);
-	return command_ended_well(end, status, have, error);
+/* Read what there is, and tell how the command stands; does not wait. */
+static CommandEnd
+look_at_command(KeyCommand *command)
+{
+	ssize_t		n;
+
+	if (command->end != COMMAND_RUNS)
+		return command->end;
+	while (!command->closed && command->have < command->buffer->length)
+	{
+		n = read(command->fd, command->buffer->data + command->have,
+				 command->buffer->length - command->have);
+		if (n > 0)
+			command->have += n;
+		else if (n == 0 || (errno != EINTR && errno != EAGAIN))
+			command->closed = true;
+		else if (errno == EAGAIN)
+			break;
+	}
+
+	/* Whoever closes its output need not have ended. */
+	if (command->closed && waitpid(command->pid, &command->status, WNOHANG) == command->pid)
+		command->end = COMMAND_ENDED;
+	else if (command->have == command->buffer->length)
+		command->end = COMMAND_TALKS;
+	else if (ShutdownRequestPending || (klm_key_wait_ends && klm_key_wait_ends()))
+		command->end = COMMAND_STOPPED;
+	else if (GetCurrentTimestamp() >= command->deadline)
+		command->end = COMMAND_HANGS;
+	return command->end;
+}
+
+/* Sleep until the command says something, at most so long. */
+static void
+wait_for_command(const KeyCommand *command, long timeout_ms)
+{
+	int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
+
+	if (command->closed)
+		timeout_ms = Min(timeout_ms, EXIT_POLL_MS);
+	else
+		events |= WL_SOCKET_READABLE;
+	if (WaitLatchOrSocket(MyLatch, events, command->fd, timeout_ms, PG_WAIT_EXTENSION) &
+		WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+static void
+end_key_command(KeyCommand *command)
+{
+	close(command->fd);
+	if (command->end != COMMAND_ENDED)
+	{
+		kill(-command->pid, SIGKILL);
+		while (waitpid(command->pid, &command->status, 0) < 0 && errno == EINTR)
+			;
+	}
+}
+
+/* End it, and give what it printed, or say what was wrong with it. */
+static bool
+take_output(KeyCommand *command, KlmSecret **output, KlmError *error)
+{
+	end_key_command(command);
+	if (command->end == COMMAND_ENDED && command->status == 0 && command->have > 0)
+		*output = klm_secret_create(command->buffer->data, command->have);
+	klm_secret_wipe(command->buffer);
+	return command_ended_well(command, error);
+}
+
+/* The sender ends while the command runs. */
+static void
+end_fetching(int code, Datum argument)
+{
+	if (fetch.running)
+		end_key_command(&fetch.command);
+	fetch.running = false;
+}
+
+void
+klm_ring_fetch(long wait_ms)
+{
+	MemoryContext old;
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), wait_ms);
+	KlmError	error = {0};
+	KlmSecret  *output = NULL;
+
+	if (klm_key_command == NULL || klm_key_command[0] == '\0')
+	{
+		fetch.used = false;
+		return;
+	}
+	if (!fetch.used)
+		on_proc_exit(end_fetching, (Datum) 0);
+	fetch.used = true;
+	if (!fetch.running && GetCurrentTimestamp() < fetch.again_at)
+		return;
+
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	if (!fetch.running)
+		fetch.running = start_key_command(&fetch.command, &error);
+	while (fetch.running && look_at_command(&fetch.command) == COMMAND_RUNS)
+	{
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+
+		if (left <= 0)
+		{
+			MemoryContextSwitchTo(old);
+			return;
+		}
+		wait_for_command(&fetch.command, left);
+	}
+	if (fetch.running)
+		(void) take_output(&fetch.command, &output, &error);
+	fetch.running = false;
+	klm_secret_wipe(fetch.output);
+	fetch.output = output;
+	strlcpy(fetch.problem, error.message ? error.message : "", sizeof(fetch.problem));
+	fetch.again_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												 output ? FETCH_GOOD_MS : FETCH_BAD_MS);
+	MemoryContextSwitchTo(old);
+}
+
+/* What klm_ring_fetch() got. */
+static bool
+fetched_output(KlmSecret **output, KlmError *error)
+{
+	if (fetch.output == NULL)
+		return klm_fail(error, NOT_READY, COMMAND_HINT, "%s", fetch.problem[0] ? fetch.problem :
+						"\"kliv_mail.key_command\" has not ended yet");
+	*output = klm_secret_create(fetch.output->data, fetch.output->length);
+	return true;
 }
 
 /* sh -c "the command", its standard output on a pipe. */
 static bool
-start_key_command(pid_t *pid, int *output_fd, KlmError *error)
+start_key_command(KeyCommand *command, KlmError *error)
 {
 	char	   *argv[] = {"sh", "-c", klm_key_command, NULL};
 	posix_spawn_file_actions_t actions;
@@ -463,7 +578,7 @@ start_key_command(pid_t *pid, int *output_fd, KlmError *error)
 	posix_spawnattr_setsigdefault(&attributes, &signals);
 	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK |
 							 POSIX_SPAWN_SETSIGDEF);
-	result = posix_spawn(pid, "/bin/sh", &actions, &attributes, argv, environ);
+	result = posix_spawn(&command->pid, "/bin/sh", &actions, &attributes, argv, environ);
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attributes);
 	close(pipes[1]);
@@ -474,49 +589,39 @@ start_key_command(pid_t *pid, int *output_fd, KlmError *error)
 		return klm_fail(error, NOT_READY, NULL,
 						"\"kliv_mail.key_command\" could not be started: %m");
 	}
-	*output_fd = pipes[0];
+	fcntl(pipes[0], F_SETFL, O_NONBLOCK);
+	command->fd = pipes[0];
+	command->closed = false;
+	command->end = COMMAND_RUNS;
+	command->status = 0;
+	command->have = 0;
+	command->buffer = klm_secret_create(NULL, KEY_OUTPUT_MAX + 1);
+	command->deadline = GetCurrentTimestamp() + KEY_COMMAND_SECONDS * USECS_PER_SEC;
 	return true;
 }
 
-/* Sleep until the command says something or the time is over; true: it has. */
 static bool
-wait_for_command(int fd, long timeout_ms)
+command_ended_well(const KeyCommand *command, KlmError *error)
 {
-	int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
-
-	if (fd != PGINVALID_SOCKET)
-		events |= WL_SOCKET_READABLE;
-	events = WaitLatchOrSocket(MyLatch, events, fd, timeout_ms, PG_WAIT_EXTENSION);
-	if (events & WL_LATCH_SET)
-		ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
-	return (events & WL_SOCKET_READABLE) != 0;
-}
-
-static bool
-command_ended_well(CommandEnd end, int status, Size have, KlmError *error)
-{
-	const char *hint = "Run \"kliv_mail.key_command\" as the server's operating system user.";
-
-	switch (end)
+	switch (command->end)
 	{
 		case COMMAND_TALKS:
-			return klm_fail(error, NOT_READY, hint,
+			return klm_fail(error, NOT_READY, COMMAND_HINT,
 							"\"kliv_mail.key_command\" printed more than %d kB",
 							KEY_OUTPUT_MAX / 1024);
 		case COMMAND_STOPPED:
 			return klm_fail(error, NOT_READY, NULL,
 							"\"kliv_mail.key_command\" was ended by a shutdown");
 		case COMMAND_ENDED:
-			if (status != 0)
-				return klm_fail(error, NOT_READY, hint, "\"kliv_mail.key_command\" failed: %s",
-								wait_result_to_str(status));
-			if (have == 0)
-				return klm_fail(error, NOT_READY, hint,
+			if (command->status != 0)
+				return klm_fail(error, NOT_READY, COMMAND_HINT, "\"kliv_mail.key_command\" failed: %s",
+								wait_result_to_str(command->status));
+			if (command->have == 0)
+				return klm_fail(error, NOT_READY, COMMAND_HINT,
 								"\"kliv_mail.key_command\" printed nothing");
 			return true;
 		default:
-			return klm_fail(error, NOT_READY, hint,
+			return klm_fail(error, NOT_READY, COMMAND_HINT,
 							"\"kliv_mail.key_command\" did not end within %d s",
 							KEY_COMMAND_SECONDS);
 	}

@@ -44,6 +44,15 @@ typedef struct KlmRing
  */
 extern bool klm_read_ring(KlmRing **ring, KlmSecret **memory, bool *missing, KlmError *error);
 
+/*
+ * For a process that must not wait, the sender: from its first call on
+ * klm_read_ring() does not run kliv_mail.key_command but takes what was fetched
+ * here.  To be called outside of any transaction, as often as one likes: it
+ * starts the command where what is at hand is old, looks at one that runs, and
+ * waits for it at most so long, and not beyond a shutdown request.
+ */
+extern void klm_ring_fetch(long wait_ms);
+
 /* The same, in a transaction; the first key is made when there is no key file and may_create. */
 extern bool klm_ring_for_sealing(bool may_create, KlmRing **ring, KlmSecret **memory,
 								 KlmError *error);

@@ -159,6 +159,17 @@ for (
     unlike($state, qr/secret-of-the-store/, '... that shows nothing of what it printed');
 }
 # One that hangs: the statement can be cancelled, and the command goes with it.
+# Only an administrator's look at a view runs it.
+$node->sql(q{CREATE ROLE reader; SELECT kliv_mail.grant_read('reader')});
+$node->reconfigure('kliv_mail.key_command' => "echo x >> '$folder/runs'; cat '$secret_store'");
+sub runs { return -e "$folder/runs" ? -s "$folder/runs" : 0; }
+my $runs = runs();
+like($node->sql('SELECT key_state FROM kliv_mail.status', role => 'reader'), qr/^not looked at/, 'a reader sees that the command is not run for him');
+is($node->sql(q{SELECT status FROM kliv_mail.smtp_settings WHERE account = 'custom'}, role => 'reader'), 'ok', '... and the account');
+is(runs(), $runs, '... and it was not');
+is(state_of(), 'ok', 'an administrator sees the state');
+cmp_ok(runs(), '>', $runs, '... by running it');
+
 # One that closes its output and goes on is waited for as any other: it can be cancelled, and is gone then.
 $node->reconfigure('kliv_mail.key_command' => "echo \$\$ > '$folder/closer'; cat '$secret_store'; exec >&-; sleep 600; true");
 $result = $node->try("SET statement_timeout = '2s'; SELECT * FROM kliv_mail.test_smtp()");
