@@ -36,6 +36,14 @@ CREATE TABLE kliv_mail._salt (
 );
 INSERT INTO kliv_mail._salt (salt, made_at) VALUES (uuid_send(gen_random_uuid()), now());
 
+-- The last test of the platform's account, which is no row of _account.
+CREATE TABLE kliv_mail._platform_test (
+    singleton  boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    tested_at  timestamptz NOT NULL,
+    ok         boolean NOT NULL,
+    renewed_at timestamptz                      -- moves with every successful test: ends a hold
+);
+
 -- The accounts that configure_smtp() saves.  'platform' is never a row.
 CREATE TABLE kliv_mail._account (
     name                text COLLATE "C" PRIMARY KEY CHECK (name <> 'platform'),

@@ -45,7 +45,7 @@ BEGIN
     password_file := nullif(kliv_mail._setting('kliv_mail.platform_password_file'), '');
     hourly_limit := kliv_mail._setting('kliv_mail.platform_hourly_limit')::integer;
     daily_limit := kliv_mail._setting('kliv_mail.platform_daily_limit')::integer;
-    fingerprint := md5(concat_ws(chr(31), url, username, password_file, sender));
+    fingerprint := md5(concat_ws(chr(31), url, username, password_file, sender, (SELECT t.renewed_at FROM kliv_mail._platform_test AS t)));
     hint := 'The administrator of the server mends it in postgresql.conf; or send by a provider of your own: '
             'SELECT * FROM kliv_mail.configure_smtp(...).';
     IF url IS NULL OR sender IS NULL THEN

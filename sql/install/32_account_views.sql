@@ -14,18 +14,21 @@ DECLARE
     x record;
 BEGIN
     IF EXISTS (SELECT FROM kliv_mail._account AS a WHERE a.in_use AND a.key_id IS NOT NULL) THEN
-        SELECT k.ids, k.problem INTO key FROM kliv_mail._key_ring() AS k;
+        SELECT k.ids, k.problem INTO key FROM kliv_mail._key_ring_shown() AS k;
     ELSE
         SELECT NULL::text[] AS ids, NULL::text AS problem INTO key;
     END IF;
     FOR x IN
-        SELECT n.*, a.username, a.username_masked, a.password_masked AS masked, a.key_id, a.last_test_at, a.last_test_ok,
+        SELECT n.*, a.username, a.username_masked, a.password_masked AS masked, a.key_id,
+               CASE WHEN n.own THEN a.last_test_at ELSE t.tested_at END AS last_test_at,
+               CASE WHEN n.own THEN a.last_test_ok ELSE t.ok END AS last_test_ok,
                a.created_at, a.updated_at, a.updated_by, a.password_changed_at,
                p.account AS paused, p.paused_by, p.reason AS pause_reason,
                q.held_until, q.held_reason, q.held_hint, q.fingerprint IS NOT DISTINCT FROM n.fingerprint AND q.held_until > at AS held,
                EXISTS (SELECT FROM kliv_mail._state AS s WHERE s.origin <> kliv_mail._origin()) AS copy
         FROM kliv_mail._accounts() AS n
         LEFT JOIN kliv_mail._account AS a ON a.name = n.name
+        LEFT JOIN kliv_mail._platform_test AS t ON NOT n.own
         LEFT JOIN LATERAL (SELECT w.account, w.reason, w.paused_by FROM kliv_mail._pause AS w WHERE w.account IN ('', n.name)
                            ORDER BY w.account LIMIT 1) AS p ON true
         LEFT JOIN kliv_mail._quota AS q ON q.account = n.name

@@ -159,17 +159,30 @@ Example: SELECT * FROM kliv_mail.configure_smtp(provider => 'sendgrid', password
 Example: SELECT * FROM kliv_mail.configure_smtp(host => 'smtp.example.com', port => 465, username => 'app@example.com', password => 'the mailbox password');
 Example: SELECT * FROM kliv_mail.configure_smtp(password => 'the new password');$$;
 
--- A connection test of what is saved for an account ended; a success ends its hold.
-CREATE FUNCTION kliv_mail._record_test(p_account text, p_ok boolean) RETURNS void
+-- A connection test of an account as it is ended.  A success ends a hold that
+-- its steps could have met.  One that a mail met later stays; its reason is returned.
+CREATE FUNCTION kliv_mail._record_test(p_account text, p_ok boolean) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_stays text := (SELECT q.held_reason FROM kliv_mail._quota AS q JOIN kliv_mail._accounts() AS x ON x.name = q.account
+                     WHERE q.account = p_account AND q.held_until > v_at AND q.fingerprint IS NOT DISTINCT FROM x.fingerprint
+                       AND to_jsonb(q) ->> 'held_stage' IN ('rcpt', 'data', 'dot'));
+    v_ends boolean := p_ok AND v_stays IS NULL;
 BEGIN
-    UPDATE kliv_mail._account AS a
-    SET last_test_at = kliv_mail._now(), last_test_ok = p_ok,
-        renewed_at = CASE WHEN p_ok THEN kliv_mail._now() ELSE a.renewed_at END
-    WHERE a.name = p_account;
-    IF FOUND AND p_ok THEN
+    IF p_account = 'platform' THEN
+        INSERT INTO kliv_mail._platform_test AS t (tested_at, ok, renewed_at) VALUES (v_at, p_ok, CASE WHEN v_ends THEN v_at END)
+        ON CONFLICT (singleton) DO UPDATE
+        SET tested_at = excluded.tested_at, ok = excluded.ok, renewed_at = coalesce(excluded.renewed_at, t.renewed_at);
+    ELSE
+        UPDATE kliv_mail._account AS a
+        SET last_test_at = v_at, last_test_ok = p_ok, renewed_at = CASE WHEN v_ends THEN v_at ELSE a.renewed_at END
+        WHERE a.name = p_account;
+    END IF;
+    IF v_ends THEN
         PERFORM kliv_mail._wake();
     END IF;
+    RETURN CASE WHEN p_ok THEN v_stays END;
 END;
 $$;
 

@@ -2,6 +2,7 @@
 -- epochs, so that no claim of old is taken for ours).  A test sees that none is forgotten.
 SELECT pg_extension_config_dump('kliv_mail._state', '');
 SELECT pg_extension_config_dump('kliv_mail._salt', '');
+SELECT pg_extension_config_dump('kliv_mail._platform_test', '');
 SELECT pg_extension_config_dump('kliv_mail._account', '');
 SELECT pg_extension_config_dump('kliv_mail._pause', '');
 SELECT pg_extension_config_dump('kliv_mail._quota', '');

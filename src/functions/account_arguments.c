@@ -472,6 +472,26 @@ resolve_sender(const KlmRequest *request, const KlmSaved *saved, KlmResolved *re
 			"is needed, since the user name is not an address");
 }
 
+void
+klm_explain_failure(const KlmResolved *resolved, KlmProbe *probe)
+{
+	KlmProbeStep *step = &probe->steps[probe->count - 1];
+	const KlmProvider *preset = klm_find_provider(resolved->provider);
+	const char *region = resolved->region ? resolved->region :
+		preset ? preset->default_region : NULL;
+
+	if (resolved->sender_kept && strcmp(step->step, "sender") == 0)
+		step->hint =
+			psprintf("\"%s\" was saved with the former settings and kept: give from_address => with "
+					 "an address that this user may send from.", resolved->from_address);
+	else if (region && probe->reply.stage == KLM_STAGE_AUTH && probe->reply.code >= 500)
+		step->hint =
+			psprintf("%s was asked in the region '%s', where only credentials of that region are "
+					 "known%s: give region => with theirs. %s", preset->title, region,
+					 preset->regions ? psprintf(" (there are: %s)", preset->regions) : "",
+					 step->hint ? step->hint : "");
+}
+
 /* The address that a user name is, or NULL. */
 static char *
 address_of(const char *username)

@@ -17,6 +17,7 @@
 #include "access/tupdesc.h"
 
 #include "db/account.h"
+#include "net/probe.h"
 
 #define KLM_MAX_PASSWORD 8192
 #define KLM_MAX_FROM_NAME 200
@@ -73,6 +74,12 @@ typedef struct KlmResolved
  * klm_become_owner()), leaves no lock behind.
  */
 extern void klm_resolve(const KlmRequest *request, KlmResolved *resolved);
+
+/*
+ * What a failed test has to do with arguments: the last step's hint names a
+ * sender that was kept, or the region that was tried.
+ */
+extern void klm_explain_failure(const KlmResolved *resolved, KlmProbe *probe);
 
 /* Raises what is wrong with the limits of an account; leaves no lock behind. */
 extern void klm_check_limits(const char *account, int hourly, int daily);

@@ -231,10 +231,7 @@ test_connection(const KlmResolved *resolved, const char *reply_to)
 					   "needs a server with SMTPUTF8, and %s has none", resolved->target.host);
 		return;
 	}
-	if (resolved->sender_kept && strcmp(probe.steps[probe.count - 1].step, "sender") == 0)
-		probe.steps[probe.count - 1].hint =
-			psprintf("\"%s\" was saved with the former settings and kept: give from_address => with "
-					 "an address that this user may send from.", resolved->from_address);
+	klm_explain_failure(resolved, &probe);
 	klm_probe_raise(&probe, true);
 }
 

@@ -39,7 +39,7 @@ PG_FUNCTION_INFO_V1(kliv_mail_test_smtp);
 
 static char *default_account(void);
 static bool account_is_saved(const char *account);
-static void record_test(const char *account, bool ok);
+static char *record_test(const char *account, bool ok);
 static KlmProbeStep queue_test_mail(const char *account, const char *send_to);
 static void put_step(ReturnSetInfo *rsinfo, const KlmProbeStep *step);
 
@@ -55,6 +55,7 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 	KlmCaller	caller;
 	KlmProbe	probe;
 	const char *send_to;
+	char	   *stays = NULL;
 	bool		any_given = false;
 	bool		saved;
 	bool		can_send;
@@ -121,10 +122,14 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 
 			klm_raise(NULL, &error, true);
 		}
-		saved = false;			/* its tests are not recorded */
+		saved = request.from_address == NULL;
 		can_send = true;
 		klm_probe(&account->target, account->provider,
 				  request.from_address ? request.from_address : account->from_address, &probe);
+		if (!probe.ok && probe.reply.stage == KLM_STAGE_AUTH)
+			probe.steps[probe.count - 1].hint =
+				"The administrator of the server sets kliv_mail.platform_username, and writes the "
+				"password into the file that kliv_mail.platform_password_file names.";
 	}
 	else
 	{
@@ -146,10 +151,12 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 		klm_probe(&resolved.target, resolved.provider,
 				  resolved.from_address && resolved.from_address[0] ? resolved.from_address : NULL,
 				  &probe);
+		if (!probe.ok)
+			klm_explain_failure(&resolved, &probe);
 	}
 
 	if (saved && !XactReadOnly && !RecoveryInProgress())
-		record_test(request.account, probe.ok);
+		stays = record_test(request.account, probe.ok);
 	klm_become_caller(&caller);
 
 	for (int i = 0; i < probe.count; i++)
@@ -160,6 +167,10 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 			step->hint = psprintf("%s%sSELECT * FROM kliv_mail.test_smtp(send_to => "
 								  "'you@example.com'); proves it with a mail.",
 								  step->hint ? step->hint : "", step->hint ? " " : "");
+		if (stays != NULL && i == probe.count - 1)
+			step->hint = psprintf("The account stays held, for what a mail met behind these steps: "
+								  "%s.%s%s", stays, step->hint ? " " : "",
+								  step->hint ? step->hint : "");
 		put_step(rsinfo, step);
 	}
 	if (probe.ok && send_to != NULL)
@@ -192,14 +203,16 @@ account_is_saved(const char *account)
 	return SPI_processed > 0;
 }
 
-static void
+/* The reason of a hold that a test cannot end, or NULL. */
+static char *
 record_test(const char *account, bool ok)
 {
 	KlmCall		call = {0};
 
 	klm_add_text(&call, account);
 	klm_add_bool(&call, ok);
-	klm_run(&call, "record_test", false);
+	klm_run_one(&call, "record_test", false);
+	return klm_result_text(1, CurrentMemoryContext);
 }
 
 /*

@@ -23,7 +23,7 @@ typedef struct KlmProbeStep
 	bool		ok;
 	double		elapsed_ms;		/* of this step alone */
 	char	   *detail;			/* what was found, or on failure our words and the server's */
-	char	   *hint;			/* what to do, or NULL */
+	const char *hint;			/* what to do, or NULL */
 } KlmProbeStep;
 
 /*
