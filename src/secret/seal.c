@@ -27,6 +27,7 @@
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #include "base/compat.h"
 #include "base/error.h"
@@ -46,6 +47,7 @@ static bool decrypt(const KlmKey *key, const KlmBinding *binding, const KlmSecre
 					KlmSecret **secret);
 static bool call_pgcrypto(const char *function, const KlmKey *key, const KlmBinding *binding,
 						  int salt, const KlmSecret *input, KlmSecret **output);
+static void end_own_owner(ResourceOwner outer);
 static void sealing_pair(const KlmKey *key, const KlmDomain *domain, int salt,
 						 unsigned char *public_key, unsigned char *secret_key);
 static bool open_box(const KlmRing *ring, const KlmDomain *domain, const bytea *sealed,
@@ -197,6 +199,21 @@ unbind_secret(const KlmBinding *binding, const KlmSecret *bound, KlmSecret **sec
 	return same;
 }
 
+/* The resource owner that call_pgcrypto() made where there was none. */
+static void
+end_own_owner(ResourceOwner outer)
+{
+	ResourceOwner own = CurrentResourceOwner;
+
+	if (outer != NULL)
+		return;
+	ResourceOwnerRelease(own, RESOURCE_RELEASE_BEFORE_LOCKS, false, true);
+	ResourceOwnerRelease(own, RESOURCE_RELEASE_LOCKS, false, true);
+	ResourceOwnerRelease(own, RESOURCE_RELEASE_AFTER_LOCKS, false, true);
+	CurrentResourceOwner = NULL;
+	ResourceOwnerDelete(own);
+}
+
 /*
  * Encrypt or decrypt with the account's passphrase.  false: pgcrypto says wrong
  * key or corrupt data; anything else that it raises goes on.
@@ -206,6 +223,7 @@ call_pgcrypto(const char *function, const KlmKey *key, const KlmBinding *binding
 			  const KlmSecret *input, KlmSecret **output)
 {
 	PGFunction	call = load_external_function("$libdir/pgcrypto", function, true, NULL);
+	ResourceOwner outer_owner = CurrentResourceOwner;
 	MemoryContext outer = CurrentMemoryContext;
 	MemoryContext scratch = AllocSetContextCreate(outer, "kliv_mail pgcrypto",
 												  ALLOCSET_DEFAULT_SIZES);
@@ -229,6 +247,10 @@ call_pgcrypto(const char *function, const KlmKey *key, const KlmBinding *binding
 	SET_VARSIZE(data, VARHDRSZ + input->length);
 	memcpy(VARDATA(data), input->data, input->length);
 
+	/* pgcrypto's handles need an owner, which there is none of outside of a transaction. */
+	if (outer_owner == NULL)
+		CurrentResourceOwner = ResourceOwnerCreate(NULL, "kliv_mail pgcrypto");
+
 	PG_TRY();
 	{
 		text	   *options = cstring_to_text(PGP_OPTIONS);
@@ -245,6 +267,7 @@ call_pgcrypto(const char *function, const KlmKey *key, const KlmBinding *binding
 		sodium_memzero((void *) passphrase, VARHDRSZ + (2 * KLM_KEY_BYTES));
 		sodium_memzero((void *) data, VARHDRSZ + input->length);
 		MemoryContextSwitchTo(outer);
+		end_own_owner(outer_owner);
 
 		/* pgcrypto has freed what it held before it raises this one. */
 		if (geterrcode() != ERRCODE_EXTERNAL_ROUTINE_INVOCATION_EXCEPTION)
@@ -256,6 +279,7 @@ call_pgcrypto(const char *function, const KlmKey *key, const KlmBinding *binding
 
 	if (ok)
 	{
+		end_own_owner(outer_owner);
 		sodium_memzero((void *) passphrase, VARHDRSZ + (2 * KLM_KEY_BYTES));
 		sodium_memzero((void *) data, VARHDRSZ + input->length);
 	}
