@@ -46,6 +46,7 @@
 #define KEY_OUTPUT_MAX (64 * 1024)
 #define FETCH_GOOD_MS 60000		/* how long the sender goes by what it fetched */
 #define FETCH_BAD_MS 10000		/* ... and by the lack of it */
+#define FETCH_FIRST_MS 1000		/* ... and what it waits for at its start */
 #define COMMAND_HINT "Run \"kliv_mail.key_command\" as the server's operating system user."
 #define EXIT_POLL_MS 10			/* how often to look whether the key command has ended */
 
@@ -369,7 +370,8 @@ parse_ring(const KlmSecret *text, const char *source, KlmRing **ring, KlmSecret 
 			memcpy(key->key, bytes, KLM_KEY_BYTES);
 			key_id(key->key, key->id);
 			if (words == 4 &&
-				(length[2] != KLM_KEY_ID_LENGTH || memcmp(word[2], key->id, KLM_KEY_ID_LENGTH) != 0))
+				(length[2] != KLM_KEY_ID_LENGTH ||
+				 memcmp(word[2], key->id, KLM_KEY_ID_LENGTH) != 0))
 			{
 				sodium_memzero(bytes, sizeof(bytes));
 				klm_secret_wipe(*memory);
@@ -499,10 +501,10 @@ end_fetching(int code, Datum argument)
 }
 
 void
-klm_ring_fetch(long wait_ms)
+klm_ring_fetch(void)
 {
 	MemoryContext old;
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), wait_ms);
+	TimestampTz until = GetCurrentTimestamp();
 	KlmError	error = {0};
 	KlmSecret  *output = NULL;
 
@@ -512,7 +514,10 @@ klm_ring_fetch(long wait_ms)
 		return;
 	}
 	if (!fetch.used)
+	{
 		on_proc_exit(end_fetching, (Datum) 0);
+		until = TimestampTzPlusMilliseconds(until, FETCH_FIRST_MS);
+	}
 	fetch.used = true;
 	if (!fetch.running && GetCurrentTimestamp() < fetch.again_at)
 		return;
@@ -530,6 +535,8 @@ klm_ring_fetch(long wait_ms)
 			return;
 		}
 		wait_for_command(&fetch.command, left);
+		/* The latch may have told our caller something, too. */
+		SetLatch(MyLatch);
 	}
 	if (fetch.running)
 		(void) take_output(&fetch.command, &output, &error);
@@ -614,7 +621,8 @@ command_ended_well(const KeyCommand *command, KlmError *error)
 							"\"kliv_mail.key_command\" was ended by a shutdown");
 		case COMMAND_ENDED:
 			if (command->status != 0)
-				return klm_fail(error, NOT_READY, COMMAND_HINT, "\"kliv_mail.key_command\" failed: %s",
+				return klm_fail(error, NOT_READY, COMMAND_HINT,
+								"\"kliv_mail.key_command\" failed: %s",
 								wait_result_to_str(command->status));
 			if (command->have == 0)
 				return klm_fail(error, NOT_READY, COMMAND_HINT,

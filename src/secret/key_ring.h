@@ -48,10 +48,13 @@ extern bool klm_read_ring(KlmRing **ring, KlmSecret **memory, bool *missing, Klm
  * For a process that must not wait, the sender: from its first call on
  * klm_read_ring() does not run kliv_mail.key_command but takes what was fetched
  * here.  To be called outside of any transaction, as often as one likes: it
- * starts the command where what is at hand is old, looks at one that runs, and
- * waits for it at most so long, and not beyond a shutdown request.
+ * starts the command where what is at hand is old, and looks at one that runs.
+ * The first call waits for it a second, but not beyond a shutdown request.
  */
-extern void klm_ring_fetch(long wait_ms);
+extern void klm_ring_fetch(void);
+
+/* Set by a process that may have to go while kliv_mail.key_command runs: must it now? */
+extern bool (*klm_key_wait_ends) (void);
 
 /* The same, in a transaction; the first key is made when there is no key file and may_create. */
 extern bool klm_ring_for_sealing(bool may_create, KlmRing **ring, KlmSecret **memory,

@@ -607,6 +607,8 @@ run_transaction(bool wanted)
 	volatile bool singly = false;
 
 	klm_sender.tried_count = 0;
+	/* Here no transaction waits for a key command. */
+	klm_ring_fetch();
 	pgstat_report_activity(STATE_RUNNING, "recording and claiming");
 	PG_TRY();
 	{

@@ -158,6 +158,23 @@ for (
     like($state, $what, "key_command = '$command': a clear state");
     unlike($state, qr/secret-of-the-store/, '... that shows nothing of what it printed');
 }
+# One that hangs holds up nobody who needs no key, no shutdown, and no claim.
+my $plain = KlivMail::SmtpServer->start;
+$node->sql(q{SELECT * FROM kliv_mail.configure_smtp(host => 'localhost', port => } . $plain->port . q{, encryption => 'none', username => '', from_address => 'b@shop.example', test => false, account => 'plain')});
+$node->reconfigure('kliv_mail.key_command' => 'sleep 600; true');
+my $waits = $node->sql(q{SELECT kliv_mail.send('needs@example.com', 'x', 'x')});
+for my $number (1 .. 4)
+{
+    my $started = time;
+    my $goes = $node->sql(qq{SELECT kliv_mail.send('needs-none$number\@example.com', 'x', 'x', account => 'plain')});
+    is($node->sql("SELECT kliv_mail.wait($goes, '60 s')"), 'sent', "a command that hangs: mail $number of an account without a password goes");
+    cmp_ok(time - $started, '<', 20, '... soon');
+}
+my $stop = time;
+$node->restart;
+cmp_ok(time - $stop, '<', 20, '... and so does the server');
+$node->sql("SELECT kliv_mail.cancel($waits)");
+
 # One that hangs: the statement can be cancelled, and the command goes with it.
 # Only an administrator's look at a view runs it.
 $node->sql(q{CREATE ROLE reader; SELECT kliv_mail.grant_read('reader')});
