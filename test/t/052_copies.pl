@@ -69,6 +69,7 @@ sub contents
     $contents->{sequences} = $node->sql(q{SELECT string_agg(sequencename || ' ' || coalesce(last_value, 0), ' ' ORDER BY sequencename) FROM pg_sequences WHERE schemaname = 'kliv_mail'}, dbname => $dbname);
     return $contents;
 }
+$source->sql('INSERT INTO kliv_mail._platform_test (tested_at, ok) VALUES (now(), true)', @in);
 my $original = contents($source, 'shop');
 is_deeply([ grep { !$original->{$_} } sort keys %$original ], [], 'every table has rows to carry over');
 
@@ -89,6 +90,9 @@ my $restored = contents($target, 'shop');
 my ($own_row) = grep { $_->{origin} ne $original->{_state}[0]{origin} } @{ $restored->{_state} };
 ok($own_row, 'the new extension has an origin of its own');
 $restored->{_state} = [ grep { $_ != $own_row } @{ $restored->{_state} } ];
+# So is its salt; that of the original is older and goes on to be used.
+is(scalar(@{ $restored->{_salt} }), 2, '... and a salt of its own');
+$restored->{_salt} = [ grep { $_->{salt} eq $original->{_salt}[0]{salt} } @{ $restored->{_salt} } ];
 is_deeply($restored, $original, 'every row of every table and every sequence is as it was');
 is($target->try(q{SELECT id FROM kliv_mail.messages}, @in, role => 'clerk')->{state}, '', 'grants come back');
 
