@@ -167,7 +167,7 @@ DECLARE
     v_at timestamptz := kliv_mail._now();
     v_stays text := (SELECT q.held_reason FROM kliv_mail._quota AS q JOIN kliv_mail._accounts() AS x ON x.name = q.account
                      WHERE q.account = p_account AND q.held_until > v_at AND q.fingerprint IS NOT DISTINCT FROM x.fingerprint
-                       AND to_jsonb(q) ->> 'held_stage' IN ('rcpt', 'data', 'dot'));
+                       AND q.held_stage IN ('rcpt', 'data', 'dot'));
     v_ends boolean := p_ok AND v_stays IS NULL;
 BEGIN
     IF p_account = 'platform' THEN

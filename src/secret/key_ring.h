@@ -53,9 +53,6 @@ extern bool klm_read_ring(KlmRing **ring, KlmSecret **memory, bool *missing, Klm
  */
 extern void klm_ring_fetch(void);
 
-/* Set by a process that may have to go while kliv_mail.key_command runs: must it now? */
-extern bool (*klm_key_wait_ends) (void);
-
 /* The same, in a transaction; the first key is made when there is no key file and may_create. */
 extern bool klm_ring_for_sealing(bool may_create, KlmRing **ring, KlmSecret **memory,
 								 KlmError *error);
