@@ -115,8 +115,15 @@ klm_has_unsafe_char(const char *utf8, bool allow_tab)
 
 		if (klm_is_unsafe(ch) && !(ch == '\t' && allow_tab))
 			return true;
-		if (klm_is_joiner(ch) && (previous < 0x80 || (unsigned char) *pos < 0x80))
-			return true;
+		if (klm_is_joiner(ch))
+		{
+			const char *peek = pos;
+
+			/* At either end of a word there is nothing to join, and a trimmed name begins there. */
+			if (previous < 0x80 || klm_is_space(previous) || (unsigned char) *pos < 0x80 ||
+				klm_is_space(klm_utf8_next(&peek, end)))
+				return true;
+		}
 		previous = ch;
 	}
 	return false;
@@ -148,7 +155,7 @@ klm_without_invisible(const char *utf8)
 
 		if (klm_is_joiner(ch))
 		{
-			if (previous >= 0x80 && joiner == NULL)
+			if (previous >= 0x80 && !klm_is_space(previous) && joiner == NULL)
 				joiner = from;
 			continue;
 		}
@@ -159,7 +166,7 @@ klm_without_invisible(const char *utf8)
 		}
 		if (ch >= 0xA0 && klm_is_unsafe(ch) && !is_line_end(ch))
 			continue;
-		if (joiner && ch >= 0x80 && !is_line_end(ch))
+		if (joiner && ch >= 0x80 && !is_line_end(ch) && !klm_is_space(ch))
 			appendBinaryStringInfo(&out, joiner, 3);
 		joiner = NULL;
 		appendBinaryStringInfo(&out, from, pos - from);

@@ -29,7 +29,7 @@ extern PGDLLEXPORT bool klm_is_invisible(uint32 ch);
 
 /*
  * Has the text what may stand in no name: an unsafe character, or a joiner
- * that does not stand between two characters that are not ASCII?
+ * that does not stand between two characters that are neither ASCII nor spaces?
  */
 extern PGDLLEXPORT bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
 

@@ -288,6 +288,26 @@ test_many_parts(void)
 	pfree(out.data);
 }
 
+/* A joiner beside a wide space: no name, or dropped from one; a name that is taken is taken again. */
+static void
+test_joiners(void)
+{
+	static const char *const names[] = {
+		"\xE3\x80\x80\xE2\x80\x8D\xC3\xA9", "\xC3\xA9\xE2\x80\x8D\xE3\x80\x80", "\xC3\xA9\xE3\x80\x80\xE2\x80\x8D\xC3\xA9",
+	"\xC3\xA9\xE2\x80\x8D\xE3\x80\x80\xC3\xA9"};
+
+	for (int i = 0; i < lengthof(names); i++)
+	{
+		KlmAddress	address;
+		char	   *clean = klm_without_invisible(names[i]);
+
+		check(!klm_parse_address(psprintf("%s <a@x.example>", names[i]), &address, NULL), "a joiner beside a space",
+			  names[i]);
+		check(klm_parse_address(klm_format_address(clean, "a@x.example"), &address, NULL), "without invisible characters",
+			  names[i]);
+	}
+}
+
 int
 main(int argc, char **argv)
 {
@@ -305,6 +325,7 @@ main(int argc, char **argv)
 	test_date(INT64CONST(3160857600) * USECS_PER_SEC, "Date: Mon, 1 Mar 2100 00:00:00 +0000\r\n");
 	test_date(INT64CONST(-946684800) * USECS_PER_SEC, "Date: Thu, 1 Jan 1970 00:00:00 +0000\r\n");
 	test_many_parts();
+	test_joiners();
 	for (int i = 0; i < rounds; i++)
 	{
 		test_addresses();
