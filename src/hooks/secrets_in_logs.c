@@ -132,7 +132,7 @@ static void forget_presence(Datum arg, int cache, uint32 hash);
 static bool has_call(const char *text);
 static char *masked_copy(MemoryContext context, const char *text);
 static void mask_in_place(char *text);
-static void scan(SqlScan *scan_state, const char *from, const char *end, int quotes);
+static bool scan(SqlScan *scan_state, const char *from, const char *end, int quotes);
 static const char *next_token(const char *at, const char *end, int quotes, Token *token);
 static const char *literal_end(const char *at, const char *end, int quotes, bool escapes);
 static const char *skip_space(const char *at, const char *end, int quotes);
@@ -444,21 +444,26 @@ mask_parameters(char *detail, uint64 numbers)
 /*
  * Copy the text with the constants of calls masked.  quotes: a literal here
  * begins with so many, 2 where this is a literal's content.  A literal that
- * holds code, as of DO and EXECUTE, is looked through likewise.
+ * holds code, as of DO and EXECUTE, is looked through likewise; where a literal
+ * within code ends in a call, what is joined to it by || belongs to that call.
+ * Returns whether the text ends in a call.
  */
-static void
+static bool
 scan(SqlScan *scan_state, const char *from, const char *end, int quotes)
 {
 	const char *at = from;
 	int			parentheses = 0;	/* of a call that we are in */
 	bool		call = false;	/* the next opens one */
+	bool		joined = false; /* to a literal that ended in one */
 
 	while (at < end)
 	{
 		Token		token;
 		const char *next = next_token(at, end, quotes, &token);
 
-		if (token == TOKEN_OTHER && *at == '(' && (call || parentheses > 0))
+		if (joined && (token == TOKEN_LITERAL || token == TOKEN_DOLLAR || token == TOKEN_NUMBER))
+			mask(scan_state, at, next, token, quotes);
+		else if (token == TOKEN_OTHER && *at == '(' && (call || parentheses > 0))
 		{
 			parentheses++;
 			call = false;
@@ -490,7 +495,8 @@ scan(SqlScan *scan_state, const char *from, const char *end, int quotes)
 
 			scan_state->depth++;
 			copy(scan_state, at, at + tag);
-			scan(scan_state, at + tag, Max(at + tag, next - tag), quotes);
+			joined = scan(scan_state, at + tag, Max(at + tag, next - tag), quotes) &&
+				scan_state->depth > 1;
 			copy(scan_state, Max(at + tag, next - tag), next);
 			scan_state->depth--;
 		}
@@ -501,14 +507,19 @@ scan(SqlScan *scan_state, const char *from, const char *end, int quotes)
 
 			scan_state->depth++;
 			copy(scan_state, at, content);
-			scan(scan_state, content, content_end, 2);
+			joined = scan(scan_state, content, content_end, 2) && scan_state->depth > 1;
 			copy(scan_state, content_end, next);
 			scan_state->depth--;
 		}
 		else
+		{
+			if (token == TOKEN_OTHER && strchr("|()", *at) == NULL)
+				joined = false;
 			copy(scan_state, at, next);
+		}
 		at = next;
 	}
+	return parentheses > 0;
 }
 
 static const char *

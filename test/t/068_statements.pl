@@ -7,6 +7,7 @@ use KlivMail::Cluster;
 use KlivMail::SmtpServer;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes 'time';
 
 my $smtp = KlivMail::SmtpServer->start;
 my $node = KlivMail::Cluster->new(
@@ -16,7 +17,8 @@ my $node = KlivMail::Cluster->new(
     conf         => {
         'kliv_mail.platform_hourly_limit' => 1000,
         'kliv_mail.platform_daily_limit'  => 1000,
-        'kliv_mail.sender_idle_timeout'   => 100
+        'kliv_mail.sender_idle_timeout'   => 100,
+        'kliv_mail.allowed_hosts'         => '127.0.0.1'
     });
 
 sub make_database
@@ -118,6 +120,27 @@ is($node->sql('SELECT status, held_by FROM kliv_mail.deliveries', dbname => "cop
 $node->sql(q{SELECT kliv_mail.send('first@unused.example', 'x', 'x')}, dbname => 'unused');
 arrives('first@unused.example', 'the one that was copied sends');
 is(scalar($smtp->accepted("copy$_\@unused.example")), 0, "copy $_ did not") for 1, 2;
+
+# ---- while a sender is in a TLS handshake with a server that says nothing ----
+
+my $silent = KlivMail::SmtpServer->start(silent => 1);
+make_database('handshake');
+@in = (dbname => 'handshake');
+$node->sql("SELECT FROM kliv_mail.configure_smtp(host => '127.0.0.1', port => " . $silent->port
+      . ", encryption => 'tls', username => '', from_address => 'shop\@handshake.example', test => false)", @in);
+KlivMail::RawMessages::gone(qr/\@handshake\.example$/, 'its database was dropped');
+$node->sql(q{SELECT kliv_mail.send('a@handshake.example', 'x', 'x')}, @in);
+$node->wait_until(q{SELECT count(*) = 1 FROM kliv_mail.deliveries WHERE status = 'sending'}, @in);
+my $plain = time;
+$node->sql('CREATE DATABASE unconcerned');
+$node->sql('DROP DATABASE unconcerned');
+$plain = time - $plain;
+for my $sql ('CREATE DATABASE other TEMPLATE handshake', 'DROP DATABASE other', 'DROP DATABASE handshake')
+{
+    my $start = time;
+    is($node->try($sql)->{err}, '', "in a handshake: $sql");
+    cmp_ok(time - $start, '<', 2 + $plain, sprintf('... within 2 s more than a plain one (%.2f s)', time - $start));
+}
 
 $node->stop;
 done_testing();

@@ -63,6 +63,7 @@ cmp_ok(scalar(keys %turns), '<=', 2, 'after the one that was there, and at most 
 
 $silent->set(silent => 0);
 $silent->release;
+KlivMail::RawMessages::gone(qr{^a\@example\.com$}, "its database was dropped");
 $node->sql("DROP DATABASE $_") for @evil[ 1 .. 4 ];
 no_sender('');
 my $slow = KlivMail::SmtpServer->start;

@@ -58,6 +58,12 @@ like($log, qr/"configure_smtp" \/\* \( \*\/ \(password => '\*\*\*\*'/, '... howe
 $log = logged(q{select kliv_mail.configure_smtp(password => 'CANARY-6)});
 unlike($log, qr/CANARY/, '... and with a quote too few');
 
+$log = logged(q{do $$ begin execute 'select kliv_mail.test_smtp(host => ''a b'', password => ' || quote_literal('CANARY-7') || ')'; perform 'exfiltrate'; end $$});
+like($log, qr/quote_literal\('\*\*\*\*'\) \|\| '\*'; perform 'exfiltrate'/, '... put together from parts');
+$log = logged(q{prepare p as select 'execute p', $1::text}, role => 'nobody_');
+$log = logged(q{prepare p as select 'execute p'; execute p});
+like($log, qr/statement: .*execute p/, '(a statement that names itself ends the scan)');
+
 # ---- where the extension is not, nothing is touched ----
 
 $log = logged(q{select configure_smtp(password => 'public')}, dbname => 'without');
