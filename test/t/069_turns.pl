@@ -53,7 +53,6 @@ sub note_turns
     $turns{$_} = 1 for split /\n/, $node->sql(q{SELECT datname FROM pg_stat_activity WHERE backend_type = 'kliv_mail sender' AND datname LIKE 'evil%'});
     return;
 }
-note_turns();
 $node->sql(q{SELECT kliv_mail.send('victim@example.com', 'x', 'x')}, dbname => 'victim');
 ok($good->wait_for(sub { note_turns(); scalar $good->accepted('victim@example.com') }, 100), 'the victim delivers');
 # (a turn without progress is 5 s and more, so that none is overlooked)
