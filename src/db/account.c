@@ -131,7 +131,8 @@ open_username(KlmAccount *account, KlmError *error)
 
 	if (sealed->username == NULL)
 		return true;
-	if (!klm_open(sealed->username, sealed->key_id, &binding, &secret, &account->key_missing, error))
+	if (!klm_open(sealed->username, sealed->key_id, &binding, &secret,
+				  &account->key_missing, error))
 		return false;
 	account->target.username = secret->data;
 	return true;

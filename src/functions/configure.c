@@ -40,6 +40,9 @@ PG_FUNCTION_INFO_V1(kliv_mail_configure_smtp);
 PG_FUNCTION_INFO_V1(kliv_mail_update_sender);
 
 static void configure(FunctionCallInfo fcinfo);
+static void read_request(FunctionCallInfo fcinfo, KlmRequest *request);
+static void seal_login(const char *account, const KlmResolved *resolved, bool may_create,
+					   bytea **password_cipher, bytea **username_cipher, char **key_id);
 static void test_connection(const KlmResolved *resolved, const char *reply_to);
 static void tell(const KlmRequest *request, const KlmResolved *resolved, const char *reply_to,
 				 bool test, int hourly, int daily);
@@ -82,8 +85,6 @@ configure(FunctionCallInfo fcinfo)
 	KlmResolved resolved;
 	KlmCaller caller;
 	KlmCall		call = {0};
-	KlmBinding	binding;
-	KlmError	error;
 	bool		test = PG_ARGISNULL(ARG_TEST) || PG_GETARG_BOOL(ARG_TEST);
 	bool		dry_run = !PG_ARGISNULL(ARG_DRY_RUN) && PG_GETARG_BOOL(ARG_DRY_RUN);
 	const char *from_name;
@@ -100,19 +101,7 @@ configure(FunctionCallInfo fcinfo)
 	/* dry_run too, which writes and takes it back */
 	PreventCommandIfReadOnly("kliv_mail.configure_smtp()");
 
-	request.secret = true;
-	request.sender_needed = true;
-	request.account = PG_ARGISNULL(ARG_ACCOUNT) ? "custom" : klm_argument(fcinfo, ARG_ACCOUNT);
-	request.provider = klm_argument(fcinfo, ARG_PROVIDER);
-	request.host = klm_argument(fcinfo, ARG_HOST);
-	request.has_port = !PG_ARGISNULL(ARG_PORT);
-	request.port = request.has_port ? PG_GETARG_INT32(ARG_PORT) : 0;
-	request.username = klm_argument(fcinfo, ARG_USERNAME);
-	request.encryption = klm_argument(fcinfo, ARG_ENCRYPTION);
-	request.region = klm_argument(fcinfo, ARG_REGION);
-	request.auth = klm_argument(fcinfo, ARG_AUTH);
-	request.from_address = klm_argument(fcinfo, ARG_FROM_ADDRESS);
-	read_password(fcinfo, &request);
+	read_request(fcinfo, &request);
 	from_name = klm_check_text("from_name",
 							   klm_argument(fcinfo, ARG_FROM_NAME), KLM_MAX_FROM_NAME, true);
 	reply_to = klm_check_reply_to(klm_argument(fcinfo, ARG_REPLY_TO), true);
@@ -152,26 +141,8 @@ configure(FunctionCallInfo fcinfo)
 		may_create = klm_result_bool(1);
 
 		if (resolved.new_password)
-		{
-			binding.domain = &resolved.domain;
-			binding.account = request.account;
-			binding.host = resolved.target.host;
-			binding.port = resolved.target.port;
-			binding.username = username;
-			if (!klm_seal(resolved.password, &binding, may_create, &password_cipher, &key_id,
-						  &error))
-				klm_raise("password", &error, true);
-			if (resolved.username_secret)
-			{
-				KlmSecret  *plain = klm_secret_create(username, strlen(username));
-
-				/* Both ciphertexts of a row are of one key. */
-				binding.username = NULL;
-				if (!klm_seal(plain, &binding, may_create, &username_cipher, &key_id, &error))
-					klm_raise("username", &error, true);
-				klm_secret_wipe(plain);
-			}
-		}
+			seal_login(request.account, &resolved, may_create, &password_cipher,
+					   &username_cipher, &key_id);
 	}
 	if (resolved.new_password)
 		password_masked = klm_mask(resolved.password->data);
@@ -214,6 +185,47 @@ configure(FunctionCallInfo fcinfo)
 
 	if (!dry_run)
 		tell(&request, &resolved, reply_to, test, hourly, daily);
+}
+
+static void
+read_request(FunctionCallInfo fcinfo, KlmRequest *request)
+{
+	request->secret = true;
+	request->sender_needed = true;
+	request->account = PG_ARGISNULL(ARG_ACCOUNT) ? "custom" : klm_argument(fcinfo, ARG_ACCOUNT);
+	request->provider = klm_argument(fcinfo, ARG_PROVIDER);
+	request->host = klm_argument(fcinfo, ARG_HOST);
+	request->has_port = !PG_ARGISNULL(ARG_PORT);
+	request->port = request->has_port ? PG_GETARG_INT32(ARG_PORT) : 0;
+	request->username = klm_argument(fcinfo, ARG_USERNAME);
+	request->encryption = klm_argument(fcinfo, ARG_ENCRYPTION);
+	request->region = klm_argument(fcinfo, ARG_REGION);
+	request->auth = klm_argument(fcinfo, ARG_AUTH);
+	request->from_address = klm_argument(fcinfo, ARG_FROM_ADDRESS);
+	read_password(fcinfo, request);
+}
+
+/* The password, and the user name where that is a secret; both by one key. */
+static void
+seal_login(const char *account, const KlmResolved *resolved, bool may_create,
+		   bytea **password_cipher, bytea **username_cipher, char **key_id)
+{
+	const char *username = resolved->target.username;
+	KlmBinding	binding = {account, resolved->target.host, resolved->target.port, username,
+		&resolved->domain};
+	KlmError	error;
+
+	if (!klm_seal(resolved->password, &binding, may_create, password_cipher, key_id, &error))
+		klm_raise("password", &error, true);
+	if (resolved->username_secret)
+	{
+		KlmSecret  *plain = klm_secret_create(username, strlen(username));
+
+		binding.username = NULL;
+		if (!klm_seal(plain, &binding, may_create, username_cipher, key_id, &error))
+			klm_raise("username", &error, true);
+		klm_secret_wipe(plain);
+	}
 }
 
 /* Raises what a connection meets: nothing was locked or written yet. */

@@ -37,6 +37,8 @@
 
 PG_FUNCTION_INFO_V1(kliv_mail_test_smtp);
 
+static bool read_request(FunctionCallInfo fcinfo, KlmRequest *request);
+static void probe_platform(const KlmRequest *request, KlmProbe *probe);
 static char *default_account(void);
 static bool account_is_saved(const char *account);
 static char *record_test(const char *account, bool ok);
@@ -56,7 +58,7 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 	KlmProbe	probe;
 	const char *send_to;
 	char	   *stays = NULL;
-	bool		any_given = false;
+	bool		any_given;
 	bool		saved;
 	bool		can_send;
 
@@ -73,29 +75,7 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 		if (!klm_parse_address(send_to, &address, &error))
 			klm_raise("send_to", &error, true);
 	}
-	request.provider = klm_argument(fcinfo, 0);
-	request.host = klm_argument(fcinfo, 1);
-	request.has_port = !PG_ARGISNULL(2);
-	request.port = request.has_port ? PG_GETARG_INT32(2) : 0;
-	request.username = klm_argument(fcinfo, 3);
-	if (!PG_ARGISNULL(4))
-	{
-		text	   *raw = PG_GETARG_TEXT_PP(4);
-		char	   *plain = text_to_cstring(raw);
-		char	   *utf8 = klm_argument_to_utf8("password", plain);
-
-		request.password = klm_secret_create(utf8, strlen(utf8));
-		explicit_bzero(utf8, strlen(utf8));
-		explicit_bzero(plain, strlen(plain));
-	}
-	request.encryption = klm_argument(fcinfo, 5);
-	request.from_address = klm_argument(fcinfo, 6);
-	request.region = klm_argument(fcinfo, 7);
-	request.auth = klm_argument(fcinfo, 8);
-	request.account = klm_argument(fcinfo, 9);
-	for (int i = 0; i < 9; i++)
-		if (i != 6 && !PG_ARGISNULL(i))
-			any_given = true;
+	any_given = read_request(fcinfo, &request);
 
 	klm_enter_owner(fcinfo, &caller);
 
@@ -109,27 +89,9 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 
 	if (strcmp(request.account, KLM_PLATFORM) == 0 && !any_given)
 	{
-		KlmAccount *account = klm_load_account(request.account);
-
-		if (account == NULL || account->problem != NULL)
-		{
-			KlmError	error = {
-				.sqlstate = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-				.message = account ? account->problem :
-				"the account \"platform\" is not configured",
-				.hint = account ? account->hint : NULL
-			};
-
-			klm_raise(NULL, &error, true);
-		}
 		saved = request.from_address == NULL;
 		can_send = true;
-		klm_probe(&account->target, account->provider,
-				  request.from_address ? request.from_address : account->from_address, &probe);
-		if (!probe.ok && probe.reply.stage == KLM_STAGE_AUTH)
-			probe.steps[probe.count - 1].hint =
-				"The administrator of the server sets kliv_mail.platform_username, and writes the "
-				"password into the file that kliv_mail.platform_password_file names.";
+		probe_platform(&request, &probe);
 	}
 	else
 	{
@@ -181,6 +143,58 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 	}
 	SPI_finish();
 	return (Datum) 0;
+}
+
+/* true: something is given of a connection, so that it is not just what is saved. */
+static bool
+read_request(FunctionCallInfo fcinfo, KlmRequest *request)
+{
+	request->provider = klm_argument(fcinfo, 0);
+	request->host = klm_argument(fcinfo, 1);
+	request->has_port = !PG_ARGISNULL(2);
+	request->port = request->has_port ? PG_GETARG_INT32(2) : 0;
+	request->username = klm_argument(fcinfo, 3);
+	if (!PG_ARGISNULL(4))
+	{
+		char	   *plain = text_to_cstring(PG_GETARG_TEXT_PP(4));
+		char	   *utf8 = klm_argument_to_utf8("password", plain);
+
+		request->password = klm_secret_create(utf8, strlen(utf8));
+		explicit_bzero(utf8, strlen(utf8));
+		explicit_bzero(plain, strlen(plain));
+	}
+	request->encryption = klm_argument(fcinfo, 5);
+	request->from_address = klm_argument(fcinfo, 6);
+	request->region = klm_argument(fcinfo, 7);
+	request->auth = klm_argument(fcinfo, 8);
+	request->account = klm_argument(fcinfo, 9);
+	for (int i = 0; i < 9; i++)
+		if (i != 6 && !PG_ARGISNULL(i))
+			return true;
+	return false;
+}
+
+static void
+probe_platform(const KlmRequest *request, KlmProbe *probe)
+{
+	KlmAccount *account = klm_load_account(KLM_PLATFORM);
+
+	if (account == NULL || account->problem != NULL)
+	{
+		KlmError	error = {
+			.sqlstate = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+			.message = account ? account->problem : "the account \"platform\" is not configured",
+			.hint = account ? account->hint : NULL
+		};
+
+		klm_raise(NULL, &error, true);
+	}
+	klm_probe(&account->target, account->provider,
+			  request->from_address ? request->from_address : account->from_address, probe);
+	if (!probe->ok && probe->reply.stage == KLM_STAGE_AUTH)
+		probe->steps[probe->count - 1].hint =
+			"The administrator of the server sets kliv_mail.platform_username, and writes the "
+			"password into the file that kliv_mail.platform_password_file names.";
 }
 
 /* The account that mail leaves by when nothing is said. */

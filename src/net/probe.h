@@ -46,10 +46,10 @@ typedef struct KlmProbe
 
 /*
  * Connect to target, and unless from_address is NULL ask with MAIL FROM,
- * RCPT TO of itself and RSET whether it may send.  Cancellable, bounded by kliv_mail.connect_timeout
- * and 30 s for the replies of the sender step; sends no mail, and leaves
- * nothing behind however it ends.  provider (may be NULL) chooses the hints.
- * Call it before the first lock or write.
+ * RCPT TO of itself and RSET whether it may send.  Cancellable, bounded by
+ * kliv_mail.connect_timeout and 30 s for the replies of the sender step; sends
+ * no mail, and leaves nothing behind however it ends.  provider (may be NULL)
+ * chooses the hints.  Call it before the first lock or write.
  */
 extern void klm_probe(const KlmTarget *target, const char *provider, const char *from_address,
 					  KlmProbe *probe);
