@@ -67,7 +67,9 @@ BEGIN
     GET DIAGNOSTICS v_total = ROW_COUNT;
     UPDATE kliv_mail._outbox AS o
     SET due = v_at, doubts = CASE WHEN o.doubtful THEN 0 ELSE o.doubts END, first_attempt_at = NULL
-    WHERE o.message_id = p_id AND o.epoch IS NULL AND o.due > v_at AND (o.attempts > 0 OR o.held_by = 'account');
+    -- (or queued for no time, before the clock was set back)
+    WHERE o.message_id = p_id AND o.epoch IS NULL AND o.due > v_at
+      AND (o.attempts > 0 OR o.held_by = 'account' OR o.due = o.created_at);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_total + v_count;
 END;

@@ -245,3 +245,9 @@ SELECT kliv_mail.mailbox('a@x.example', repeat('あ', 400));
 SELECT n.name, kliv_mail.mailbox('a@x.example', n.name) AS mailbox, p.name = n.name AND p.address = 'a@x.example' AS same
 FROM unnest(ARRAY['Smith, Ana', 'A "B" C', '<b@y.example>', 'O''Brien', 'a@b.example', '=?utf-8?q?x?=', '株式会社　山田(営業)', 'a\b', 'x;y', ':']) AS n (name),
      kliv_mail.parse_addresses(kliv_mail.mailbox('a@x.example', n.name)) AS p;
+-- Long names and addresses in To: no line over 998 octets, and every address is there.
+SELECT max(octet_length(l.line)) <= 998 AS short, count(*) > 50 AS folded
+FROM (SELECT string_agg(format('%s <%s%s@%s.%s.example>', repeat('山', 60), i, repeat('a', 60), repeat('b', 63), repeat('c', 60)), ', ') AS list
+      FROM generate_series(10, 59) AS i) AS t,
+     LATERAL (SELECT split_part(convert_from(kliv_mail._compose('s', 'b', NULL, t.list, NULL, NULL, NULL), 'UTF8'), E'\r\n\r\n', 1) AS head) AS h,
+     LATERAL (SELECT regexp_split_to_table(h.head, E'\r\n') AS line) AS l;

@@ -100,6 +100,17 @@ SELECT kliv_mail.send('a@x.example', 's', 'b', idempotency_key => repeat('x', 10
 ANALYZE kliv_mail._message;
 SELECT attname FROM pg_stats WHERE schemaname = 'kliv_mail' AND tablename = '_message' AND attname IN ('subject', 'tags', 'metadata');
 
+\echo # the clock is set back: retry() moves what waits for no time, what is scheduled stays so
+DELETE FROM kliv_mail._outbox;
+SET kliv_mail.test_clock_offset = '1 day';
+SELECT kliv_mail.send('a@x.example', 's', 'b') AS one \gset
+SELECT kliv_mail.send('b@x.example', 's', 'b') AS two \gset
+SELECT kliv_mail.send('c@x.example', 's', 'b', send_at => now() + interval '5 days') AS later \gset
+RESET kliv_mail.test_clock_offset;
+SELECT recipient, due > kliv_mail._now() AS waits FROM kliv_mail._outbox ORDER BY id;
+SELECT kliv_mail.retry(:one), kliv_mail.retry(:later);
+SELECT recipient, due > kliv_mail._now() AS waits FROM kliv_mail._outbox ORDER BY id;
+
 \echo # whatever the settings of the caller
 \c -
 SET client_min_messages = warning;

@@ -24,6 +24,7 @@ SELECT kliv_mail.csv('DELETE FROM item RETURNING *');
 SELECT kliv_mail.html_table('SELECT nothing');
 SELECT kliv_mail.html_table('SELECT ''x'' FROM nowhere');
 SELECT kliv_mail.csv('SELECT ''€''', 'SJIS');
+SELECT octet_length(content) FROM kliv_mail.csv('SELECT ''①㈱髙ｱｲｳ～∥－'' AS a', 'SJIS');
 \set VERBOSITY sqlstate
 SELECT kliv_mail.csv('SELECT repeat(''x'', 1000000) FROM generate_series(1, 30)');
 

@@ -264,6 +264,15 @@ SELECT kliv_mail.mailbox('a@x.example, b@x.example');
 SELECT kliv_mail.is_address('a@x.example'), kliv_mail.is_address('a'), kliv_mail.is_address('Ana <a@x.example>'),
        kliv_mail.is_address('a@x.example, b@x.example'), kliv_mail.is_address(NULL);
 
+\echo # nothing that ends a line, wherever it is written
+SELECT format('U+%s ', c.name) || tried(format(a.call, 'U&' || chr(39) || 'a' || c.escape || 'b' || chr(39)))
+FROM (VALUES ('000D', '\000D'), ('000A', '\000A'), ('0085', '\0085'), ('2028', '\2028')) AS c (name, escape),
+     (VALUES ($$'a@x.example', 's', 'b', from_name => %s$$), ($$'a@x.example', 's', 'b', headers => jsonb_build_object('X-A', %s)$$),
+             ($$'a@x.example', 's', 'b', headers => jsonb_build_object(%s, 'x')$$), ($$'a@x.example', 's', 'b', reply_to => %s || ' <r@x.example>'$$),
+             ($$'a@x.example', 's', 'b', attachments => ARRAY[kliv_mail.attach(%s, 'x')]$$),
+             ($$'a@x.example', 's', 'b', attachments => ARRAY[kliv_mail.attach('a', 'x', 'text/plain; a=' || %s)]$$),
+             ($$'a@x.example', 's', 'b', attachments => ARRAY[kliv_mail.attach('a', 'x', 'text/plain', %s)]$$)) AS a (call);
+
 \echo # cancel(), retry(), wait(): messages that are not there
 SELECT kliv_mail.cancel(0);
 SELECT kliv_mail.retry(0);

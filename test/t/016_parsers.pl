@@ -32,6 +32,14 @@ my @cases = (
     { subject => 'Plain', text => "Hello\nworld\n" },
     { subject => 'ご注文ありがとうございます', text => "山田様\n\nこんにちは。\n", name => '山田太郎', from_name => '株式会社サンプル' },
     { subject => '長い件名' x 40, text => '長い本文の一行' x 200 },
+    # characters split, blanks doubled or lost elsewhere
+    { subject => 'あ' x 300, text => 'x' },
+    { subject => "\x{1F389}" x 300, text => 'x', utf8_only => 1 },
+    { subject => 'あ a ' x 75 . 'あ', text => 'x' },
+    { subject => 'a あ' x 75, text => 'x' },
+    # what ISO-2022-JP lacks
+    { subject => '①㈱髙﨑ｱｲｳ～∥－', text => "①㈱髙﨑ｱｲｳ～∥－\n", name => '㈱髙﨑①', utf8_only => 1,
+        attachments => [ [ '①㈱髙﨑ｱｲｳ～∥－.txt', 'x', 'text/plain' ] ] },
     # B030: words of at most 75 characters, no character split
     { subject => 'é' x 200, text => "caf\x{e9}", utf8_only => 1 },
     { subject => "\x{1F469}\x{200D}\x{1F469}\x{200D}\x{1F467}" x 30, text => "\x{1F389}", utf8_only => 1 },
