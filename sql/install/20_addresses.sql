@@ -19,7 +19,7 @@ CREATE FUNCTION kliv_mail.mailbox(address text, name text DEFAULT NULL) RETURNS 
     LANGUAGE c IMMUTABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'kliv_mail_mailbox';
 COMMENT ON FUNCTION kliv_mail.mailbox(text, text) IS
-    'One address with a display name, quoted as needed, for the address arguments of send(): mailbox(''ana@example.com'', ''Smith, Ana'') gives "Smith, Ana" <ana@example.com>. name NULL or '''' (the default): the one that address has, or none. 22023 unless address is exactly one address; 54000 for a name over 1,000 bytes.
+    'One address with a display name, quoted as needed, for the address arguments of send(): mailbox(''ana@example.com'', ''Smith, Ana'') gives "Smith, Ana" <ana@example.com>. name NULL or '''' (the default): the one that address has, or none. Of the name goes what cannot be seen: marks of direction, characters without a width, line ends before and behind it. 22023 unless address is exactly one address, or for a name with a line break inside it; 54000 for a name over 1,000 bytes.
 Example: SELECT kliv_mail.send(kliv_mail.mailbox(''ana@example.com'', ''Smith, Ana''), ''Hello'', ''It works'');';
 
 -- May an account with that address and those allowed senders send as address?
