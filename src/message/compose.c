@@ -160,7 +160,13 @@ klm_mime_compose(const KlmContent *content, StringInfo out)
 
 	/* "=_" can stand neither in quoted-printable nor in base64. */
 	if (!pg_strong_random(random, sizeof(random)))
-		elog(ERROR, "could not generate random values");
+	{
+		/* Nobody could foresee the Message-ID either. */
+		Size		length = strlen(content->message_id);
+
+		for (i = 0; i < lengthof(random) && length > 0; i++)
+			random[i] = (uint8) (content->message_id[i % length] * 31 + i);
+	}
 	strcpy(entity.boundary, "=_0_");
 	for (i = 0; i < lengthof(random); i++)
 	{

@@ -623,7 +623,8 @@ decode_entity(const char *pos, const char *end, uint32 *ch)
 		return stop < end && *stop == ';' ? stop + 1 : stop;
 	}
 
-	while (stop < end && stop - start < (int) sizeof(name) - 2 && klm_is_alnum((unsigned char) *stop))
+	while (stop < end && stop - start < (int) sizeof(name) - 2 &&
+		   klm_is_alnum((unsigned char) *stop))
 		stop++;
 	if (stop == start || stop == end || *stop != ';')
 		return pos + 1;

@@ -43,6 +43,7 @@
 #include "base/compat.h"
 #include "base/error.h"
 #include "base/guc.h"
+#include "net/connection.h"
 #include "net/connection_private.h"
 #include "smtp/address_guard.h"
 

@@ -3,7 +3,7 @@
  * connection_private.h
  *		What a connection remembers, for connection.c and connection_report.c.
  *
- * The only header that includes libcurl's.
+ * The only header that includes libcurl's.  Included behind connection.h.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -17,8 +17,6 @@
 #include <time.h>
 
 #include "lib/ilist.h"
-
-#include "net/connection.h"
 
 #define RAW_MAX 4096			/* of a reply during the connect */
 

@@ -15,6 +15,7 @@
 #include "common/base64.h"
 #include "lib/stringinfo.h"
 
+#include "net/connection.h"
 #include "net/connection_private.h"
 #include "smtp/reply_parse.h"
 
@@ -287,7 +288,7 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 	report->hint = pstrdup("The server must offer TLS 1.2 or newer.");
 }
 
-/* The words for every other stage. */
+/* The words for every other stage; long: one switch, a stage a case. */
 static void
 explain(const KlmConnection *connection, KlmConnectReport *report)
 {
