@@ -75,7 +75,12 @@ CREATE TABLE kliv_mail._account (
     created_at          timestamptz NOT NULL,
     updated_at          timestamptz NOT NULL,
     updated_by          name NOT NULL,
-    password_changed_at timestamptz
+    password_changed_at timestamptz,
+    CONSTRAINT _account_complete CHECK (NOT in_use OR (host IS NOT NULL AND port IS NOT NULL AND encryption IS NOT NULL
+        AND from_address IS NOT NULL)),
+    CHECK (name <> '' AND origin <> ''),
+    CHECK (password_cipher IS NULL OR key_id IS NOT NULL),
+    CHECK (array_position(allowed_senders, NULL) IS NULL)
 );
 
 -- pause(): account '' is the whole database.
@@ -115,6 +120,7 @@ CREATE TABLE kliv_mail._usage (
     window_end     timestamptz NOT NULL,
     used           integer NOT NULL DEFAULT 0 CHECK (used >= 0),
     used_marketing integer NOT NULL DEFAULT 0 CHECK (used_marketing >= 0),
+    CHECK (window_end > window_start),
     PRIMARY KEY (account, window_name, window_start)
 );
 
@@ -245,7 +251,8 @@ CREATE TABLE kliv_mail._suppression (
     created_at timestamptz NOT NULL,
     created_by name NOT NULL,
     expires_at timestamptz,
-    PRIMARY KEY (address, scope)
+    PRIMARY KEY (address, scope),
+    CHECK (address = lower(address) AND address ~ '@')
 );
 
 -- set_brand(): one row, made at the first call.
