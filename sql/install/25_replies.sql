@@ -20,7 +20,7 @@ COMMENT ON FUNCTION kliv_mail._read_reply(text, bytea) IS
 -- ROWS and the order are those of the table in providers.c.
 CREATE FUNCTION kliv_mail._providers()
 RETURNS TABLE (name text, title text, host text, port integer, encryption text, required text[], example text,
-    username_hint text, password_hint text, notes text, docs_url text)
+    username_hint text, password_hint text, notes text, docs_url text, free_daily integer)
 LANGUAGE c STABLE PARALLEL SAFE ROWS 8
 AS '$libdir/kliv_mail_net', 'kliv_mail__providers';
 COMMENT ON FUNCTION kliv_mail._providers() IS 'The presets behind the view providers.';

@@ -101,7 +101,7 @@ CREATE VIEW kliv_mail.smtp_settings WITH (security_barrier) AS
 COMMENT ON VIEW kliv_mail.smtp_settings IS
     'The accounts, secrets masked; platform comes from the server''s configuration. SELECT kliv_mail.configure_smtp(...) saves one.';
 COMMENT ON COLUMN kliv_mail.smtp_settings.account IS 'platform, custom, or another name given to configure_smtp().';
-COMMENT ON COLUMN kliv_mail.smtp_settings.in_use IS 'Can mail leave by it? platform: is it what mail without an account goes by? (It is while custom is not in use.)';
+COMMENT ON COLUMN kliv_mail.smtp_settings.in_use IS 'Does mail go by it? (status says whether any can leave now.) platform: is it what mail without an account goes by? (It is while custom is not in use.)';
 COMMENT ON COLUMN kliv_mail.smtp_settings.provider IS 'Preset (see the view providers), or NULL.';
 COMMENT ON COLUMN kliv_mail.smtp_settings.host IS 'SMTP server, lower case, international names as A-labels.';
 COMMENT ON COLUMN kliv_mail.smtp_settings.port IS 'TCP port.';

@@ -1,5 +1,22 @@
 -- set_limits() and reset_smtp().
 
+-- A daily limit above what the provider is known to take is saved, and said.
+CREATE FUNCTION kliv_mail._tell_provider_limits(before kliv_mail._account, after kliv_mail._account) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    p record;
+BEGIN
+    SELECT x.title, x.free_daily, x.notes INTO p FROM kliv_mail._providers() AS x WHERE x.name = after.provider;
+    IF after.daily_limit <= coalesce(before.daily_limit, 0) THEN
+        RETURN;
+    ELSIF after.daily_limit > nullif(after.rolling_limit, 0) THEN
+        RAISE NOTICE USING MESSAGE = format('%s takes %s recipients in any 24 hours, which rules', p.title, after.rolling_limit), HINT = p.notes;
+    ELSIF after.daily_limit > p.free_daily THEN
+        RAISE NOTICE USING MESSAGE = format('%s takes %s recipients a day until you have a larger plan with it', p.title, p.free_daily), HINT = p.notes;
+    END IF;
+END;
+$$;
+
 CREATE FUNCTION kliv_mail._set_limits(p_caller name, p_hourly integer, p_daily integer, p_account text)
 RETURNS SETOF kliv_mail.smtp_settings
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -22,6 +39,7 @@ BEGIN
         RAISE NOTICE USING MESSAGE = format('the hourly limit %s is above the daily limit %s, which rules',
                                             after.hourly_limit, after.daily_limit);
     END IF;
+    PERFORM kliv_mail._tell_provider_limits(before, after);
     PERFORM kliv_mail._log_event('limits_changed', v_account, NULL, c.changes, p_caller)
     FROM (SELECT kliv_mail._account_changes(before, after)) AS c (changes) WHERE c.changes IS NOT NULL;
     PERFORM kliv_mail._wake();

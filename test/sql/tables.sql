@@ -33,8 +33,35 @@ SELECT c.relname, count(*) AS taken FROM (
     FROM pg_attribute AS a
     WHERE a.attrelid IN ('kliv_mail._outbox'::regclass, 'kliv_mail._message'::regclass) AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull) AS x
 JOIN pg_class AS c ON c.oid = x.attrelid WHERE x.answer = 'taken' GROUP BY 1;
+
+-- EXPLAIN tells nothing of what stands in the rows, after ANALYZE either.
+SELECT count(kliv_mail.send('often@example.com', 'often', 'x', tags => ARRAY['often'])) FROM generate_series(1, 300);
+ANALYZE kliv_mail._message, kliv_mail._outbox, kliv_mail._delivery;
+CREATE FUNCTION plan_rows(condition text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    plan json;
+BEGIN
+    EXECUTE 'EXPLAIN (FORMAT json) SELECT 1 FROM ' || condition INTO plan;
+    RETURN (regexp_match(plan::text, '"Plan Rows": (\d+)'))[1];
+END;
+$$;
+SELECT c.relation, plan_rows(format(c.relation, 'often')) = plan_rows(format(c.relation, 'never')) AS the_same FROM (VALUES
+    ('kliv_mail.messages WHERE subject = %L'), ('kliv_mail.messages WHERE tags = ARRAY[%L]'), ('kliv_mail.deliveries WHERE recipient = %L || ''@example.com'''),
+    ('kliv_mail._message WHERE subject = %L'), ('kliv_mail._outbox WHERE recipient = %L || ''@example.com''')) AS c (relation);
+DROP FUNCTION plan_rows(text);
+
+-- A limit above what the provider takes is saved, and said.
+SET client_min_messages = notice;
+UPDATE kliv_mail._account SET provider = 'resend' WHERE name = 'whole';
+SELECT daily_limit FROM kliv_mail.set_limits(daily_limit => 100, account => 'whole');
+SELECT daily_limit FROM kliv_mail.set_limits(daily_limit => 2000, account => 'whole');
+UPDATE kliv_mail._account SET provider = 'gmail', rolling_limit = kliv_mail._rolling_limit('gmail', 'me@gmail.com') WHERE name = 'whole';
+SELECT daily_limit FROM kliv_mail.set_limits(daily_limit => 2001, account => 'whole');
+SELECT kliv_mail._rolling_limit(p, u), p, u FROM (VALUES ('gmail', 'me@GMAIL.com'), ('gmail', 'me@googlemail.com'), ('gmail', 'me@shop.example'), ('gmail', NULL),
+    ('ses', 'AKIA'), ('sendgrid', 'apikey'), (NULL, 'x')) AS v (p, u);
+
 DROP FUNCTION refused(text);
-DELETE FROM kliv_mail._outbox WHERE recipient = 'tables@example.com';
-DELETE FROM kliv_mail._message WHERE subject = 'x';
+DELETE FROM kliv_mail._outbox WHERE recipient IN ('tables@example.com', 'often@example.com');
+DELETE FROM kliv_mail._message WHERE subject IN ('x', 'often');
 DELETE FROM kliv_mail._account WHERE name = 'whole';
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET kliv_mail.delivery', current_database()); END $$;
