@@ -10,9 +10,9 @@ BEGIN
     IF after.daily_limit <= coalesce(before.daily_limit, 0) THEN
         RETURN;
     ELSIF after.daily_limit > nullif(after.rolling_limit, 0) THEN
-        RAISE NOTICE USING MESSAGE = format('%s takes %s recipients in any 24 hours, which rules', p.title, after.rolling_limit), HINT = p.notes;
+        RAISE NOTICE USING MESSAGE = format('the provider (%s) takes %s recipients in any 24 hours, which rules', p.title, after.rolling_limit), HINT = p.notes;
     ELSIF after.daily_limit > p.free_daily THEN
-        RAISE NOTICE USING MESSAGE = format('%s takes %s recipients a day until you have a larger plan with it', p.title, p.free_daily), HINT = p.notes;
+        RAISE NOTICE USING MESSAGE = format('the provider (%s) takes %s recipients a day until you have a larger plan with it', p.title, p.free_daily), HINT = p.notes;
     END IF;
 END;
 $$;

@@ -15,7 +15,7 @@ SELECT change, refused(format('UPDATE kliv_mail._account SET %s WHERE name = ''w
     ('host = NULL'), ('port = NULL'), ('port = 0'), ('port = 65536'), ('encryption = NULL'), ('encryption = ''ssl'''), ('from_address = NULL'),
     ('auth = ''magic'''), ('name = ''platform'''), ('name = '''''), ('origin = '''''), ('origin = NULL'), ('in_use = NULL'),
     ('hourly_limit = -1'), ('daily_limit = -1'), ('daily_limit = NULL'), ('rolling_limit = -1'),
-    ('allowed_senders = NULL'), ('allowed_senders = ARRAY[NULL]'), ('password_cipher = ''x'', key_id = NULL'), ('renewed_at = NULL'),
+    ('allowed_senders = NULL'), ('password_cipher = ''x'', key_id = NULL'), ('renewed_at = NULL'),
     ('in_use = false, host = NULL, port = NULL, encryption = NULL, from_address = NULL')) AS c (change);
 SELECT statement, refused(statement) FROM (VALUES
     ('INSERT INTO kliv_mail._usage VALUES (''whole'', ''week'', now(), now() + ''1 hour'', 1, 0)'),
