@@ -14,7 +14,6 @@ DECLARE
     v_origin text := kliv_mail._origin();
     v_there text := (SELECT string_agg(s.origin, ', ' ORDER BY s.origin) FROM kliv_mail._state AS s WHERE s.origin <> v_origin);
 BEGIN
-    PERFORM kliv_mail._mend_clock(v_at);
     -- Where it came by a dump the label is not there yet, or not all of it.
     PERFORM kliv_mail._label();
     -- A copy says so, once, in the log and in events.
@@ -62,7 +61,6 @@ DECLARE
     v record;
     a record;
 BEGIN
-    PERFORM kliv_mail._mend_clock(v_at);
     -- Ours alone: nobody here can end what was brought from elsewhere.
     SELECT coalesce(min(o.expires_at), 'infinity') INTO v_next FROM kliv_mail._outbox AS o
     WHERE o.origin = v_origin AND o.expires_at IS NOT NULL;
