@@ -34,6 +34,9 @@ PG_CONFIG ?= pg_config
 PG_CPPFLAGS = -Isrc -DKLIV_MAIL_VERSION='"$(EXTVERSION)"'
 PG_CFLAGS   = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers -Wno-cast-function-type
+# What is exported is marked so, as PostgreSQL 16 and newer have it for modules.
+PG_CFLAGS   += -fvisibility=hidden
+PG_CPPFLAGS += -DPGDLLEXPORT='__attribute__((visibility("default")))'
 # clang: the server's headers mark functions gnu_printf, its flags are gcc's.
 ifneq ($(findstring clang,$(CC)),)
 PG_CFLAGS += -Wno-ignored-attributes -Wno-ignored-optimization-argument -Wno-unknown-warning-option

@@ -22,6 +22,25 @@
 #include "varatt.h"
 #endif
 
+/*
+ * PostgreSQL 16 hides a module's symbols unless they are marked, and marks the
+ * functions that SQL calls; PostgreSQL 15 marks their info functions only.
+ */
+#if PG_VERSION_NUM < 160000
+#include "fmgr.h"
+#undef PG_FUNCTION_INFO_V1
+#define PG_FUNCTION_INFO_V1(name) \
+extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
+extern PGDLLEXPORT const Pg_finfo_record *CppConcat(pg_finfo_, name)(void); \
+const Pg_finfo_record * \
+CppConcat(pg_finfo_, name) (void) \
+{ \
+	static const Pg_finfo_record info = {1}; \
+	return &info; \
+} \
+extern int no_such_variable
+#endif
+
 /* PostgreSQL 18: a module tells its name and version. */
 #ifdef PG_MODULE_MAGIC_EXT
 #define KLM_MODULE_MAGIC(module) PG_MODULE_MAGIC_EXT(.name = module, .version = KLIV_MAIL_VERSION)
