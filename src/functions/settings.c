@@ -17,6 +17,8 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
+#include "base/kliv_mail.h"
+
 PG_FUNCTION_INFO_V1(kliv_mail__setting);
 
 Datum

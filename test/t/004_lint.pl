@@ -71,9 +71,10 @@ planted('a header includes a folder below', 'src/smtp/session.h', included('"net
 planted('an include without its folder', 'src/base/encoding.c', included('"error.h"'),
     qr{^src/base/encoding\.c:\d+: error\.h is written with its folder$}m);
 write_file("$copy/src/db/round.h", banner('round.h') . "#include \"base/kliv_mail.h\"\n#include \"db/owner_call.h\"\n");
+write_file("$copy/src/db/round.c", banner('round.c') . "#include \"db/round.h\"\n");
 planted('a circle', 'src/db/owner_call.c', included('"db/round.h"'),
     qr{a circle: db/\w+ -> db/\w+ -> db/\w+$}m);
-unlink "$copy/src/db/round.h";
+unlink "$copy/src/db/round.h", "$copy/src/db/round.c";
 mkdir "$copy/src/odd" or die "could not make a folder: $!";
 planted('a folder that is not in the list', 'src/odd/odd.c', sub { $_ = banner('odd.c') },
     qr{^src/odd/odd\.c:1: lies in no folder of test/lint$}m);
