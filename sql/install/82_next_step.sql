@@ -21,7 +21,7 @@ CREATE FUNCTION kliv_mail._inputs_of(statement text) RETURNS text[]
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT coalesce(array_agg(m.x[1] ORDER BY m.n), '{}')
-    FROM regexp_matches(statement, '(\w+) => ''(?:the|its) [^'']*''', 'g') WITH ORDINALITY AS m (x, n);
+    FROM regexp_matches(statement, '([a-z_]+) => ''(?:the|its) [^'']*''', 'g') WITH ORDINALITY AS m (x, n);
 END;
 
 -- The statement for a code, where the hint has none of its own; whether it ends

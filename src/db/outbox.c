@@ -422,7 +422,8 @@ add_texts(KlmCall *call, const char *const *values, int count)
 	for (int i = 0; i < count; i++)
 		elements[i] = CStringGetTextDatum(klm_from_utf8_lossy(values[i]));
 	klm_add(call, TEXTARRAYOID,
-			PointerGetDatum(construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT)), false);
+			PointerGetDatum(construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT)),
+				false);
 }
 
 static void
@@ -433,7 +434,8 @@ add_int8s(KlmCall *call, const int64 *values, int count)
 	for (int i = 0; i < count; i++)
 		elements[i] = Int64GetDatum(values[i]);
 	klm_add(call, INT8ARRAYOID,
-			PointerGetDatum(construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)),
+			PointerGetDatum(construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL,
+											TYPALIGN_DOUBLE)),
 			false);
 }
 
@@ -445,7 +447,8 @@ add_int4s(KlmCall *call, const int *values, int count)
 	for (int i = 0; i < count; i++)
 		elements[i] = Int32GetDatum(values[i]);
 	klm_add(call, INT4ARRAYOID,
-			PointerGetDatum(construct_array(elements, count, INT4OID, 4, true, TYPALIGN_INT)), false);
+			PointerGetDatum(construct_array(elements, count, INT4OID, 4, true, TYPALIGN_INT)),
+				false);
 }
 
 /* As kliv_mail._outcome[], whose columns have the order of the fields below. */

@@ -109,7 +109,8 @@ has_room(const Windows *windows, int priority)
 {
 	const int64 *limit = priority == MARKETING ? windows->marketing_limit : windows->limit;
 
-	return windows->used[RULE_HOUR] < limit[RULE_HOUR] && windows->used[RULE_DAY] < limit[RULE_DAY] &&
+	return windows->used[RULE_HOUR] < limit[RULE_HOUR] &&
+		windows->used[RULE_DAY] < limit[RULE_DAY] &&
 		(!windows->rolls || windows->used[RULE_ROLLING] < limit[RULE_ROLLING]);
 }
 
@@ -203,7 +204,8 @@ elements(FunctionCallInfo fcinfo, int number, Oid type, int length, int *count)
 {
 	Datum	   *values;
 
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(number), type, length, length == 4 ? true : FLOAT8PASSBYVAL,
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(number), type, length, length == 4 ? true
+					  : FLOAT8PASSBYVAL,
 					  length == 4 ? TYPALIGN_INT : TYPALIGN_DOUBLE, &values, NULL, count);
 	return values;
 }

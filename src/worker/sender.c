@@ -156,7 +156,8 @@ klm_sender_main(Datum argument)
 	wait_set = klm_create_wait_event_set(3);
 	AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-	AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, klm_connector_fd(klm_sender.connector), NULL, NULL);
+	AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, klm_connector_fd(klm_sender.connector), NULL,
+					  NULL);
 
 	loop();
 }
@@ -250,7 +251,8 @@ static void
 read_shared_state(void)
 {
 	klm_sender_state(&klm_sender.shared);
-	klm_sender.connections = Max(1, klm_connections_per_account / Max(1, klm_sender.shared.senders));
+	klm_sender.connections = Max(1, klm_connections_per_account / Max(1,
+																	  klm_sender.shared.senders));
 }
 
 /*
@@ -316,7 +318,8 @@ loop(void)
 			dlist_foreach(iter, &klm_sender.pools)
 				klm_feed(dlist_container(KlmPool, node, iter.cur));
 			/* Look for more, or for the next due time, while the network is busy. */
-			if (klm_sender.claim_again && klm_sender.outcome_count == 0 && has_room() && now >= retry_at)
+			if (klm_sender.claim_again && klm_sender.outcome_count == 0 && has_room() &&
+				now >= retry_at)
 			{
 				run_transaction(true);
 				continue;
@@ -412,7 +415,8 @@ record_and_claim(int64 now)
 {
 	bool		late = leave_at != 0 && now >= leave_at;
 	bool		may_claim = leave_at == 0 &&
-		(klm_sender.claim_wanted || (klm_sender.claim_again && klm_sender.outcome_count > 0 && has_room()));
+		(klm_sender.claim_wanted || (klm_sender.claim_again && klm_sender.outcome_count > 0 &&
+									 has_room()));
 
 	if ((now >= retry_at || (late && !tried_last)) && (klm_sender.outcome_count > 0 || may_claim))
 	{
@@ -483,7 +487,8 @@ rest(int64 now)
 			(now < next_retain && now >= idle_since + klm_sender_idle_timeout))
 		{
 			klm_close_all_links();
-			if (claims_abandoned || klm_sender_leave(seen_wakes, wall_time(klm_sender.next_claim), false))
+			if (claims_abandoned || klm_sender_leave(seen_wakes, wall_time(klm_sender.next_claim),
+													 false))
 				proc_exit(0);
 			klm_sender.claim_wanted = true;
 			return false;
@@ -687,7 +692,8 @@ klm_forget_recorded(bool claimed)
 	if (!claimed)
 	{
 		for (int i = 0; i < klm_sender.outcome_count && !klm_sender.claim_wanted; i++)
-			klm_sender.claim_wanted = strcmp(klm_sender.outcomes[i].verdict, klm_verdict_name(KLM_ACCEPTED)) != 0;
+			klm_sender.claim_wanted = strcmp(klm_sender.outcomes[i].verdict,
+											 klm_verdict_name(KLM_ACCEPTED)) != 0;
 	}
 	klm_sender.outcome_count = outcome_space = 0;
 	klm_sender.outcomes = NULL;
@@ -698,7 +704,10 @@ klm_forget_recorded(bool claimed)
 	klm_sender_progress();
 }
 
-/* In the transaction; what became of the deliveries is kept for NOTIFY, in the outcomes' context. */
+/*
+ * In the transaction; what became of the deliveries is kept for NOTIFY, in the
+ * outcomes' context.
+ */
 static void
 record(const KlmOutcome *outcomes, int count)
 {
@@ -840,7 +849,8 @@ record_singly(void)
 	else
 	{
 		klm_sender.outcome_count -= done;
-		memmove(klm_sender.outcomes, &klm_sender.outcomes[done], klm_sender.outcome_count * sizeof(KlmOutcome));
+		memmove(klm_sender.outcomes, &klm_sender.outcomes[done],
+				klm_sender.outcome_count * sizeof(KlmOutcome));
 	}
 	return ok;
 }
@@ -896,7 +906,8 @@ new_outcome(int64 id, const KlmPool *pool)
 	if (klm_sender.outcome_count == outcome_space)
 	{
 		outcome_space = Max(64, 2 * outcome_space);
-		klm_sender.outcomes = klm_sender.outcomes ? repalloc(klm_sender.outcomes, outcome_space * sizeof(KlmOutcome))
+		klm_sender.outcomes = klm_sender.outcomes ? repalloc(klm_sender.outcomes,
+															 outcome_space * sizeof(KlmOutcome))
 			: MemoryContextAlloc(klm_sender.outcome_context, outcome_space * sizeof(KlmOutcome));
 	}
 	outcome = &klm_sender.outcomes[klm_sender.outcome_count++];
@@ -981,7 +992,8 @@ klm_return_queue(KlmPool *pool)
 {
 	while (!dlist_is_empty(&pool->queue))
 	{
-		KlmDelivery   *delivery = dlist_container(KlmDelivery, node, dlist_pop_head_node(&pool->queue));
+		KlmDelivery   *delivery = dlist_container(KlmDelivery, node,
+												  dlist_pop_head_node(&pool->queue));
 
 		pool->queued--;
 		klm_add_local_outcome(delivery->id, pool, "returned", "");
@@ -1003,7 +1015,8 @@ klm_note_hold(KlmPool *pool, const KlmSettings *settings, const char *verdict, i
 	outcome->reason = MemoryContextStrdup(klm_sender.outcome_context, reason);
 	outcome->hint = hint ? MemoryContextStrdup(klm_sender.outcome_context, hint) : NULL;
 	outcome->fingerprint =
-		settings ? MemoryContextStrdup(klm_sender.outcome_context, settings->account->fingerprint) : NULL;
+		settings ? MemoryContextStrdup(klm_sender.outcome_context, settings->account->fingerprint)
+			: NULL;
 }
 
 void

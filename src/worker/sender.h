@@ -53,7 +53,8 @@ typedef struct KlmPool
 	bool		stale;			/* the queue was composed for other settings */
 	bool		paused;			/* pause(), a limit of 0, out of use: what has not left goes back */
 	bool		hold;			/* trouble of the account itself is to be recorded */
-	int			ceiling;		/* no more connections than that, as the server showed; 0: not known */
+	/* no more connections than that, as the server showed; 0: not known */
+	int			ceiling;
 	int64		ceiling_until;
 	int			refused;		/* connections in a row, while none was open */
 	int64		next_open;		/* no connection before that: we had no descriptor for it */
@@ -146,7 +147,10 @@ extern KlmSender klm_sender;
 
 /* ---- sender.c ---- */
 
-/* Outcomes and holds are committed: forget them, wake who waits.  claimed: in a claim's transaction. */
+/*
+ * Outcomes and holds are committed: forget them, wake who waits. claimed: in a
+ * claim's transaction.
+ */
 extern void klm_forget_recorded(bool claimed);
 
 /* An outcome that no server gave: "returned", or what is wrong with the row. */

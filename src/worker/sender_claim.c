@@ -159,7 +159,8 @@ offer_room(int room, int **busy, int *offered)
 	}
 	*offered = count;
 	return klm_outbox_claim(klm_sender.epoch, room,
-							klm_sender.isolating ? -1 : Max(0, memory - klm_sender.claimed_bytes), names,
+							klm_sender.isolating ? -1 : Max(0, memory - klm_sender.claimed_bytes),
+								names,
 							*busy, held, count, &klm_sender.tried_ids, &klm_sender.tried_count);
 }
 
@@ -271,7 +272,8 @@ static void
 plan_next_claim(void)
 {
 	TimestampTz due = klm_outbox_next_due();
-	int64		soonest = klm_clock_ms() + Min(VAIN_CLAIM_MS << Min(vain_claims, 8), MAX_VAIN_CLAIM_MS);
+	int64		soonest = klm_clock_ms() + Min(VAIN_CLAIM_MS << Min(vain_claims, 8),
+											   MAX_VAIN_CLAIM_MS);
 
 	klm_sender.next_claim = KLM_NEVER;
 	if (due == DT_NOBEGIN)

@@ -78,7 +78,8 @@ klm_stop_paused(KlmPool *pool)
 	{
 		KlmLink	   *link = dlist_container(KlmLink, node, iter.cur);
 
-		if (link->state == LINK_OPEN && klm_smtp_open_count(link->smtp) > 0 && !klm_waits_for_dot(link))
+		if (link->state == LINK_OPEN && klm_smtp_open_count(link->smtp) > 0 &&
+			!klm_waits_for_dot(link))
 			klm_close_link(link, "mail was paused");
 	}
 }
@@ -102,7 +103,10 @@ klm_feed(KlmPool *pool)
 	int64		now = klm_clock_ms();
 	dlist_mutable_iter surplus;
 
-	/* Where the pool had to shrink, or others have no descriptor, connections go as they become idle. */
+	/*
+	 * Where the pool had to shrink, or others have no descriptor, connections
+	 * go as they become idle.
+	 */
 	dlist_foreach_modify(surplus, &pool->links)
 	{
 		KlmLink	   *link = dlist_container(KlmLink, node, surplus.cur);
@@ -220,7 +224,10 @@ connection_limit(KlmPool *pool)
 			   pool->ceiling > 0 ? pool->ceiling : pool->allowed);
 }
 
-/* The server showed that it takes no more than so many: that lasts, whatever it accepts meanwhile. */
+/*
+ * The server showed that it takes no more than so many: that lasts, whatever it
+ * accepts meanwhile.
+ */
 static void
 learn_limit(KlmPool *pool, int connections)
 {
@@ -390,7 +397,8 @@ link_failed(KlmLink *link)
 						   report.reply.code == 0, &decision);
 		pool->refused = 0;
 		klm_note_hold(pool, link->settings,
-					  klm_verdict_name(decision.verdict == KLM_PROVIDER_LIMIT ? KLM_PROVIDER_LIMIT : KLM_ACCOUNT_TROUBLE),
+					  klm_verdict_name(decision.verdict == KLM_PROVIDER_LIMIT ? KLM_PROVIDER_LIMIT
+									   : KLM_ACCOUNT_TROUBLE),
 					  decision.pause_s, report.reply.stage,
 					  psprintf("%s%s%s", replied || report.detail == NULL ? decision.reason : report.detail,
 							   report.reply.text && report.reply.text[0] ? ": " : "", report.reply.text ? report.reply.text : ""),
@@ -484,7 +492,8 @@ take_results(KlmLink *link)
 		else if (is_local(&result) && delivery->account_smtputf8 && !link->smtputf8)
 		{
 			klm_add_local_outcome(delivery->id, pool, "returned", "");
-			klm_note_hold(pool, link->settings, klm_verdict_name(KLM_ACCOUNT_TROUBLE), 0, KLM_STAGE_MAIL,
+			klm_note_hold(pool, link->settings, klm_verdict_name(KLM_ACCOUNT_TROUBLE), 0,
+						  KLM_STAGE_MAIL,
 						  "an address of the account itself (from_address or reply_to) is not ASCII before the @, and its server has no SMTPUTF8",
 						  psprintf("Give it another one: SELECT * FROM kliv_mail.update_sender(from_address => '...', reply_to => '...', account => '%s');",
 								   pool->name));
@@ -547,7 +556,8 @@ static void
 decide(const KlmLink *link, const KlmDelivery *delivery, const KlmSmtpResult *result,
 	   KlmDecision *decision)
 {
-	bool		envelope = result->reply.stage == KLM_STAGE_MAIL || result->reply.stage == KLM_STAGE_RCPT;
+	bool		envelope = result->reply.stage == KLM_STAGE_MAIL ||
+		result->reply.stage == KLM_STAGE_RCPT;
 
 	klm_classify_reply(&result->reply, link->settings->account->provider, delivery->smtp.rcpt_to,
 					   result->lost, decision);
