@@ -251,7 +251,7 @@ CREATE TABLE kliv_mail._suppression (
     created_by name NOT NULL,
     expires_at timestamptz,
     PRIMARY KEY (address, scope),
-    CHECK (address = lower(address) AND address ~ '@')
+    CHECK (address = lower(address COLLATE "C") AND address ~ '@')
 );
 
 -- What statistics know, EXPLAIN tells whoever may read a view, also of mail that
