@@ -147,6 +147,8 @@ klm_sender_main(Datum argument)
 	MemoryContextSwitchTo(klm_sender.context);
 
 	read_shared_state();
+	seen_wakes = klm_sender.shared.wakes;
+	seen_deaths = klm_sender.shared.deaths;
 	klm_sender.next_claim = KLM_NEVER;
 	klm_key_wait_ends = must_go;
 	if (!open_for_business())
@@ -212,13 +214,14 @@ pin_session(void)
 static bool
 open_for_business(void)
 {
-	const char *version = klm_outbox_version();
+	const char *version;
 
 	if (!klm_outbox_begin(klm_sender.context))
 	{
 		klm_sender_forget_database();
 		return false;
 	}
+	version = klm_outbox_version();
 	if (klm_test_clock_offset != 0)
 		ereport(WARNING,
 				(errmsg("kliv_mail.test_clock_offset moves the clock of database \"%s\"", get_database_name(MyDatabaseId)),
@@ -287,8 +290,6 @@ loop(void)
 {
 	idle_since = klm_clock_ms();
 	next_retain = idle_since + 1000;
-	seen_wakes = klm_sender.shared.wakes;
-	seen_deaths = klm_sender.shared.deaths;
 
 	for (;;)
 	{
