@@ -131,8 +131,9 @@ BEGIN
         WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind IN ('r', 'v', 'S')
         UNION ALL
         SELECT 'TYPE ' || t.oid::regtype::text, g.grantee, t.typowner
-        FROM pg_type AS t, LATERAL (SELECT DISTINCT x.grantee FROM aclexplode(t.typacl) AS x) AS g
-        WHERE t.oid = 'kliv_mail.attachment'::regtype
+        FROM pg_type AS t, LATERAL (SELECT DISTINCT x.grantee FROM aclexplode(coalesce(t.typacl, acldefault('T', t.typowner))) AS x) AS g
+        WHERE t.typnamespace = 'kliv_mail'::regnamespace AND t.typtype = 'c'
+          AND (SELECT c.relkind FROM pg_class AS c WHERE c.oid = t.typrelid) = 'c'
         UNION ALL
         SELECT 'SCHEMA ' || n.nspname, g.grantee, n.nspowner
         FROM pg_namespace AS n, LATERAL (SELECT DISTINCT x.grantee FROM aclexplode(n.nspacl) AS x) AS g

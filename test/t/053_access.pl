@@ -105,7 +105,7 @@ is($node->sql(q{
       AND p.proconfig IS NOT NULL AND NOT p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp']}), '', 'no C function has another one');
 is($node->sql(q{
     SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND prosecdef}),
-    '_account_holds _accounts _availability _default_account _key_state _line_end _own_routes _send_check _smtp_settings _usage_now',
+    '_account_holds _accounts _availability _default_account _key_state _line_end _own_routes _smtp_settings _usage_now',
     'SECURITY DEFINER is only what must be');
 is($node->sql(q{
     SELECT c.relname FROM pg_class AS c WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v' AND c.relname !~ '^_'
@@ -217,7 +217,7 @@ my %call = (
 my @tries = map { [ 'function', $_, "SELECT * FROM kliv_mail.$_" . $call{$_} ] } grep { $call{$_} } @public_functions;
 push @tries, map { [ 'function', split /\|/ ] } split /\n/, $node->sql(sprintf(q{
     SELECT p.proname, format('SELECT * FROM kliv_mail.%%I(%%s)', p.proname,
-        (SELECT string_agg(format(CASE WHEN y.typcategory = 'A' THEN '''{}''::%%s' WHEN y.typtype = 'c' THEN 'NULL::%%s' WHEN y.typname IN ('jsonb', 'interval', 'int2', 'int4', 'int8', 'numeric', 'bool', 'oid') THEN '''0''::%%s'
+        (SELECT string_agg(CASE WHEN p.provariadic <> 0 AND n = p.pronargs THEN 'VARIADIC ' ELSE '' END || format(CASE WHEN y.typcategory = 'A' THEN '''{}''::%%s' WHEN y.typtype = 'c' THEN 'NULL::%%s' WHEN y.typname = 'anyelement' THEN 'NULL::text' WHEN y.typname IN ('jsonb', 'interval', 'int2', 'int4', 'int8', 'numeric', 'bool', 'oid') THEN '''0''::%%s'
                                          WHEN y.typname IN ('timestamptz', 'timestamp') THEN '''now''::%%s' ELSE '''''::%%s' END, format_type(t, NULL)), ', ' ORDER BY n)
          FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY AS a (t, n) JOIN pg_type AS y ON y.oid = t))
     FROM pg_proc AS p
