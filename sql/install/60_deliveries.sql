@@ -93,7 +93,8 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
                     WHEN 'recipient_hour_used' THEN 'It goes out by itself at ' || d.due || '.'
                     WHEN 'in_line' THEN 'It goes out by itself at ' || d.estimated_send_at || '.'
                     WHEN '' THEN coalesce(p.hint, 'The sender''s last error: ' || p.last_error)
-                    ELSE coalesce(CASE WHEN d.row_held_by = 'account' AND d.due > kliv_mail._now() THEN d.hint END, concat_ws(' ', CASE WHEN d.held_by = 'quota' AND d.account_hint ~ '^It goes out by itself'
+                    ELSE coalesce(CASE WHEN d.row_held_by = 'account' AND d.due > kliv_mail._now()
+                             THEN kliv_mail._cure_of_hold(d.account, d.account <> 'platform', NULL, 'account', d.reason, d.hint) END, concat_ws(' ', CASE WHEN d.held_by = 'quota' AND d.account_hint ~ '^It goes out by itself'
                                              THEN 'It goes out by itself at ' || d.estimated_send_at || '.' END,
                         CASE WHEN d.account_held_by = d.held_by THEN regexp_replace(d.account_hint, '^It goes out by itself[^.]*[.] *', '') END)) END END AS hint,
            d.attempts, d.account, d.next_attempt_at, d.estimated_send_at,

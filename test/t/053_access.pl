@@ -55,7 +55,7 @@ is($node->sql($held), '', 'after CREATE EXTENSION under hostile default privileg
 
 # ---- the allow-lists ----
 
-my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots);
+my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold);
 my %functions = (
     send => [
         qw(send attach attach_text mailbox is_address parse_addresses classify_reply raw_message csv html_table cancel retry wait),
