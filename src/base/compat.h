@@ -98,11 +98,23 @@ extern int no_such_variable
 #define KLM_JUMBLE_STATE JumbleState
 #endif
 
-/* PostgreSQL 19 tells signal handlers who sent it: what one hands on to another. */
+/*
+ * PostgreSQL 19 tells signal handlers who sent it: what one hands on to another,
+ * and no handler of that type.
+ */
 #if PG_VERSION_NUM >= 190000
 #define KLM_SIGNAL_ARGS postgres_signal_arg, pg_siginfo
+#define KLM_SIG_IGN PG_SIG_IGN
 #else
 #define KLM_SIGNAL_ARGS postgres_signal_arg
+#define KLM_SIG_IGN SIG_IGN
+#endif
+
+/* PostgreSQL 19 has no other strings than those of the standard. */
+#if PG_VERSION_NUM >= 190000
+#define KLM_STANDARD_STRINGS true
+#else
+#define KLM_STANDARD_STRINGS standard_conforming_strings
 #endif
 
 /* libcurl 8.20 looks up names in threads of the multi handle, which says whether it waits. */

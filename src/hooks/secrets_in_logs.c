@@ -562,7 +562,7 @@ next_token(const char *at, const char *end, int quotes, Token *token)
 	if (*at == '\'' && (quotes == 1 || (end - at > 1 && at[1] == '\'')))
 	{
 		*token = TOKEN_LITERAL;
-		return literal_end(at + quotes, end, quotes, !standard_conforming_strings);
+		return literal_end(at + quotes, end, quotes, !KLM_STANDARD_STRINGS);
 	}
 	if (*at == '"')
 	{
@@ -617,7 +617,7 @@ next_token(const char *at, const char *end, int quotes, Token *token)
 		{
 			*token = TOKEN_LITERAL;
 			return literal_end(next + quotes, end, quotes,
-							   *at == 'e' || *at == 'E' || !standard_conforming_strings);
+							   *at == 'e' || *at == 'E' || !KLM_STANDARD_STRINGS);
 		}
 		*token = TOKEN_WORD;
 		return next;

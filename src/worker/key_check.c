@@ -95,7 +95,7 @@ klm_keycheck_main(Datum argument)
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
-	pqsignal(SIGINT, SIG_IGN);
+	pqsignal(SIGINT, KLM_SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	warned = AllocSetContextCreate(TopMemoryContext, "kliv_mail key check", ALLOCSET_SMALL_SIZES);

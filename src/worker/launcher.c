@@ -135,7 +135,7 @@ klm_launcher_main(Datum argument)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
-	pqsignal(SIGINT, SIG_IGN);	/* pg_cancel_backend(): there is no query to cancel */
+	pqsignal(SIGINT, KLM_SIG_IGN);	/* pg_cancel_backend(): there is no query to cancel */
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 
