@@ -114,7 +114,9 @@ SELECT recipient, due > kliv_mail._now() AS waits FROM kliv_mail._outbox ORDER B
 \echo # whatever the settings of the caller
 \c -
 SET client_min_messages = warning;
-SET standard_conforming_strings = off;
+-- (PostgreSQL 19 has no other strings than those of the standard)
+SELECT CASE WHEN current_setting('server_version_num')::integer < 190000
+            THEN set_config('standard_conforming_strings', 'off', false) END AS strings \gset
 SET escape_string_warning = off;
 SET IntervalStyle = sql_standard;
 SET DateStyle = 'German, DMY';

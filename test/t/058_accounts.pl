@@ -108,7 +108,9 @@ is($node->sql('SELECT last_value FROM kliv_mail._message_id'), $last, '... and m
 
 # ---- another way to read strings ----
 
-is($node->try(q{SET standard_conforming_strings = off; SELECT kliv_mail.set_brand(name => 'x', unsubscribe_url => 'https://shop.example/u?a=b')})->{state}, '', 'set_brand() with standard_conforming_strings off');
+# (PostgreSQL 19 has no other)
+my $strings = $node->sql('SHOW server_version_num') < 190000 ? 'off' : 'on';
+is($node->try(qq{SET standard_conforming_strings = $strings; SELECT kliv_mail.set_brand(name => 'x', unsubscribe_url => 'https://shop.example/u?a=b')})->{state}, '', 'set_brand() with standard_conforming_strings off');
 is($node->try(q{SELECT kliv_mail.set_brand(name => E'a\nb')})->{state}, '22023', '... a line break in a name is refused as before');
 
 $node->stop;

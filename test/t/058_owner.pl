@@ -120,7 +120,8 @@ is(tenant(q{
     ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC;
     ALTER DATABASE tdb SET search_path = mine, public, pg_catalog;
     ALTER ROLE tenant SET search_path = mine, public, pg_catalog;
-    ALTER DATABASE tdb SET standard_conforming_strings = off;
+    }
+    . ($node->sql('SHOW server_version_num') < 190000 ? 'ALTER DATABASE tdb SET standard_conforming_strings = off;' : '') . q{
     ALTER DATABASE tdb SET default_transaction_isolation = serializable})->{state}, '', 'operators, functions, casts, domains, collations and settings of his own');
 
 # Every door, in a session with his search_path, with temporary objects besides.
