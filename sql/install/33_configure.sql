@@ -132,7 +132,7 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'KM001';
         END IF;
         PERFORM kliv_mail._label();
-        PERFORM kliv_mail._wake();
+        PERFORM kliv_mail._account_mended(p_account);
     EXCEPTION WHEN SQLSTATE 'KM001' THEN
         NULL;
     END;
@@ -180,7 +180,7 @@ BEGIN
         WHERE a.name = p_account;
     END IF;
     IF v_ends THEN
-        PERFORM kliv_mail._wake();
+        PERFORM kliv_mail._account_mended(p_account);
     END IF;
     RETURN CASE WHEN p_ok THEN v_stays END;
 END;
@@ -234,7 +234,7 @@ BEGIN
     END IF;
     PERFORM kliv_mail._log_event('sender_updated', p_account, NULL, c.changes, p_caller)
     FROM (SELECT kliv_mail._account_changes(before, after)) AS c (changes) WHERE c.changes IS NOT NULL;
-    PERFORM kliv_mail._wake();
+    PERFORM kliv_mail._account_mended(p_account);
     RETURN QUERY SELECT s.* FROM kliv_mail.smtp_settings AS s WHERE s.account = p_account;
 END;
 $$;

@@ -62,6 +62,16 @@ BEGIN
 END;
 $$;
 
+-- Somebody changed the account or saw that it works: what waits for it tries at once.
+CREATE FUNCTION kliv_mail._account_mended(p_account text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM kliv_mail._release_suspects(q.suspects, NULL, kliv_mail._now())
+    FROM kliv_mail._quota AS q WHERE q.account = p_account AND q.suspects <> '{}';
+    PERFORM kliv_mail._wake();
+END;
+$$;
+
 -- What makes a refusal the same one.
 CREATE FUNCTION kliv_mail._refusal(stage text, code integer, enhanced text, fingerprint text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
