@@ -83,7 +83,8 @@ for (
     like($state, $what, "$name: status says what is wrong");
     like($hint, $advice{$name}, '... and what to do');
     like($account, qr/^key missing: ./, '... smtp_settings too');
-    like($step, qr/^SELECT key_state, hint/, '... next_step() too');
+    # Where it is one account's key that is gone, its password given again is a cure.
+    like($step, $name eq 'wrong' ? qr/^SELECT \* FROM kliv_mail\.configure_smtp\(password => / : qr/^SELECT key_state, hint/, '... next_step() too');
 
     my $result = $node->try("SELECT kliv_mail.send('$name\@example.com', 'x', 'x')");
     is($result->{state}, '', '... send() goes on');
