@@ -116,8 +116,8 @@ SELECT recipient, due > kliv_mail._now() AS waits FROM kliv_mail._outbox ORDER B
 SET client_min_messages = warning;
 -- (PostgreSQL 19 has no other strings than those of the standard)
 SELECT CASE WHEN current_setting('server_version_num')::integer < 190000
-            THEN set_config('standard_conforming_strings', 'off', false) END AS strings \gset
-SET escape_string_warning = off;
+            THEN set_config('standard_conforming_strings', 'off', false) || set_config('escape_string_warning', 'off', false)
+            END AS strings \gset
 SET IntervalStyle = sql_standard;
 SET DateStyle = 'German, DMY';
 SET plpgsql.variable_conflict = use_column;

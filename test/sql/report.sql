@@ -11,7 +11,7 @@ SELECT content_type, convert_from(content, 'SJIS') AS content FROM kliv_mail.csv
 -- A text that a spreadsheet would take for a formula; a program gets it as it is.
 CREATE TEMP TABLE hostile (name text, amount numeric);
 INSERT INTO hostile VALUES ('=1+1', -1), ('+81 3 1234', 2), ('-5', 3), ('-5+cmd', 4), ('@SUM(A1)', 5), (E'\t=1', 6), ('＝1+1', 7), ('a=b', 8), ('+1.5', 9);
-SELECT replace(convert_from(content, 'UTF8'), E'\r', '') AS content FROM kliv_mail.csv('SELECT name AS "=name", amount FROM hostile');
+SELECT replace(substr(convert_from(content, 'UTF8'), 2), E'\r', '') AS content FROM kliv_mail.csv('SELECT name AS "=name", amount FROM hostile');
 SELECT replace(convert_from(content, 'UTF8'), E'\r', '') AS content FROM kliv_mail.csv('SELECT name AS "=name", amount FROM hostile', 'UTF8');
 SELECT kliv_mail.html_table('SELECT * FROM item');
 SELECT kliv_mail.html_table('SELECT 1 AS none WHERE false');
