@@ -688,7 +688,7 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 		reservation->generation = slot->generation;
 		reservation->database = first->oid;
 		reservation->failures = first->failures;
-		reservation->unknown_owner = unknown_owner && waiting > 1;
+		reservation->unknown_owner = unknown_owner;
 		reservation->owner = first->owner;
 		LWLockRelease(klm_shared->lock);
 		return true;
