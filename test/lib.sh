@@ -128,15 +128,16 @@ choose_pg_config()
     say "building for $("$PG_CONFIG" --version)"
 }
 
-# build_copy: build a copy of the tree in $scratch/tree and install it into a
-# copy of PostgreSQL in $scratch/pg.  Sets PG_CONFIG to that one.
+# build_copy [VARIABLE=VALUE...]: build a copy of the tree in $scratch/tree, with
+# those variables of make, and install it into a copy of PostgreSQL in
+# $scratch/pg.  Sets PG_CONFIG to that one.
 build_copy()
 {
     choose_pg_config
     copy_tree "$scratch/tree"
     PG_CONFIG=$(sh "$top/test/pgcopy" "$scratch/pg" "$PG_CONFIG")
-    if ! make -s -C "$scratch/tree" -j"$(nproc)" PG_CONFIG="$PG_CONFIG" all >"$scratch/build.log" 2>&1 ||
-        ! make -s -C "$scratch/tree" PG_CONFIG="$PG_CONFIG" install >>"$scratch/build.log" 2>&1; then
+    if ! make -s -C "$scratch/tree" -j"$(nproc)" PG_CONFIG="$PG_CONFIG" "$@" all >"$scratch/build.log" 2>&1 ||
+        ! make -s -C "$scratch/tree" PG_CONFIG="$PG_CONFIG" "$@" install >>"$scratch/build.log" 2>&1; then
         tail -n 40 "$scratch/build.log" >&2
         die "the build failed"
     fi

@@ -102,7 +102,7 @@ typedef struct KlmReservation
 	Oid			owner;			/* of the database; InvalidOid: not known */
 	bool		extra;			/* it has a sender, whose backlog this one helps with */
 	int			failures;		/* of senders there, in a row */
-	bool		unknown_owner;	/* not all owners are known, of this or of what waits: no turn yet */
+	bool		unknown_owner;	/* an owner is not known yet, of this or of what waits: no turn */
 } KlmReservation;
 
 /* What there is to do once nothing more can be started now. */

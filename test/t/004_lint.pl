@@ -128,4 +128,21 @@ write_file($path, slurp_file($path) . "\n/* long: a table */\nstatic int\nplante
 ($output) = lint_of($copy, '--sources');
 unlike($output, qr/planted\(\) has/, 'a long function may say why');
 
+# A warning of a compiler that we do not know must not stop a user's build; to
+# the tests' it is an error.  (A sanitizer's build warns where nothing is wrong.)
+sub compilation
+{
+    my (@variables) = @_;
+    my $output = '';
+    IPC::Run::run(
+        [ 'make', '-n', "PG_CONFIG=$ENV{KLIV_MAIL_PG_CONFIG}", @variables, '-W', 'src/base/error.c', 'src/base/error.o' ],
+        '>', \$output, '2>&1') or die "make: $output";
+    return $output;
+}
+unlike(compilation('COPT='), qr/-Werror(?!=)/, 'a build of the tree as it comes has no -Werror');
+like(compilation('COPT=', 'WERROR=1'), qr/-Werror /, 'WERROR=1 has it');
+unlike(compilation('COPT=-fsanitize=undefined', 'WERROR=1'), qr/-Werror(?!=)/, 'a sanitizer takes it away');
+unlike(slurp_file('demo/run') . slurp_file('bench/run'), qr/WERROR/, 'demo and bench are built as a user does');
+like(slurp_file("test/$_"), qr/^[^#\n]*\bWERROR=1\b/m, "test/$_ builds with WERROR=1") for qw(run compilers);
+
 done_testing();
