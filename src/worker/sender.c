@@ -8,10 +8,11 @@
  * a timeout or the next due time.  Nothing of a transaction is open while the
  * network is waited for.
  *
- * Owns the process, the transaction and the outcomes.  These wait in a context
- * of their own until a transaction has recorded them; while that fails nothing
- * new is begun, so no more than two deliveries a connection can be accepted
- * and unrecorded.  sender_claim.c claims, sender_links.c has the connections.
+ * Owns the process and the transaction.  While outcomes cannot be recorded
+ * nothing new is begun, so no more than two deliveries a connection can be
+ * accepted and unrecorded.  Calls sender_claim.c, which claims, and
+ * sender_links.c, which has the connections; both call sender_pools.c, which
+ * has what all three share.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -65,14 +66,7 @@
 /* Mail that has waited so long for a connection is worth another sender. */
 #define BACKLOG_MS			1000
 
-KlmSender	klm_sender = {
-	.pools = DLIST_STATIC_INIT(klm_sender.pools),
-	.recovery_wanted = true,
-	.claim_wanted = true
-};
-
 static WaitEventSet *wait_set;
-static int	outcome_space;
 static bool claims_abandoned;	/* outcomes were let go: our death has to be noticed */
 static List *changes = NIL;	/* for NOTIFY: KlmChange, in the outcomes' context */
 static int	failures;			/* transactions failed in a row */
@@ -106,7 +100,6 @@ static void ask_for_help(int64 now);
 static bool rest(int64 now);
 static long sleep_ms(int64 now);
 static bool run_transaction(bool may_claim);
-static KlmOutcome *new_outcome(int64 id, const KlmPool *pool);
 static int	dot_grace_ms(void);
 static bool busy(void);
 static bool has_room(void);
@@ -684,8 +677,6 @@ run_transaction(bool wanted)
 void
 klm_forget_recorded(bool claimed)
 {
-	dlist_iter	iter;
-
 	if (klm_sender.outcome_count == 0)
 		return;
 	notify();
@@ -696,11 +687,7 @@ klm_forget_recorded(bool claimed)
 			klm_sender.claim_wanted = strcmp(klm_sender.outcomes[i].verdict,
 											 klm_verdict_name(KLM_ACCEPTED)) != 0;
 	}
-	klm_sender.outcome_count = outcome_space = 0;
-	klm_sender.outcomes = NULL;
-	dlist_foreach(iter, &klm_sender.pools)
-		dlist_container(KlmPool, node, iter.cur)->hold = false;
-	MemoryContextReset(klm_sender.outcome_context);
+	klm_drop_outcomes();
 	klm_sender_recorded();
 	klm_sender_progress();
 }
@@ -892,140 +879,4 @@ blame(const ErrorData *edata)
 	}
 	PG_END_TRY();
 	pfree(reason);
-}
-
-/* ----------------------------------------------------------------
- * Outcomes
- * ----------------------------------------------------------------
- */
-
-static KlmOutcome *
-new_outcome(int64 id, const KlmPool *pool)
-{
-	KlmOutcome *outcome;
-
-	if (klm_sender.outcome_count == outcome_space)
-	{
-		outcome_space = Max(64, 2 * outcome_space);
-		klm_sender.outcomes = klm_sender.outcomes ? repalloc(klm_sender.outcomes,
-															 outcome_space * sizeof(KlmOutcome))
-			: MemoryContextAlloc(klm_sender.outcome_context, outcome_space * sizeof(KlmOutcome));
-	}
-	outcome = &klm_sender.outcomes[klm_sender.outcome_count++];
-	memset(outcome, 0, sizeof(KlmOutcome));
-	outcome->id = id;
-	outcome->account = pool->name;
-	return outcome;
-}
-
-/* An outcome that no server gave: "returned", or what is wrong with the row. */
-void
-klm_add_local_outcome(int64 id, const KlmPool *pool, const char *verdict, const char *reason)
-{
-	KlmOutcome *outcome = new_outcome(id, pool);
-
-	outcome->verdict = verdict;
-	outcome->scope = klm_scope_name(KLM_SCOPE_MESSAGE);
-	outcome->reason = MemoryContextStrdup(klm_sender.outcome_context, reason);
-}
-
-/*
- * What to do about a reply to an account: where its password is the matter,
- * also the statement, which next_step() hands on.  In the current context, or static.
- */
-const char *
-klm_cure_of(const KlmDecision *decision, const KlmAccount *account)
-{
-	if (!decision->login || account->target.username == NULL ||
-		strcmp(account->name, KLM_PLATFORM) == 0)
-		return decision->hint;
-	return psprintf("%s SELECT * FROM kliv_mail.configure_smtp(password => 'the new one', account "
-					"=> '%s'); saves it.",
-					decision->hint, account->name);
-}
-
-void
-klm_add_outcome(KlmDelivery *delivery, const KlmLink *link, const KlmReply *reply,
-			const KlmDecision *decision)
-{
-	KlmOutcome *outcome = new_outcome(delivery->id, delivery->pool);
-	MemoryContext old = MemoryContextSwitchTo(klm_sender.outcome_context);
-
-	outcome->verdict = klm_verdict_name(decision->verdict);
-	outcome->scope = klm_scope_name(decision->scope);
-	outcome->bounce_type = decision->bounce_type;
-	outcome->pause_s = decision->pause_s;
-	outcome->stage = klm_stage_name(reply->stage);
-	outcome->code = reply->code;
-	outcome->enhanced = reply->enhanced[0] ? pstrdup(reply->enhanced) : NULL;
-	outcome->reply = pstrdup(reply->text ? reply->text : "");
-	outcome->reason = decision->reason;
-	outcome->hint = klm_cure_of(decision, link->settings->account);
-	outcome->fingerprint = pstrdup(link->settings->account->fingerprint);
-	outcome->identity = delivery->identity ? pstrdup(delivery->identity) : NULL;
-	if (decision->verdict == KLM_ACCEPTED && klm_redirect_to && klm_redirect_to[0])
-		outcome->reason = psprintf("the server accepted it for %s (kliv_mail.redirect_to)", klm_redirect_to);
-	else if (decision->verdict == KLM_ACCEPTED)
-		outcome->reason = "the server accepted it";
-	if (decision->verdict == KLM_ACCEPTED)
-		outcome->server_id = klm_server_message_id(
-			reply, delivery->pool->settings ? delivery->pool->settings->account->provider : NULL);
-	MemoryContextSwitchTo(old);
-}
-
-/* A delivery has its outcome.  Others of the batch may hang elsewhere: its mail goes now. */
-void
-klm_finish_delivery(KlmDelivery *delivery)
-{
-	KlmBatch	   *batch = delivery->batch;
-
-	delivery->pool->bytes -= delivery->size;
-	klm_sender.claimed_bytes -= delivery->size;
-	if (--delivery->message->users == 0)
-		pfree(delivery->message->entity - VARHDRSZ);
-	if (--batch->open == 0)
-		MemoryContextDelete(batch->context);
-}
-
-/* What no link has begun goes back as it was. */
-void
-klm_return_queue(KlmPool *pool)
-{
-	while (!dlist_is_empty(&pool->queue))
-	{
-		KlmDelivery   *delivery = dlist_container(KlmDelivery, node,
-												  dlist_pop_head_node(&pool->queue));
-
-		pool->queued--;
-		klm_add_local_outcome(delivery->id, pool, "returned", "");
-		klm_finish_delivery(delivery);
-	}
-}
-
-void
-klm_note_hold(KlmPool *pool, const KlmSettings *settings, const char *verdict, int pause_s,
-			  KlmStage stage, const char *reason, const char *hint)
-{
-	KlmOutcome *outcome = new_outcome(0, pool);
-
-	pool->hold = true;
-	outcome->verdict = verdict;
-	outcome->scope = klm_scope_name(KLM_SCOPE_ACCOUNT);
-	outcome->pause_s = pause_s;
-	outcome->stage = klm_stage_name(stage);
-	outcome->reason = MemoryContextStrdup(klm_sender.outcome_context, reason);
-	outcome->hint = hint ? MemoryContextStrdup(klm_sender.outcome_context, hint) : NULL;
-	outcome->fingerprint =
-		settings ? MemoryContextStrdup(klm_sender.outcome_context, settings->account->fingerprint)
-			: NULL;
-}
-
-void
-klm_note_connections(KlmPool *pool, int connections)
-{
-	KlmOutcome *outcome = new_outcome(0, pool);
-
-	outcome->verdict = "connections";
-	outcome->scope = klm_scope_name(KLM_SCOPE_ACCOUNT);
-	outcome->code = connections;
 }

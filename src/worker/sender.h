@@ -143,15 +143,9 @@ typedef struct KlmSender
 	int			isolated;		/* rows that were read so */
 } KlmSender;
 
+/* ---- sender_pools.c ---- */
+
 extern KlmSender klm_sender;
-
-/* ---- sender.c ---- */
-
-/*
- * Outcomes and holds are committed: forget them, wake who waits. claimed: in a
- * claim's transaction.
- */
-extern void klm_forget_recorded(bool claimed);
 
 /* An outcome that no server gave: "returned", or what is wrong with the row. */
 extern void klm_add_local_outcome(int64 id, const KlmPool *pool, const char *verdict,
@@ -175,6 +169,20 @@ extern void klm_note_connections(KlmPool *pool, int connections);
 /* What to do about a reply to an account, in the current context or static. */
 extern const char *klm_cure_of(const KlmDecision *decision, const KlmAccount *account);
 
+/* Outcomes and holds are recorded. */
+extern void klm_drop_outcomes(void);
+
+/* A pool or a link uses them no more. */
+extern void klm_release_settings(KlmSettings *settings);
+
+/* ---- sender.c ---- */
+
+/*
+ * Outcomes and holds are committed: forget them, wake who waits. claimed: in a
+ * claim's transaction.
+ */
+extern void klm_forget_recorded(bool claimed);
+
 /* ---- sender_claim.c ---- */
 
 /*
@@ -183,7 +191,6 @@ extern const char *klm_cure_of(const KlmDecision *decision, const KlmAccount *ac
  * reaches a socket.
  */
 extern void klm_claim(void);
-extern void klm_release_settings(KlmSettings *settings);
 
 /* ---- sender_links.c ---- */
 

@@ -552,10 +552,3 @@ load_settings(KlmPool *pool, const char *version)
 	pool->version = MemoryContextStrdup(klm_sender.context, version);
 	klm_release_settings(before);
 }
-
-void
-klm_release_settings(KlmSettings *settings)
-{
-	if (settings && --settings->users == 0)
-		MemoryContextDelete(settings->context);
-}
