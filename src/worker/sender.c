@@ -100,6 +100,7 @@ static void ask_for_help(int64 now);
 static bool rest(int64 now);
 static long sleep_ms(int64 now);
 static bool run_transaction(bool may_claim);
+static void forget_recorded(bool claimed);
 static int	dot_grace_ms(void);
 static bool busy(void);
 static bool has_room(void);
@@ -611,18 +612,21 @@ run_transaction(bool wanted)
 	pgstat_report_activity(STATE_RUNNING, "recording and claiming");
 	PG_TRY();
 	{
+		KlmBatch   *batch = NULL;
+
 		if (may_claim)
 			klm_sender.claim_context = AllocSetContextCreate(klm_sender.context, "kliv_mail batch", ALLOCSET_DEFAULT_SIZES);
 		begin_transaction(may_claim ? klm_sender.claim_context : klm_sender.context);
 		if (klm_sender.outcome_count > 0)
 			record(klm_sender.outcomes, klm_sender.outcome_count);
 		if (may_claim)
-			klm_claim();
-		else
-		{
-			klm_outbox_commit();
-			klm_forget_recorded(false);
-		}
+			batch = klm_claim();
+		klm_outbox_commit();
+		klm_sender.claim_context = NULL;
+		/* First: what a claim finds wrong with its rows makes new outcomes. */
+		forget_recorded(batch != NULL);
+		if (batch)
+			klm_queue_claimed(batch);
 		ok = true;
 	}
 	PG_CATCH();
@@ -671,11 +675,11 @@ run_transaction(bool wanted)
 }
 
 /*
- * Outcomes and holds are committed.  Called right behind the commit, since
- * what a claim finds wrong with its rows makes new ones.
+ * Outcomes and holds are committed: forget them, wake who waits.  claimed: in
+ * a claim's transaction.
  */
-void
-klm_forget_recorded(bool claimed)
+static void
+forget_recorded(bool claimed)
 {
 	if (klm_sender.outcome_count == 0)
 		return;
@@ -833,7 +837,7 @@ record_singly(void)
 		PG_END_TRY();
 	}
 	if (ok)
-		klm_forget_recorded(false);
+		forget_recorded(false);
 	else
 	{
 		klm_sender.outcome_count -= done;

@@ -87,10 +87,19 @@ typedef struct KlmLink
 	int			served;			/* of them, with a reply */
 } KlmLink;
 
+/* What one claim brought, all of it in one context. */
 typedef struct KlmBatch
 {
 	MemoryContext context;
 	int			open;			/* deliveries without an outcome */
+	int			room;			/* deliveries that an account was to have in hand */
+	int		   *busy;			/* that each of the first pools had before; */
+	int			offered;		/* so many pools there were */
+	List	   *claims;			/* KlmClaim */
+	List	   *messages;		/* KlmStoredMessage */
+	char	   *url;			/* the brand's unsubscribe URL, or NULL */
+	KlmDomain	domain;			/* where unsubscribe links are wanted */
+	int64		recovered;		/* deliveries of senders that died */
 } KlmBatch;
 
 typedef struct KlmDelivery
@@ -175,22 +184,16 @@ extern void klm_drop_outcomes(void);
 /* A pool or a link uses them no more. */
 extern void klm_release_settings(KlmSettings *settings);
 
-/* ---- sender.c ---- */
-
-/*
- * Outcomes and holds are committed: forget them, wake who waits. claimed: in a
- * claim's transaction.
- */
-extern void klm_forget_recorded(bool claimed);
-
 /* ---- sender_claim.c ---- */
 
 /*
- * In a transaction, which it commits: claim what there is room for, read what
- * is needed of it, and queue it.  The commit is durable before anything
- * reaches a socket.
+ * In a transaction, in claim_context: claim what there is room for, and read
+ * what is needed of it.  The batch is for klm_queue_claimed().
  */
-extern void klm_claim(void);
+extern KlmBatch *klm_claim(void);
+
+/* Behind its commit, which is durable before anything reaches a socket: queue it. */
+extern void klm_queue_claimed(KlmBatch *batch);
 
 /* ---- sender_links.c ---- */
 

@@ -34,7 +34,7 @@
 
 static int	vain_claims;		/* in a row, though something was due */
 
-static List *offer_room(int room, int **busy, int *offered);
+static void offer_room(KlmBatch *batch);
 static void load_accounts(List *claims);
 static List *read_messages(List *claims);
 static KlmStoredMessage *message_of(const KlmClaim *claimed, List *messages);
@@ -42,49 +42,36 @@ static void open_accounts(void);
 static bool wants_links(List *messages);
 static void plan_next_claim(void);
 static void return_stale(void);
-static void note_who_has_more(List *claims, const int *busy, int offered, int room);
+static void note_who_has_more(const KlmBatch *batch);
 static void hold_troubled(void);
 static void look_at_accounts(void);
 static void prepare(KlmBatch *batch, KlmClaim *claim, KlmStoredMessage *message, KlmPool *pool);
 static KlmPool *find_pool(const char *name);
 static void load_settings(KlmPool *pool, const char *version);
 
-/*
- * Claim what there is room for, read what is needed of it, commit, and queue
- * it.  The commit is durable before anything reaches a socket.
- */
-void
+KlmBatch *
 klm_claim(void)
 {
 	MemoryContext context = klm_sender.claim_context;
 	KlmBatch   *batch = MemoryContextAllocZero(context, sizeof(KlmBatch));
-	List	   *claims;
-	List	   *messages = NIL;
-	bool		key_trouble = false;
-	char	   *url = NULL;
-	KlmDomain	domain;
-	ListCell   *lc;
-	int		   *busy;
-	int			offered;
-	int			room = 4 * klm_sender.connections;
-	int64		recovered = 0;
 
 	batch->context = context;
+	batch->room = 4 * klm_sender.connections;
 	if (klm_sender.recovery_wanted)
-		recovered = klm_outbox_recover();
+		batch->recovered = klm_outbox_recover();
 	klm_outbox_expire();
-	claims = offer_room(room, &busy, &offered);
-	if (claims != NIL)
+	offer_room(batch);
+	if (batch->claims != NIL)
 	{
 		vain_claims = 0;
-		load_accounts(claims);
-		messages = read_messages(claims);
-		if (wants_links(messages))
+		load_accounts(batch->claims);
+		batch->messages = read_messages(batch->claims);
+		if (wants_links(batch->messages))
 		{
 			MemoryContext old = MemoryContextSwitchTo(context);
 
-			url = klm_outbox_unsubscribe_url();
-			klm_load_domain(&domain);
+			batch->url = klm_outbox_unsubscribe_url();
+			klm_load_domain(&batch->domain);
 			MemoryContextSwitchTo(old);
 		}
 	}
@@ -94,48 +81,57 @@ klm_claim(void)
 	/* Behind the claim, so that this sees all that the claim saw. */
 	if (klm_sender.claim_wanted)
 		look_at_accounts();
-	klm_outbox_commit();
-	klm_sender.claim_context = NULL;
-	klm_forget_recorded(true);
+	return batch;
+}
+
+void
+klm_queue_claimed(KlmBatch *batch)
+{
+	MemoryContext context = batch->context;
+	bool		key_trouble = false;
+	ListCell   *lc;
+
 	klm_sender.claim_wanted = klm_sender.recovery_wanted = false;
 	open_accounts();
-	if (claims != NIL)
-		key_trouble = !klm_make_unsubscribe_links(claims, messages, url, &domain, context);
+	if (batch->claims != NIL)
+		key_trouble = !klm_make_unsubscribe_links(batch->claims, batch->messages, batch->url,
+												  &batch->domain, context);
 	return_stale();
-	if (recovered > 0)
+	if (batch->recovered > 0)
 	{
 		ereport(LOG,
-				(errmsg("kliv_mail: %lld deliveries of a sender that ended are in doubt", (long long) recovered)));
+				(errmsg("kliv_mail: %lld deliveries of a sender that ended are in doubt",
+						(long long) batch->recovered)));
 		klm_sender_recorded();
 	}
-	note_who_has_more(claims, busy, offered, room);
+	note_who_has_more(batch);
 	/* Else all that needs the key would be claimed in vain before anything else is sent. */
 	if (key_trouble)
 		klm_sender.claim_again = false;
-	if (claims == NIL)
+	if (batch->claims == NIL)
 	{
 		klm_sender.isolating = false;
 		MemoryContextDelete(context);
 		return;
 	}
-	if (klm_sender.isolating && ++klm_sender.isolated > room)
+	if (klm_sender.isolating && ++klm_sender.isolated > batch->room)
 		klm_sender.isolating = false;
 	/* What falls due meanwhile at an account without room here, or without a pool yet. */
 	klm_sender.next_claim = klm_clock_ms() + 1000;
-	foreach(lc, claims)
+	foreach(lc, batch->claims)
 	{
 		KlmClaim   *claimed = lfirst(lc);
 
-		prepare(batch, claimed, message_of(claimed, messages), find_pool(claimed->account));
+		prepare(batch, claimed, message_of(claimed, batch->messages), find_pool(claimed->account));
 	}
 	if (batch->open == 0)
 		MemoryContextDelete(context);
 	hold_troubled();
 }
 
-/* Claim; how many deliveries of each pool, in their order, were in hand then is in *busy. */
-static List *
-offer_room(int room, int **busy, int *offered)
+/* Claim for every pool what it has room for. */
+static void
+offer_room(KlmBatch *batch)
 {
 	int64		memory = (int64) klm_sender_memory * 1024;
 	int			count = 0;
@@ -146,7 +142,7 @@ offer_room(int room, int **busy, int *offered)
 	dlist_foreach(iter, &klm_sender.pools)
 		count++;
 	names = palloc(Max(1, count) * sizeof(char *));
-	*busy = MemoryContextAlloc(klm_sender.claim_context, Max(1, count) * sizeof(int));
+	batch->busy = MemoryContextAlloc(batch->context, Max(1, count) * sizeof(int));
 	held = palloc(Max(1, count) * sizeof(int64));
 	count = 0;
 	dlist_foreach(iter, &klm_sender.pools)
@@ -155,13 +151,14 @@ offer_room(int room, int **busy, int *offered)
 
 		names[count] = pool->name;
 		held[count] = pool->bytes;
-		(*busy)[count++] = pool->queued + pool->open;
+		batch->busy[count++] = pool->queued + pool->open;
 	}
-	*offered = count;
-	return klm_outbox_claim(klm_sender.epoch, room,
-							klm_sender.isolating ? -1 : Max(0, memory - klm_sender.claimed_bytes),
-								names,
-							*busy, held, count, &klm_sender.tried_ids, &klm_sender.tried_count);
+	batch->offered = count;
+	batch->claims = klm_outbox_claim(klm_sender.epoch, batch->room,
+									 klm_sender.isolating ? -1
+									 : Max(0, memory - klm_sender.claimed_bytes),
+									 names, batch->busy, held, count,
+									 &klm_sender.tried_ids, &klm_sender.tried_count);
 }
 
 static void
@@ -303,7 +300,7 @@ return_stale(void)
 
 /* Whoever was offered room and took none has nothing that is due. */
 static void
-note_who_has_more(List *claims, const int *busy, int offered, int room)
+note_who_has_more(const KlmBatch *batch)
 {
 	ListCell   *lc;
 	dlist_iter	iter;
@@ -313,11 +310,11 @@ note_who_has_more(List *claims, const int *busy, int offered, int room)
 	{
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
 
-		if (n < offered && busy[n] < room)
+		if (n < batch->offered && batch->busy[n] < batch->room)
 			pool->more = false;
 		n++;
 	}
-	foreach(lc, claims)
+	foreach(lc, batch->claims)
 		find_pool(((KlmClaim *) lfirst(lc))->account)->more = true;
 	klm_sender.claim_again = false;
 	dlist_foreach(iter, &klm_sender.pools)
