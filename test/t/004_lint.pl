@@ -75,6 +75,9 @@ write_file("$copy/src/db/round.c", banner('round.c') . "#include \"db/round.h\"\
 planted('a circle', 'src/db/owner_call.c', included('"db/round.h"'),
     qr{a circle: db/\w+ -> db/\w+ -> db/\w+$}m);
 unlink "$copy/src/db/round.h", "$copy/src/db/round.c";
+planted('a circle of calls without one of includes', 'src/worker/sender_pools.c',
+    sub { $_ .= "\nstatic void\nplanted(KlmPool *pool)\n{\n\tklm_feed(pool);\n}\n" },
+    qr{^src/worker/sender_pools\.c:1: a circle of calls: calls klm_feed of worker/sender_links\.c, which calls klm_\w+ of worker/sender_pools\.c$}m);
 mkdir "$copy/src/odd" or die "could not make a folder: $!";
 planted('a folder that is not in the list', 'src/odd/odd.c', sub { $_ = banner('odd.c') },
     qr{^src/odd/odd\.c:1: lies in no folder of test/lint$}m);
