@@ -181,7 +181,7 @@ CREATE TABLE kliv_mail._outbox (
     last_reply       text,
     last_reason      text,
     last_hint        text,
-    held_by          text,                      -- quota | key | account: what this row alone waits for, until due
+    held_by          text,                      -- quota | key | account | limit (the provider's): what this row alone waits for, until due
     refused          text                       -- a refusal about its account that others did not meet: its own, if met again
 );
 CREATE INDEX _outbox_ready ON kliv_mail._outbox (origin, route, priority, due, id) WHERE epoch IS NULL;

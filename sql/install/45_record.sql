@@ -171,7 +171,7 @@ BEGIN
                        ELSE v_at + greatest(make_interval(secs => coalesce(x.pause, 0)), kliv_mail._backoff(o.attempts)) END,
             doubts = o.doubts + (x.verdict = 'in_doubt')::integer,
             held_by = CASE WHEN x.verdict = 'postponed' THEN 'key'
-                           WHEN x.scope = 'account' AND o.id = ANY (v_waits) THEN 'account' END,
+                           WHEN x.scope = 'account' AND o.id = ANY (v_waits) THEN CASE x.verdict WHEN 'provider_limit' THEN 'limit' ELSE 'account' END END,
             -- Its own by now: the next one like it needs no other delivery's witness.
             refused = CASE WHEN o.id = ANY (v_own) THEN kliv_mail._refusal(x.stage, x.code, x.enhanced, x.fingerprint) ELSE o.refused END,
             doubtful = CASE WHEN x.verdict IN ('returned', 'postponed') THEN o.doubtful ELSE x.verdict = 'in_doubt' END,

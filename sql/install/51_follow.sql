@@ -69,7 +69,7 @@ BEGIN
     SET due = v_at, doubts = CASE WHEN o.doubtful THEN 0 ELSE o.doubts END, first_attempt_at = NULL
     -- (or queued for no time, before the clock was set back)
     WHERE o.message_id = p_id AND o.epoch IS NULL AND o.due > v_at
-      AND (o.attempts > 0 OR o.held_by = 'account' OR o.due = o.created_at);
+      AND (o.attempts > 0 OR o.held_by IN ('account', 'limit') OR o.due = o.created_at);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_total + v_count;
 END;

@@ -41,7 +41,8 @@ CREATE VIEW kliv_mail._delivery_now AS
                 WHEN d.doubtful THEN CASE WHEN d.due = 'infinity' THEN 'in_doubt_held' ELSE 'in_doubt' END
                 WHEN x.held_by IS NULL AND d.due > x.at THEN 'scheduled'
                 WHEN x.held_by = 'retry' THEN 'retry'
-                WHEN d.due > x.at THEN CASE d.row_held_by WHEN 'quota' THEN 'recipient_hour_used' WHEN 'account' THEN 'account_trouble' ELSE 'key_missing' END
+                WHEN d.due > x.at THEN CASE d.row_held_by WHEN 'quota' THEN 'recipient_hour_used' WHEN 'account' THEN 'account_trouble'
+                                                       WHEN 'limit' THEN 'provider_limit' ELSE 'key_missing' END
                 WHEN x.held_by IS NOT NULL THEN coalesce(h.code, 'in_line') END AS code,
            h.held_by AS account_held_by, h.reason AS account_reason, h.hint AS account_hint,
            CASE WHEN d.waiting AND NOT d.claimed AND d.due < 'infinity' AND NOT d.foreign_origin
@@ -60,7 +61,7 @@ CREATE VIEW kliv_mail._delivery_now AS
                CASE WHEN NOT d.waiting OR d.claimed THEN NULL
                     WHEN d.foreign_origin OR h.held_by = 'restore' THEN 'restore'
                     WHEN d.due = 'infinity' THEN NULL      -- in doubt, and not tried again by itself
-                    WHEN d.due > n.at AND d.row_held_by IS NOT NULL THEN d.row_held_by
+                    WHEN d.due > n.at AND d.row_held_by IS NOT NULL THEN CASE d.row_held_by WHEN 'limit' THEN 'quota' ELSE d.row_held_by END
                     WHEN d.due > n.at AND d.attempts > 0 THEN 'retry'
                     WHEN d.due > n.at THEN NULL
                     WHEN h.held_by IS NOT NULL THEN h.held_by
@@ -93,7 +94,7 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
                     WHEN 'recipient_hour_used' THEN 'It goes out by itself at ' || d.due || '.'
                     WHEN 'in_line' THEN 'It goes out by itself at ' || d.estimated_send_at || '.'
                     WHEN '' THEN coalesce(p.hint, 'The sender''s last error: ' || p.last_error)
-                    ELSE coalesce(CASE WHEN d.row_held_by = 'account' AND d.due > kliv_mail._now()
+                    ELSE coalesce(CASE WHEN d.row_held_by IN ('account', 'limit') AND d.due > kliv_mail._now()
                              THEN kliv_mail._cure_of_hold(d.account, d.account <> 'platform', NULL, 'account', d.reason, d.hint) END, concat_ws(' ', CASE WHEN d.held_by = 'quota' AND d.account_hint ~ '^It goes out by itself'
                                              THEN 'It goes out by itself at ' || d.estimated_send_at || '.' END,
                         CASE WHEN d.account_held_by = d.held_by THEN regexp_replace(d.account_hint, '^It goes out by itself[^.]*[.] *', '') END)) END END AS hint,
