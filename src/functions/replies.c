@@ -21,6 +21,7 @@
 #include "base/compat.h"
 #include "base/encoding.h"
 #include "base/error.h"
+#include "base/guc.h"
 #include "base/text.h"
 #include "smtp/providers.h"
 #include "smtp/reply_parse.h"
@@ -63,7 +64,7 @@ kliv_mail_classify_reply(PG_FUNCTION_ARGS)
 	}
 
 	klm_read_reply(stage, raw, strlen(raw), &reply);
-	klm_classify_reply(&reply, provider, NULL, reply.code == 0, &decision);
+	klm_classify_reply(&reply, provider, NULL, reply.code == 0, klm_now(), &decision);
 
 	values[0] = CStringGetTextDatum(klm_verdict_name(decision.verdict));
 	values[1] = CStringGetTextDatum(klm_scope_name(decision.scope));

@@ -167,7 +167,7 @@ add_failure(KlmProbe *probe, const char *name, double elapsed_ms, int sqlstate, 
 		KlmDecision decision;
 
 		/* What is known about this reply says more than the stage does. */
-		klm_classify_reply(reply, provider, recipient, false, &decision);
+		klm_classify_reply(reply, provider, recipient, false, klm_now(), &decision);
 		if (decision.verdict == KLM_PROVIDER_LIMIT)
 		{
 			/* Neither the login nor the sender is to blame. */
@@ -324,7 +324,7 @@ sender_refused(const KlmSmtpResult *result, const char *provider, const char *fr
 
 	if (result->reply.stage != KLM_STAGE_RCPT)
 		return true;
-	klm_classify_reply(&result->reply, provider, from_address, false, &decision);
+	klm_classify_reply(&result->reply, provider, from_address, false, klm_now(), &decision);
 	return decision.scope == KLM_SCOPE_ACCOUNT;
 }
 

@@ -22,10 +22,6 @@
  */
 #include "postgres.h"
 
-#include <time.h>
-
-#include "datatype/timestamp.h"
-
 #include "smtp/evidence.h"
 #include "smtp/providers.h"
 #include "smtp/verdict.h"
@@ -230,19 +226,13 @@ classify_unknown(KlmStage stage, int code, KlmDecision *decision)
 	}
 }
 
-static int
-seconds_to_utc_day(void)
-{
-	return SECS_PER_DAY - (int) (time(NULL) % SECS_PER_DAY);
-}
-
 static void
 apply_rule(const KlmRule *rule, const KlmProvider *provider, KlmDecision *decision)
 {
 	decision->verdict = rule->verdict;
 	decision->scope = rule->scope;
 	decision->bounce_type = rule->bounce_type;
-	decision->pause_s = rule->pause_s == KLM_UTC_DAY ? seconds_to_utc_day() : rule->pause_s;
+	decision->pause_s = rule->pause_s;
 	decision->reason = rule->reason;
 	decision->hint = rule->hint;
 	decision->login = rule->hint_of == KLM_HINT_LOGIN;
@@ -305,7 +295,7 @@ classify_words(const KlmReply *reply, const char *provider, const char *words,
 
 void
 klm_classify_reply(const KlmReply *reply, const char *provider, const char *recipient, bool lost,
-				   KlmDecision *decision)
+				   TimestampTz now, KlmDecision *decision)
 {
 	KlmStage	stage = reply->stage;
 	int			code = reply->code;
@@ -345,4 +335,8 @@ klm_classify_reply(const KlmReply *reply, const char *provider, const char *reci
 			*decision = second;
 	}
 	pfree(words);
+
+	/* A TimestampTz counts from a midnight of UTC. */
+	if (decision->pause_s == KLM_UTC_DAY)
+		decision->pause_s = SECS_PER_DAY - (int) (now % USECS_PER_DAY / USECS_PER_SEC);
 }

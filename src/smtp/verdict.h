@@ -12,6 +12,8 @@
 #ifndef KLM_VERDICT_H
 #define KLM_VERDICT_H
 
+#include "datatype/timestamp.h"
+
 #include "base/kliv_mail.h"
 
 typedef struct KlmDecision
@@ -30,10 +32,12 @@ typedef struct KlmDecision
 /*
  * Decide.  provider may be NULL, and so may recipient, the address that the
  * delivery is for: none of its words is evidence.  lost: the connection ended (or timed out)
- * with no (complete) reply; then reply->stage tells whether the dot had left.
+ * with no (complete) reply; then reply->stage tells whether the dot had left.  now: the
+ * database's, since some pauses end with the provider's day.
  */
 extern void klm_classify_reply(const KlmReply *reply, const char *provider,
-							   const char *recipient, bool lost, KlmDecision *decision);
+							   const char *recipient, bool lost, TimestampTz now,
+							   KlmDecision *decision);
 
 extern const char *klm_stage_name(KlmStage stage);
 extern bool klm_stage_by_name(const char *name, KlmStage *stage);

@@ -394,7 +394,7 @@ link_failed(KlmLink *link)
 		KlmDecision decision;
 
 		klm_classify_reply(&report.reply, link->settings->account->provider, NULL,
-						   report.reply.code == 0, &decision);
+						   report.reply.code == 0, klm_now(), &decision);
 		pool->refused = 0;
 		klm_note_hold(pool, link->settings,
 					  klm_verdict_name(decision.verdict == KLM_PROVIDER_LIMIT ? KLM_PROVIDER_LIMIT
@@ -560,7 +560,7 @@ decide(const KlmLink *link, const KlmDelivery *delivery, const KlmSmtpResult *re
 		result->reply.stage == KLM_STAGE_RCPT;
 
 	klm_classify_reply(&result->reply, link->settings->account->provider, delivery->smtp.rcpt_to,
-					   result->lost, decision);
+					   result->lost, klm_now(), decision);
 	if (is_local(result))
 	{
 		/* Of this message, whatever the words are like. */

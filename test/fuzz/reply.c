@@ -46,7 +46,7 @@ LLVMFuzzerTestOneInput(const uint8 *data, Size size)
 	for (const char *p = reply.text; *p; p++)
 		HOLDS(((unsigned char) *p >= ' ' && *p != 0x7f) || *p == '\n');
 
-	klm_classify_reply(&reply, provider, NULL, lost, &decision);
+	klm_classify_reply(&reply, provider, NULL, lost, 0, &decision);
 	HOLDS(decision.reason != NULL && decision.reason[0] != '\0');
 	HOLDS(decision.pause_s >= 0);
 	HOLDS(klm_verdict_name(decision.verdict) != NULL && klm_scope_name(decision.scope) != NULL);
@@ -58,12 +58,12 @@ LLVMFuzzerTestOneInput(const uint8 *data, Size size)
 	/* Without a reply nobody is bounced. */
 	HOLDS(!(lost || reply.code == 0) || decision.bounce_type == NULL ||
 		  strcmp(decision.bounce_type, "hard") != 0);
-	klm_classify_reply(&reply, provider, NULL, lost, &again);
+	klm_classify_reply(&reply, provider, NULL, lost, 0, &again);
 	HOLDS(decision.verdict == again.verdict && decision.scope == again.scope &&
 		  decision.reason == again.reason && decision.pause_s == again.pause_s);
 
 	/* Whoever the recipient is, a matter of his own does not become the account's. */
-	klm_classify_reply(&reply, provider, "\"too many\"@throttle.example", lost, &again);
+	klm_classify_reply(&reply, provider, "\"too many\"@throttle.example", lost, 0, &again);
 	HOLDS(again.scope <= decision.scope || strstr(reply.text, "throttle") != NULL);
 
 	id = klm_server_message_id(&reply, provider);

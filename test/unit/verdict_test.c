@@ -75,7 +75,7 @@ decide(KlmStage stage, const char *raw, const char *provider, const char *recipi
 	KlmReply	reply;
 
 	klm_read_reply(stage, raw, strlen(raw), &reply);
-	klm_classify_reply(&reply, provider, recipient, false, decision);
+	klm_classify_reply(&reply, provider, recipient, false, 0, decision);
 }
 
 static bool
@@ -84,7 +84,7 @@ same(const KlmDecision *a, const KlmDecision *b)
 	return a->verdict == b->verdict && a->scope == b->scope && a->reason == b->reason &&
 		a->hint == b->hint && a->unknown == b->unknown &&
 		(a->bounce_type == b->bounce_type || strcmp(a->bounce_type, b->bounce_type) == 0) &&
-		abs(a->pause_s - b->pause_s) < 60;
+		a->pause_s == b->pause_s;
 }
 
 /* How servers put an address into a reply; $ is the address, # the server's words, ~ code and status. */
