@@ -34,3 +34,12 @@ CREATE FUNCTION kliv_mail._current_rows(a_row anyelement, index text DEFAULT NUL
     AS 'MODULE_PATHNAME', 'kliv_mail__current_rows';
 COMMENT ON FUNCTION kliv_mail._current_rows(anyelement, text, text[]) IS
     'Rows of a table as they are committed now, read without locks of any kind.';
+
+-- The same as the statement's snapshot has them, in the index's order: what a SELECT
+-- gives, for what send() shares with claims and views.
+CREATE FUNCTION kliv_mail._snapshot_rows(a_row anyelement, index text DEFAULT NULL, max bigint DEFAULT NULL, VARIADIC key text[] DEFAULT '{}')
+    RETURNS SETOF anyelement
+    LANGUAGE c STABLE ROWS 1
+    AS 'MODULE_PATHNAME', 'kliv_mail__snapshot_rows';
+COMMENT ON FUNCTION kliv_mail._snapshot_rows(anyelement, text, bigint, text[]) IS
+    'Rows of a table as the statement''s snapshot has them, read without locks of any kind.';

@@ -45,7 +45,7 @@ BEGIN
     password_file := nullif(kliv_mail._setting('kliv_mail.platform_password_file'), '');
     hourly_limit := kliv_mail._setting('kliv_mail.platform_hourly_limit')::integer;
     daily_limit := kliv_mail._setting('kliv_mail.platform_daily_limit')::integer;
-    fingerprint := md5(concat_ws(chr(31), url, username, password_file, sender, (SELECT t.renewed_at FROM kliv_mail._platform_test AS t)));
+    fingerprint := md5(concat_ws(chr(31), url, username, password_file, sender, (SELECT t.renewed_at FROM kliv_mail._snapshot_rows(NULL::kliv_mail._platform_test) AS t)));
     hint := 'The administrator of the server mends it in postgresql.conf; or send by a provider of your own: '
             'SELECT * FROM kliv_mail.configure_smtp(...).';
     IF url IS NULL OR sender IS NULL THEN
@@ -106,14 +106,14 @@ BEGIN
            CASE WHEN a.origin <> here THEN format('SELECT kliv_mail.resume(%L); if it shall send from here too.', a.name) END,
            hashtextextended(concat_ws(chr(31), a.name, a.in_use, a.origin, a.renewed_at, a.host, a.port, a.encryption, a.username), 0)::text,
            CASE a.rolling_limit WHEN 0 THEN least(a.daily_limit, cap) ELSE a.rolling_limit END
-    FROM kliv_mail._account AS a;
+    FROM kliv_mail._snapshot_rows(NULL::kliv_mail._account) AS a;
 END;
 $$;
 
 CREATE FUNCTION kliv_mail._default_account() RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN CASE WHEN EXISTS (SELECT FROM kliv_mail._account AS a WHERE a.name = 'custom' AND a.in_use)
+    RETURN CASE WHEN EXISTS (SELECT FROM kliv_mail._snapshot_rows(NULL::kliv_mail._account, '_account_pkey', NULL, 'custom') AS a WHERE a.in_use)
                 THEN 'custom' ELSE 'platform' END;
 END;
 $$;

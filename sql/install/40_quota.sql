@@ -35,11 +35,11 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a kliv_mail._account;
     v_cap integer := current_setting('kliv_mail.max_daily_limit')::integer;
-    v_most bigint := v_cap - greatest(p_others, (SELECT coalesce(sum(x.daily_limit), 0) FROM kliv_mail._account AS x WHERE x.name <> p_account));
+    v_most bigint := v_cap - greatest(p_others, (SELECT coalesce(sum(x.daily_limit), 0) FROM kliv_mail._snapshot_rows(NULL::kliv_mail._account) AS x WHERE x.name <> p_account));
     v_hourly bigint;
     v_daily bigint;
 BEGIN
-    SELECT x.* INTO a FROM kliv_mail._account AS x WHERE x.name = p_account;
+    SELECT x.* INTO a FROM kliv_mail._snapshot_rows(NULL::kliv_mail._account, '_account_pkey', NULL, p_account) AS x;
     IF NOT FOUND THEN
         RETURN 'A provider of your own (kliv_mail.configure_smtp()) has higher limits.';
     END IF;
@@ -162,7 +162,7 @@ BEGIN
         SELECT sum(x.used), sum(greatest(0, x.daily_limit - x.used)) INTO v_all, v_claimable
         FROM (SELECT o.daily_limit, coalesce((SELECT sum(u.used) FROM kliv_mail._usage AS u
                          WHERE u.account = o.name AND u.window_name = 'day' AND u.window_start <= at AND u.window_end > at), 0) AS used
-              FROM kliv_mail._account AS o) AS x;
+              FROM kliv_mail._snapshot_rows(NULL::kliv_mail._account) AS o) AS x;
         v_others := v_all - day_used;
         shares_room := v_all + v_claimable > v_cap;
         day_room := least(day_room, greatest(0, v_cap - v_all));
@@ -184,7 +184,7 @@ BEGIN
     END IF;
 
     -- The order is that of what an administrator has to do first.
-    IF EXISTS (SELECT FROM kliv_mail._state AS s WHERE s.origin <> kliv_mail._origin()) THEN
+    IF EXISTS (SELECT FROM kliv_mail._snapshot_rows(NULL::kliv_mail._state) AS s WHERE s.origin <> kliv_mail._origin()) THEN
         blocked_until := 'infinity';
         held_by := 'restore';
         code := 'copy';
@@ -197,7 +197,7 @@ BEGIN
         reason := 'the setting kliv_mail.delivery is hold';
         hint := format('ALTER DATABASE %I RESET kliv_mail.delivery; releases the mail.', current_database());
     ELSE
-        SELECT * INTO p FROM kliv_mail._pause AS x WHERE x.account IN ('', p_account) ORDER BY x.account LIMIT 1;
+        SELECT * INTO p FROM kliv_mail._snapshot_rows(NULL::kliv_mail._pause) AS x WHERE x.account IN ('', p_account) ORDER BY x.account LIMIT 1;
         IF FOUND THEN
             blocked_until := 'infinity';
             held_by := 'paused';
@@ -223,7 +223,7 @@ BEGIN
             -- A hold is about the settings that it was met with.
             IF q.fingerprint IS NOT DISTINCT FROM a.fingerprint THEN
                 IF q.failures > 0 OR q.suspects <> '{}' THEN
-                    probe_room := 1 - EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.id = q.probe AND o.epoch IS NOT NULL)::integer;
+                    probe_room := 1 - EXISTS (SELECT FROM kliv_mail._snapshot_rows(NULL::kliv_mail._outbox, '_outbox_pkey', NULL, q.probe::text) AS o WHERE o.epoch IS NOT NULL)::integer;
                 END IF;
                 -- One that began in the future, or reaches further ahead than any does, was written by a clock that was ahead.
                 IF q.held_until > at AND q.held_until <= at + kliv_mail._longest_hold() AND coalesce(q.held_since <= at + interval '1 minute', true) THEN

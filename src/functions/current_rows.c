@@ -1,14 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * current_rows.c
- *		_current_rows(): rows of a table of ours as they are committed now.
+ *		_current_rows(), _snapshot_rows(): rows of a table of ours without locks.
  *
  * send() has to know settings and suppressions that others write, and must not
  * make its caller's transaction fail for it.  An ordinary SELECT in a
  * SERIALIZABLE transaction takes predicate locks on what it reads, pages of
  * indexes included, so that two callers that have nothing to do with each other
  * abort one another.  Here the scan itself takes any version of a row, which
- * locks nothing, and each is then tested against a snapshot of the moment.
+ * locks nothing, and each is then tested against a snapshot: one of the moment
+ * (_current_rows()), or that of the statement, as a SELECT does.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -35,7 +36,9 @@
 #include "base/compat.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail__current_rows);
+PG_FUNCTION_INFO_V1(kliv_mail__snapshot_rows);
 
+static void collect(FunctionCallInfo fcinfo, Snapshot snapshot, ArrayType *values, int64 max);
 static Oid find_index(Relation table, const char *name, ArrayType *values, ScanKey keys,
 					  int *count);
 
@@ -46,32 +49,52 @@ static Oid find_index(Relation table, const char *name, ArrayType *values, ScanK
 Datum
 kliv_mail__current_rows(PG_FUNCTION_ARGS)
 {
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+
+	collect(fcinfo, snapshot, PG_GETARG_ARRAYTYPE_P(2), PG_INT64_MAX);
+	UnregisterSnapshot(snapshot);
+	return (Datum) 0;
+}
+
+/* _snapshot_rows(NULL::table, index text, max bigint, VARIADIC key text[]): the first of them. */
+Datum
+kliv_mail__snapshot_rows(PG_FUNCTION_ARGS)
+{
+	collect(fcinfo, GetActiveSnapshot(), PG_GETARG_ARRAYTYPE_P(3),
+			PG_ARGISNULL(2) ? PG_INT64_MAX : PG_GETARG_INT64(2));
+	return (Datum) 0;
+}
+
+/* Put at most max rows that the snapshot sees into the result, in the index's order. */
+static void
+collect(FunctionCallInfo fcinfo, Snapshot snapshot, ArrayType *values, int64 max)
+{
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	Relation	table;
 	Oid			index = InvalidOid;
 	ScanKeyData keys[INDEX_MAX_KEYS];
 	int			count = 0;
-	Snapshot	snapshot;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
 	InitMaterializedSRF(fcinfo, 0);
+	if (array_contains_nulls(values))
+		return;					/* equal to nothing */
 	table = table_open(get_typ_typrelid(get_fn_expr_argtype(fcinfo->flinfo, 0)), AccessShareLock);
 	if (!PG_ARGISNULL(1))
-		index = find_index(table, text_to_cstring(PG_GETARG_TEXT_PP(1)), PG_GETARG_ARRAYTYPE_P(2),
-						   keys, &count);
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
+		index = find_index(table, text_to_cstring(PG_GETARG_TEXT_PP(1)), values, keys, &count);
 	scan = systable_beginscan(table, index, OidIsValid(index), SnapshotAny, count, keys);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	while (max > 0 && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (table_tuple_satisfies_snapshot(table, scan->slot, snapshot))
+		{
 			tuplestore_puttuple(result->setResult, tuple);
+			max--;
+		}
 	}
 	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
 	table_close(table, AccessShareLock);
-	return (Datum) 0;
 }
 
 /* The index of that name, and scan keys for its first columns. */

@@ -23,7 +23,8 @@ $node->sql(q{
     CREATE FUNCTION welcome() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     BEGIN
-        PERFORM kliv_mail.send(NEW.email, 'Welcome', 'Hello', idempotency_key => CASE WHEN NEW.id % 4 = 0 THEN NEW.email END);
+        PERFORM kliv_mail.send(NEW.email, 'Welcome', 'Hello', on_limit => CASE WHEN NEW.id % 2 = 0 THEN 'error' ELSE 'defer' END,
+            idempotency_key => CASE WHEN NEW.id % 4 = 0 THEN NEW.email END);
         RETURN NULL;
     END $$;
     CREATE TRIGGER welcome AFTER INSERT ON users FOR EACH ROW EXECUTE FUNCTION welcome();
@@ -67,10 +68,10 @@ ok($node->sql(q{SELECT count(*) > 0 FROM kliv_mail.deliveries WHERE status = 'su
 my ($one, $two) = map { $node->session } 1 .. 2;
 $one->query('BEGIN ISOLATION LEVEL SERIALIZABLE');
 $two->query('BEGIN ISOLATION LEVEL SERIALIZABLE');
-like($one->query(q{SELECT kliv_mail.send('one@x.example', 'x', 'x') > 0}), qr/^t$/m, 'one sends');
+like($one->query(q{SELECT kliv_mail.send('one@x.example', 'x', 'x', on_limit => 'error') > 0}), qr/^t$/m, 'one sends');
 like($two->query(q{SELECT account FROM kliv_mail.configure_smtp(host => 'localhost', port => 1, encryption => 'none', username => '',
     from_address => 'a@a.example', test => false)}), qr/custom/, 'another configures an account');
-like($two->query(q{SELECT kliv_mail.send('two@x.example', 'x', 'x') > 0}), qr/^t$/m, '... and sends');
+like($two->query(q{SELECT kliv_mail.send('two@x.example', 'x', 'x', on_limit => 'error') > 0}), qr/^t$/m, '... and sends');
 unlike($one->query('COMMIT'), qr/ERROR/, 'the one commits');
 unlike($two->query('COMMIT'), qr/ERROR/, 'the other one, too');
 
