@@ -145,102 +145,8 @@ CREATE TABLE kliv_mail._message (
     metadata      jsonb
 );
 ALTER TABLE kliv_mail._message ALTER entity SET STORAGE EXTERNAL;
--- EXPLAIN would tell a sender by them what others' mail is about.
-ALTER TABLE kliv_mail._message ALTER subject SET STATISTICS 0, ALTER tags SET STATISTICS 0, ALTER metadata SET STATISTICS 0;
 CREATE INDEX _message_created ON kliv_mail._message (created_at);
 CREATE INDEX _message_header_id ON kliv_mail._message (header_id);
-
--- Few CHECKs on the hot tables: each is parsed anew by every INSERT.
--- Unfinished deliveries.  route '' goes by the account in use.  epoch is NULL
--- while the row waits; a claim sets it together with account and windows, and
--- so takes the row out of the index that claims read.  due is infinity while
--- nothing but a call can move it (an in-doubt delivery that is held).
-CREATE TABLE kliv_mail._outbox (
-    id               bigint PRIMARY KEY,
-    message_id       bigint NOT NULL,
-    recipient        text COLLATE "C" NOT NULL, -- addr-spec as on the wire
-    kind             text NOT NULL,             -- to | cc | bcc
-    origin           text COLLATE "C" NOT NULL,
-    route            text COLLATE "C" NOT NULL, -- '' or an account's name
-    priority         smallint NOT NULL CHECK (priority BETWEEN 0 AND 2),    -- system, transactional, marketing
-    due              timestamptz NOT NULL,
-    created_at       timestamptz NOT NULL,
-    expires_at       timestamptz,
-    attempts         integer NOT NULL DEFAULT 0,
-    first_attempt_at timestamptz,
-    doubts           integer NOT NULL DEFAULT 0,    -- times that it ended in doubt
-    doubtful         boolean NOT NULL DEFAULT false,    -- the last attempt ended in doubt
-    epoch            bigint,
-    account          text COLLATE "C",          -- that it was last claimed for
-    hour_start       timestamptz,               -- windows that the claim was counted in
-    day_start        timestamptz,
-    identity         text COLLATE "C",          -- From and the other identity lines as last sent
-    last_stage       text,
-    last_code        integer,
-    last_enhanced    text,
-    last_reply       text,
-    last_reason      text,
-    last_hint        text,
-    held_by          text,                      -- quota | key | account | limit (the provider's): what this row alone waits for, until due
-    refused          text                       -- a refusal about its account that others did not meet: its own, if met again
-);
-CREATE INDEX _outbox_ready ON kliv_mail._outbox (origin, route, priority, due, id) WHERE epoch IS NULL;
-CREATE INDEX _outbox_claimed ON kliv_mail._outbox (epoch) WHERE epoch IS NOT NULL;
-CREATE INDEX _outbox_message ON kliv_mail._outbox (message_id);
-CREATE INDEX _outbox_expires ON kliv_mail._outbox (origin, expires_at) WHERE expires_at IS NOT NULL;
--- Rows come and go all day: vacuum by the row count, not by a share of it.
-ALTER TABLE kliv_mail._outbox SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0,
-    autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
-
--- Finished deliveries, written once, touched again only by later reports.
-CREATE TABLE kliv_mail._delivery (
-    id                bigint PRIMARY KEY,
-    message_id        bigint NOT NULL,
-    recipient         text COLLATE "C" NOT NULL,
-    kind              text NOT NULL,
-    priority          smallint NOT NULL,
-    route             text COLLATE "C" NOT NULL,
-    status            text NOT NULL CHECK (status IN ('sent', 'delivered', 'bounced', 'complained',
-                          'failed', 'suppressed', 'cancelled', 'expired')),
-    created_at        timestamptz NOT NULL,
-    expires_at        timestamptz,
-    attempts          integer NOT NULL,
-    doubts            integer NOT NULL,
-    account           text COLLATE "C",
-    identity          text COLLATE "C",
-    bounce_type       text,
-    last_stage        text,
-    last_code         integer,
-    last_enhanced     text,
-    last_reply        text,
-    reason            text,
-    hint              text,
-    server_message_id text,
-    sent_at           timestamptz,
-    finished_at       timestamptz NOT NULL
-);
-CREATE INDEX _delivery_message ON kliv_mail._delivery (message_id);
-CREATE INDEX _delivery_finished ON kliv_mail._delivery (finished_at);
-CREATE INDEX _delivery_blocked ON kliv_mail._delivery (account, finished_at) WHERE bounce_type = 'policy';
-
--- What became of a claimed delivery, as the sender tells it (45_record.sql).
-CREATE TYPE kliv_mail._outcome AS (
-    id          bigint,     -- the delivery; NULL: the account itself, whose connection or login failed
-    account     text,
-    verdict     text,       -- classify_reply()'s, returned, postponed, key, or a final status
-    scope       text,
-    bounce_type text,
-    pause       integer,    -- seconds
-    stage       text,
-    code        integer,
-    enhanced    text,
-    reply       text,
-    reason      text,
-    hint        text,
-    server_id   text,
-    identity    text,       -- the identity lines as sent
-    fingerprint text        -- of the account's settings that it was met with; NULL: the present ones
-);
 
 -- Addresses that get no mail, in lower case.  scope marketing: no marketing mail.
 CREATE TABLE kliv_mail._suppression (
@@ -253,14 +159,6 @@ CREATE TABLE kliv_mail._suppression (
     PRIMARY KEY (address, scope),
     CHECK (address = lower(address COLLATE "C") AND address ~ '@')
 );
-
--- What statistics know, EXPLAIN tells whoever may read a view, also of mail that
--- is not theirs.  No index is on these columns, so no plan is worse without.
-ALTER TABLE kliv_mail._message ALTER subject SET STATISTICS 0, ALTER tags SET STATISTICS 0, ALTER metadata SET STATISTICS 0,
-    ALTER from_address SET STATISTICS 0, ALTER from_name SET STATISTICS 0, ALTER reply_to SET STATISTICS 0, ALTER template SET STATISTICS 0;
-ALTER TABLE kliv_mail._outbox ALTER recipient SET STATISTICS 0, ALTER last_reply SET STATISTICS 0, ALTER last_reason SET STATISTICS 0;
-ALTER TABLE kliv_mail._delivery ALTER recipient SET STATISTICS 0, ALTER last_reply SET STATISTICS 0, ALTER reason SET STATISTICS 0,
-    ALTER server_message_id SET STATISTICS 0;
 
 -- set_brand(): one row, made at the first call.
 CREATE TABLE kliv_mail._brand (

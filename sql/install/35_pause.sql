@@ -61,7 +61,7 @@ BEGIN
             ('kliv_mail._message_id'::regclass, (SELECT max(m.id) FROM kliv_mail._message AS m), (SELECT max(d.message_id) FROM kliv_mail._delivery AS d)),
             ('kliv_mail._delivery_id', (SELECT max(o.id) FROM kliv_mail._outbox AS o), (SELECT max(d.id) FROM kliv_mail._delivery AS d)),
             ('kliv_mail._event_id', (SELECT max(e.id) FROM kliv_mail._event AS e), NULL),
-            ('kliv_mail._epoch', (SELECT max(o.epoch) FROM kliv_mail._outbox AS o), NULL)) AS x (name, a, b)
+            ('kliv_mail._epoch', (SELECT max(b.epoch) FROM kliv_mail._batch AS b), NULL)) AS x (name, a, b)
         JOIN (SELECT 'kliv_mail._message_id'::regclass AS name, v.last_value, v.is_called FROM kliv_mail._message_id AS v
               UNION ALL SELECT 'kliv_mail._delivery_id', v.last_value, v.is_called FROM kliv_mail._delivery_id AS v
               UNION ALL SELECT 'kliv_mail._event_id', v.last_value, v.is_called FROM kliv_mail._event_id AS v

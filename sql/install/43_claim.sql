@@ -243,3 +243,20 @@ BEGIN ATOMIC
     SELECT m.id, m.header_id, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.unsubscribe, m.entity
     FROM kliv_mail._message AS m WHERE m.id = ANY (p_ids);
 END;
+
+-- What a transaction of the sender takes into its hands, and what of that a server may
+-- have from its commit on; p_done: its batches that are finished.
+CREATE FUNCTION kliv_mail._stamp(p_epoch bigint, p_batch bigint, p_claimed bigint[], p_begun bigint[], p_done bigint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_done <> '{}' THEN
+        DELETE FROM kliv_mail._batch AS b WHERE b.epoch = p_epoch AND b.id = ANY (p_done);
+    END IF;
+    IF p_claimed <> '{}' THEN
+        INSERT INTO kliv_mail._batch (epoch, id, begun, deliveries) VALUES (p_epoch, p_batch, false, p_claimed);
+    END IF;
+    IF p_begun <> '{}' THEN
+        INSERT INTO kliv_mail._batch (epoch, id, begun, deliveries) VALUES (p_epoch, p_batch + 1, true, p_begun);
+    END IF;
+END;
+$$;

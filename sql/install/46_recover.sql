@@ -1,7 +1,7 @@
 -- Claims whose sender is gone, rows that cannot be read, and when a sender is next needed.
 
 -- The claims of epochs whose sender is gone, as their locks tell: a server may
--- have any of them.
+-- have what was handed to a connection; the rest goes back as it was.  How many are in doubt.
 CREATE FUNCTION kliv_mail._recover() RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -9,6 +9,8 @@ DECLARE
     v_doubts integer := CASE WHEN current_setting('kliv_mail.on_in_doubt') = 'hold' THEN 0
                              ELSE current_setting('kliv_mail.max_in_doubt_retries')::integer END;
     v_epoch bigint;
+    v_begun bigint[];
+    v_rest bigint[];
     v_total bigint := 0;
     v_count bigint;
     v_origin text := kliv_mail._origin();
@@ -23,16 +25,27 @@ BEGIN
         RAISE LOG USING MESSAGE = format('kliv_mail: the database "%s" is a copy of another one, and sends nothing until it is told to', current_database()),
             HINT = 'SELECT kliv_mail.resume(); in that database releases its mail, if this copy is the one that shall send it.';
     END IF;
-    FOR v_epoch IN SELECT DISTINCT o.epoch FROM kliv_mail._outbox AS o WHERE o.epoch IS NOT NULL LOOP
+    FOR v_epoch IN SELECT DISTINCT b.epoch FROM kliv_mail._batch AS b LOOP
         CONTINUE WHEN NOT kliv_mail._epoch_dead(v_epoch);
+        -- Another sender may be at it: what is given back is given back once.
+        PERFORM FROM kliv_mail._batch AS b WHERE b.epoch = v_epoch ORDER BY b.id FOR UPDATE;
+        CONTINUE WHEN NOT FOUND;
+        v_begun := ARRAY(SELECT d FROM kliv_mail._batch AS b, unnest(b.deliveries) AS d WHERE b.epoch = v_epoch AND b.begun);
+        v_rest := ARRAY(SELECT d FROM kliv_mail._batch AS b, unnest(b.deliveries) AS d WHERE b.epoch = v_epoch AND NOT b.begun
+                        EXCEPT SELECT unnest(v_begun));
+        PERFORM kliv_mail._refund(v_epoch, v_rest);
+        UPDATE kliv_mail._outbox AS o
+        SET epoch = NULL, attempts = o.attempts - 1, first_attempt_at = CASE WHEN o.attempts > 1 THEN o.first_attempt_at END
+        WHERE o.id = ANY (v_rest) AND o.epoch = v_epoch;
         UPDATE kliv_mail._outbox AS o
         SET epoch = NULL, doubtful = true, doubts = o.doubts + 1,
             due = CASE WHEN o.doubts + 1 > v_doubts THEN 'infinity' ELSE v_at END,
             last_stage = NULL, last_code = NULL, last_enhanced = NULL, last_reply = NULL,
             last_reason = 'the sender ended before the outcome was recorded', last_hint = NULL
-        WHERE o.epoch = v_epoch;
+        WHERE o.id = ANY (v_begun) AND o.epoch = v_epoch;
         GET DIAGNOSTICS v_count = ROW_COUNT;
         v_total := v_total + v_count;
+        DELETE FROM kliv_mail._batch AS b WHERE b.epoch = v_epoch;
     END LOOP;
     RETURN v_total;
 END;

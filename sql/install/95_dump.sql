@@ -9,6 +9,7 @@ SELECT pg_extension_config_dump('kliv_mail._quota', '');
 SELECT pg_extension_config_dump('kliv_mail._usage', '');
 SELECT pg_extension_config_dump('kliv_mail._message', '');
 SELECT pg_extension_config_dump('kliv_mail._outbox', '');
+SELECT pg_extension_config_dump('kliv_mail._batch', '');
 SELECT pg_extension_config_dump('kliv_mail._delivery', '');
 SELECT pg_extension_config_dump('kliv_mail._suppression', '');
 SELECT pg_extension_config_dump('kliv_mail._brand', '');

@@ -304,6 +304,20 @@ klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count)
 }
 
 void
+klm_outbox_stamp(int64 epoch, int64 batch, const int64 *claimed, int claimed_count,
+				 const int64 *begun, int begun_count, const int64 *done, int done_count)
+{
+	KlmCall		call = {0};
+
+	klm_add_int8(&call, epoch);
+	klm_add_int8(&call, batch);
+	add_int8s(&call, claimed, claimed_count);
+	add_int8s(&call, begun, begun_count);
+	add_int8s(&call, done, done_count);
+	klm_run(&call, "stamp", false);
+}
+
+void
 klm_outbox_set_aside(int64 id, const char *reason)
 {
 	KlmCall		call = {0};

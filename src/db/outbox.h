@@ -36,6 +36,7 @@ typedef struct KlmClaim
 	const char *problem;		/* why the link cannot be made, or NULL */
 	bool		key_trouble;
 	int			size;
+	bool		granted;		/* it may begin once the claim is committed */
 } KlmClaim;
 
 typedef struct KlmAccountState
@@ -114,7 +115,7 @@ extern const char *klm_outbox_version(void);
 /* A new epoch under its session lock. */
 extern int64 klm_outbox_open_epoch(void);
 
-/* What dead epochs had claimed becomes in doubt; how many deliveries. */
+/* What dead epochs had begun becomes in doubt, the rest goes back; how many are in doubt. */
 extern int64 klm_outbox_recover(void);
 
 /*
@@ -133,6 +134,15 @@ extern List *klm_outbox_messages(const int64 *ids, int count);
 
 /* List of KlmChange, where kliv_mail.notify wants them. */
 extern List *klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count);
+
+/*
+ * What this transaction takes into our hands, as batch, and what of it and of
+ * earlier ones a server may have from its commit on, as batch + 1; done: batches
+ * that are finished.
+ */
+extern void klm_outbox_stamp(int64 epoch, int64 batch, const int64 *claimed, int claimed_count,
+							 const int64 *begun, int begun_count,
+							 const int64 *done, int done_count);
 
 extern void klm_outbox_set_aside(int64 id, const char *reason);
 extern void klm_outbox_expire(void);

@@ -8,11 +8,11 @@
  * a timeout or the next due time.  Nothing of a transaction is open while the
  * network is waited for.
  *
- * Owns the process and the transaction.  While outcomes cannot be recorded
- * nothing new is begun, so no more than two deliveries a connection can be
- * accepted and unrecorded.  Calls sender_claim.c, which claims, and
- * sender_links.c, which has the connections; both call sender_pools.c, which
- * has what all three share.
+ * Owns the process and the transaction.  A transaction that has recorded what
+ * is known lets as much more begin, so no more than two deliveries a connection
+ * can be accepted and unrecorded.  Calls sender_claim.c, which claims,
+ * sender_grant.c, which says what may begin, and sender_links.c, which has the
+ * connections; all call sender_pools.c, which has what they share.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -63,11 +63,13 @@
 
 #define RETAIN_EVERY_MS		3600000
 
+/* A result waits so long for the next one, to be recorded with it. */
+#define COMPANY_MS			1
+
 /* Mail that has waited so long for a connection is worth another sender. */
 #define BACKLOG_MS			1000
 
 static WaitEventSet *wait_set;
-static bool claims_abandoned;	/* outcomes were let go: our death has to be noticed */
 static List *changes = NIL;	/* for NOTIFY: KlmChange, in the outcomes' context */
 static int	failures;			/* transactions failed in a row */
 static int64 retry_at;
@@ -80,6 +82,7 @@ static long slot_ms;			/* when to ask again whether others want our slot; -1: ne
 static int64 leave_at;			/* not 0: leaving, and when at the latest */
 static bool unfinished;			/* leaving with work that another sender has to take up */
 static bool tried_last;			/* to record when the time to leave had come */
+static bool quiet;				/* the network had nothing for us at the last look */
 
 PGDLLEXPORT void klm_sender_main(Datum argument) pg_attribute_noreturn();
 
@@ -95,6 +98,8 @@ static void notice_changes(int64 now);
 static void look_whether_to_leave(int64 now);
 static void give_up_links(int64 now);
 static void record_and_claim(int64 now);
+static bool under_way(void);
+static bool wants_claim(void);
 static void leave_if_done(int64 now);
 static void ask_for_help(int64 now);
 static bool rest(int64 now);
@@ -103,10 +108,10 @@ static bool run_transaction(bool may_claim);
 static void forget_recorded(bool claimed);
 static int	dot_grace_ms(void);
 static bool busy(void);
-static bool has_room(void);
 static bool is_bad_data(const ErrorData *edata);
 static bool record_singly(void);
 static void blame(const ErrorData *edata);
+static char *notification(void);
 static void notify(void);
 static void begin_transaction(MemoryContext results);
 static void record(const KlmOutcome *outcomes, int count);
@@ -262,7 +267,7 @@ leave(int64 next_due)
 {
 	if (!busy())
 		klm_close_all_links();
-	if (klm_sender.outcome_count == 0 && !claims_abandoned)
+	if (klm_sender.outcome_count == 0 && !klm_sender.claims_abandoned)
 		klm_sender_leave(seen_wakes, wall_time(next_due), true);
 	proc_exit(0);
 }
@@ -304,28 +309,19 @@ loop(void)
 		dlist_foreach(iter, &klm_sender.pools)
 			klm_stop_paused(dlist_container(KlmPool, node, iter.cur));
 
-		/*
-		 * Feed the connections, unless results wait that could not be recorded, or
-		 * a shutdown came, which ends the wait for a standby to have the claim.
-		 */
-		if (leave_at == 0 && klm_sender.outcome_count == 0 && !ShutdownRequestPending)
+		/* Not once a shutdown came, which ends the wait for a standby to have the claim. */
+		if (leave_at == 0 && !ShutdownRequestPending)
 		{
 			dlist_foreach(iter, &klm_sender.pools)
 				klm_feed(dlist_container(KlmPool, node, iter.cur));
-			/* Look for more, or for the next due time, while the network is busy. */
-			if (klm_sender.claim_again && klm_sender.outcome_count == 0 && has_room() &&
-				now >= retry_at)
-			{
-				run_transaction(true);
-				continue;
-			}
 		}
 		now = klm_clock_ms();
 		ask_for_help(now);
 		if (!rest(now))
 			continue;
 
-		WaitEventSetWait(wait_set, sleep_ms(now), events, lengthof(events), PG_WAIT_EXTENSION);
+		quiet = WaitEventSetWait(wait_set, sleep_ms(now), events, lengthof(events),
+								 PG_WAIT_EXTENSION) == 0;
 		ResetLatch(MyLatch);
 		klm_drive_network();
 		klm_check_deadlines(klm_clock_ms());
@@ -404,16 +400,20 @@ give_up_links(int64 now)
 	}
 }
 
-/* Record, and claim beside it what there is room for. */
+/*
+ * Record, and beside it claim what there is room for and let more begin.  Results
+ * wait for each other while more of them come, since a commit that waits for the
+ * disk takes as long as many mails.
+ */
 static void
 record_and_claim(int64 now)
 {
 	bool		late = leave_at != 0 && now >= leave_at;
-	bool		may_claim = leave_at == 0 &&
-		(klm_sender.claim_wanted || (klm_sender.claim_again && klm_sender.outcome_count > 0 &&
-									 has_room()));
+	bool		may_claim = leave_at == 0 && wants_claim();
+	bool		due = may_claim || (leave_at == 0 && klm_wants_grants()) ||
+		(klm_sender.outcome_count > 0 && (quiet || leave_at != 0 || !under_way()));
 
-	if ((now >= retry_at || (late && !tried_last)) && (klm_sender.outcome_count > 0 || may_claim))
+	if (due && (now >= retry_at || (late && !tried_last)))
 	{
 		tried_last = late;
 		run_transaction(may_claim);
@@ -422,6 +422,28 @@ record_and_claim(int64 now)
 	/* Where it fails for good (the schema or its owner is gone, say), another one begins anew. */
 	if (failures >= 2 && !klm_sender.isolating && !busy() && klm_sender.outcome_count == 0)
 		proc_exit(1);
+}
+
+/* Is there a delivery whose outcome may come by itself? */
+static bool
+under_way(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &klm_sender.pools)
+	{
+		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
+
+		if (pool->granted > 0 || pool->open > 0)
+			return true;
+	}
+	return false;
+}
+
+static bool
+wants_claim(void)
+{
+	return klm_sender.claim_wanted || (klm_sender.claim_again && klm_has_room());
 }
 
 /*
@@ -452,7 +474,7 @@ ask_for_help(int64 now)
 {
 	static int64 backlog_since = 0;
 
-	if (!klm_sender.claim_again || has_room() || leave_at != 0)
+	if (!klm_sender.claim_again || klm_has_room() || leave_at != 0)
 		backlog_since = 0;
 	else if (backlog_since == 0)
 		backlog_since = now;
@@ -482,8 +504,8 @@ rest(int64 now)
 			(now < next_retain && now >= idle_since + klm_sender_idle_timeout))
 		{
 			klm_close_all_links();
-			if (claims_abandoned || klm_sender_leave(seen_wakes, wall_time(klm_sender.next_claim),
-													 false))
+			if (klm_sender.claims_abandoned ||
+				klm_sender_leave(seen_wakes, wall_time(klm_sender.next_claim), false))
 				proc_exit(0);
 			klm_sender.claim_wanted = true;
 			return false;
@@ -500,8 +522,10 @@ sleep_ms(int64 now)
 	long		timeout;
 	dlist_iter	iter;
 
-	if ((klm_sender.claim_wanted && leave_at == 0) || klm_sender.outcome_count > 0)
+	if (leave_at == 0 && (wants_claim() || klm_wants_grants()))
 		until = Min(until, Max(retry_at, now));
+	if (klm_sender.outcome_count > 0)
+		until = Min(until, Max(retry_at, now + COMPANY_MS));
 	if (leave_at > now)
 		until = Min(until, leave_at);
 	else if (leave_at != 0 && busy())
@@ -536,27 +560,6 @@ busy(void)
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
 
 		if (pool->queued > 0 || pool->open > 0)
-			return true;
-	}
-	return false;
-}
-
-/*
- * Is there an account that has more, with room for another claim worth its
- * transaction: half of its connections' queues, and of its share of the memory?
- */
-static bool
-has_room(void)
-{
-	int64		memory = (int64) klm_sender_memory * 1024;
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &klm_sender.pools)
-	{
-		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
-
-		if (pool->more && pool->queued + pool->open <= 2 * klm_sender.connections &&
-			pool->bytes <= (memory - (klm_sender.claimed_bytes - pool->bytes)) / 4)
 			return true;
 	}
 	return false;
@@ -613,20 +616,31 @@ run_transaction(bool wanted)
 	PG_TRY();
 	{
 		KlmBatch   *batch = NULL;
+		KlmGrant   *grant;
+		char	   *payload;
 
 		if (may_claim)
 			klm_sender.claim_context = AllocSetContextCreate(klm_sender.context, "kliv_mail batch", ALLOCSET_DEFAULT_SIZES);
 		begin_transaction(may_claim ? klm_sender.claim_context : klm_sender.context);
 		if (klm_sender.outcome_count > 0)
+		{
+			changes = NIL;
 			record(klm_sender.outcomes, klm_sender.outcome_count);
+			/* A full queue fails the commit; then it goes by a transaction of its own. */
+			if (failures == 0 && (payload = notification()) != NULL)
+				klm_outbox_notify(payload);
+		}
 		if (may_claim)
 			batch = klm_claim();
+		klm_grant(batch ? batch->claims : NIL);
 		klm_outbox_commit();
 		klm_sender.claim_context = NULL;
+		grant = klm_granted();
 		/* First: what a claim finds wrong with its rows makes new outcomes. */
 		forget_recorded(batch != NULL);
 		if (batch)
-			klm_queue_claimed(batch);
+			klm_queue_claimed(batch, grant);
+		klm_leave_grant(grant);
 		ok = true;
 	}
 	PG_CATCH();
@@ -736,19 +750,17 @@ begin_transaction(MemoryContext results)
 }
 
 /*
- * NOTIFY kliv_mail, once a recorded batch and in a transaction of its own, so
- * that nothing of it can keep a result from being recorded: message ids and
- * statuses, as {"12": "sent", "13": "bounced"}, as many as a payload holds.
+ * For NOTIFY kliv_mail, once a recorded batch: message ids and statuses, as
+ * {"12": "sent", "13": "bounced"}, as many as a payload holds; NULL: nothing.
  */
-static void
-notify(void)
+static char *
+notification(void)
 {
-	static int64 lost = 0;
 	StringInfoData payload;
 	ListCell   *lc;
 
 	if (changes == NIL)
-		return;
+		return NULL;
 	initStringInfo(&payload);
 	foreach(lc, changes)
 	{
@@ -759,28 +771,42 @@ notify(void)
 							 change->message_id, change->status);
 	}
 	changes = NIL;
-	if (payload.len > 0)
+	if (payload.len == 0)
+		return NULL;
+	appendStringInfoChar(&payload, '}');
+	return payload.data;
+}
+
+/*
+ * What could not be notified with its results, since that transaction might
+ * have failed by it: in one of its own.
+ */
+static void
+notify(void)
+{
+	static int64 lost = 0;
+	char	   *payload = notification();
+
+	if (payload == NULL)
+		return;
+	PG_TRY();
 	{
-		appendStringInfoChar(&payload, '}');
-		PG_TRY();
-		{
-			begin_transaction(klm_sender.context);
-			klm_outbox_notify(payload.data);
-			klm_outbox_commit();
-		}
-		PG_CATCH();
-		{
-			MemoryContextSwitchTo(klm_sender.context);
-			/* A full queue: listeners are slow, which is no reason to log each time. */
-			if (lost++ % 1000 == 0)
-				EmitErrorReport();
-			FlushErrorState();
-			klm_outbox_abort();
-			MemoryContextSwitchTo(klm_sender.context);
-		}
-		PG_END_TRY();
+		begin_transaction(klm_sender.context);
+		klm_outbox_notify(payload);
+		klm_outbox_commit();
 	}
-	pfree(payload.data);
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(klm_sender.context);
+		/* A full queue: listeners are slow, which is no reason to log each time. */
+		if (lost++ % 1000 == 0)
+			EmitErrorReport();
+		FlushErrorState();
+		klm_outbox_abort();
+		MemoryContextSwitchTo(klm_sender.context);
+	}
+	PG_END_TRY();
+	pfree(payload);
 }
 
 /* An error that the rows themselves make, so that trying again is in vain? */
@@ -827,7 +853,8 @@ record_singly(void)
 				ereport(LOG,
 						(errmsg("kliv_mail: the outcome of delivery %lld cannot be recorded",
 								(long long) klm_sender.outcomes[done].id)));
-				claims_abandoned = true;
+				klm_sender.claims_abandoned = true;
+				klm_sender.done_count = 0;
 				done++;
 			}
 			else

@@ -42,6 +42,9 @@ typedef struct KlmPool
 	KlmSettings   *settings;
 	dlist_head	queue;			/* Deliveries not begun */
 	int			queued;
+	int			granted;		/* the first of them that may begin: a commit has said so */
+	int			to_grant;		/* more of them, once this transaction is committed */
+	int			room;			/* and of what it claims */
 	int			open;			/* Deliveries begun on a link */
 	int64		bytes;			/* of both */
 	dlist_head	links;
@@ -91,6 +94,7 @@ typedef struct KlmLink
 typedef struct KlmBatch
 {
 	MemoryContext context;
+	int64		number;			/* of its row of _batch */
 	int			open;			/* deliveries without an outcome */
 	int			room;			/* deliveries that an account was to have in hand */
 	int		   *busy;			/* that each of the first pools had before; */
@@ -102,11 +106,19 @@ typedef struct KlmBatch
 	int64		recovered;		/* deliveries of senders that died */
 } KlmBatch;
 
+/* What one commit said may begin: a row of _batch until all of it has an outcome. */
+typedef struct KlmGrant
+{
+	int64		number;
+	int			open;
+} KlmGrant;
+
 typedef struct KlmDelivery
 {
 	dlist_node	node;
 	int64		id;
 	KlmBatch	   *batch;
+	KlmGrant   *grant;			/* NULL: it may not begin yet */
 	KlmPool	   *pool;
 	KlmStoredMessage *message;
 	int			size;
@@ -147,6 +159,11 @@ typedef struct KlmSender
 	bool		recovery_wanted;	/* a sender may have died with claims */
 	bool		claim_wanted;
 	bool		claim_again;	/* an account's last claim found something, so there may be more */
+	int			ahead;			/* deliveries of an account to have in hand */
+	int64		last_batch;		/* numbers of rows of _batch that were given */
+	int64	   *done;			/* those that the next transaction deletes */
+	int			done_count;
+	bool		claims_abandoned;	/* outcomes were let go: our death has to be noticed */
 	int64		next_claim;		/* of klm_clock_ms() */
 	bool		isolating;		/* one row at a time, to find one that cannot be read */
 	int			isolated;		/* rows that were read so */
@@ -178,6 +195,16 @@ extern void klm_note_connections(KlmPool *pool, int connections);
 /* What to do about a reply to an account, in the current context or static. */
 extern const char *klm_cure_of(const KlmDecision *decision, const KlmAccount *account);
 
+/* The pool of an account, which is made where there is none yet. */
+extern KlmPool *klm_find_pool(const char *name);
+
+/* How many connections the pool may have now. */
+extern int	klm_connection_limit(KlmPool *pool);
+
+/* All of a claim, or one more of what one commit let begin, has its outcome. */
+extern void klm_batch_free(KlmBatch *batch);
+extern void klm_leave_grant(KlmGrant *grant);
+
 /* Outcomes and holds are recorded. */
 extern void klm_drop_outcomes(void);
 
@@ -193,7 +220,24 @@ extern void klm_release_settings(KlmSettings *settings);
 extern KlmBatch *klm_claim(void);
 
 /* Behind its commit, which is durable before anything reaches a socket: queue it. */
-extern void klm_queue_claimed(KlmBatch *batch);
+extern void klm_queue_claimed(KlmBatch *batch, KlmGrant *grant);
+
+/* Is there an account that has more, with room for another claim worth its transaction? */
+extern bool klm_has_room(void);
+
+/* ---- sender_grant.c ---- */
+
+/*
+ * In a transaction that records all outcomes: what is queued, and behind it of
+ * the claims, may begin as far as there is room.  Behind its commit: it may; the
+ * caller leaves the grant.
+ */
+extern void klm_grant(List *claims);
+extern KlmGrant *klm_granted(void);
+extern void klm_may_begin(KlmDelivery *delivery, KlmGrant *grant);
+
+/* Would a transaction let something begin where nothing is under way? */
+extern bool klm_wants_grants(void);
 
 /* ---- sender_links.c ---- */
 

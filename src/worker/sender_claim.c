@@ -32,11 +32,18 @@
 /* Where a sender before us learnt it, most of its ten minutes may be over. */
 #define CEILING_MS			60000
 
+/* Claims that come faster than this become larger, up to so many; slower ones smaller. */
+#define FAST_CLAIM_MS		50
+#define SLOW_CLAIM_MS		200
+#define MAX_AHEAD			1024
+
 static int	vain_claims;		/* in a row, though something was due */
 
 static void offer_room(KlmBatch *batch);
 static void load_accounts(List *claims);
 static List *read_messages(List *claims);
+static int	compare_ids(const void *a, const void *b);
+static int	compare_messages(const ListCell *a, const ListCell *b);
 static KlmStoredMessage *message_of(const KlmClaim *claimed, List *messages);
 static void open_accounts(void);
 static bool wants_links(List *messages);
@@ -45,8 +52,10 @@ static void return_stale(void);
 static void note_who_has_more(const KlmBatch *batch);
 static void hold_troubled(void);
 static void look_at_accounts(void);
-static void prepare(KlmBatch *batch, KlmClaim *claim, KlmStoredMessage *message, KlmPool *pool);
-static KlmPool *find_pool(const char *name);
+static void prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *message,
+					KlmPool *pool);
+static int	ahead(void);
+static void adapt(int claimed, int room);
 static void load_settings(KlmPool *pool, const char *version);
 
 KlmBatch *
@@ -56,7 +65,7 @@ klm_claim(void)
 	KlmBatch   *batch = MemoryContextAllocZero(context, sizeof(KlmBatch));
 
 	batch->context = context;
-	batch->room = 4 * klm_sender.connections;
+	batch->room = ahead();
 	if (klm_sender.recovery_wanted)
 		batch->recovered = klm_outbox_recover();
 	klm_outbox_expire();
@@ -85,7 +94,7 @@ klm_claim(void)
 }
 
 void
-klm_queue_claimed(KlmBatch *batch)
+klm_queue_claimed(KlmBatch *batch, KlmGrant *grant)
 {
 	MemoryContext context = batch->context;
 	bool		key_trouble = false;
@@ -114,6 +123,8 @@ klm_queue_claimed(KlmBatch *batch)
 		MemoryContextDelete(context);
 		return;
 	}
+	batch->number = grant->number - 1;
+	adapt(list_length(batch->claims), batch->room);
 	if (klm_sender.isolating && ++klm_sender.isolated > batch->room)
 		klm_sender.isolating = false;
 	/* What falls due meanwhile at an account without room here, or without a pool yet. */
@@ -122,11 +133,56 @@ klm_queue_claimed(KlmBatch *batch)
 	{
 		KlmClaim   *claimed = lfirst(lc);
 
-		prepare(batch, claimed, message_of(claimed, batch->messages), find_pool(claimed->account));
+		prepare(batch, grant, claimed, message_of(claimed, batch->messages),
+				klm_find_pool(claimed->account));
 	}
 	if (batch->open == 0)
-		MemoryContextDelete(context);
+		klm_batch_free(batch);
 	hold_troubled();
+}
+
+/*
+ * What the connections use up in a tenth of a second or so, in powers of two:
+ * a claim costs as much as many mails, and what is claimed cannot be cancelled
+ * or overtaken by what is more urgent.
+ */
+static int
+ahead(void)
+{
+	return Max(klm_sender.ahead, 4 * klm_sender.connections);
+}
+
+static void
+adapt(int claimed, int room)
+{
+	static int64 last = 0;
+	int64		now = klm_clock_ms();
+
+	if (claimed < room / 2)
+		return;
+	if (now - last < FAST_CLAIM_MS)
+		klm_sender.ahead = Min(2 * ahead(), MAX_AHEAD);
+	else if (now - last > SLOW_CLAIM_MS)
+		klm_sender.ahead /= 2;
+	last = now;
+}
+
+bool
+klm_has_room(void)
+{
+	int64		memory = (int64) klm_sender_memory * 1024;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &klm_sender.pools)
+	{
+		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
+
+		/* Half of its queue, and of its share of the memory. */
+		if (pool->more && pool->queued + pool->open <= ahead() / 2 &&
+			pool->bytes <= (memory - (klm_sender.claimed_bytes - pool->bytes)) / 4)
+			return true;
+	}
+	return false;
 }
 
 /* Claim for every pool what it has room for. */
@@ -172,7 +228,7 @@ load_accounts(List *claims)
 	foreach(lc, claims)
 	{
 		KlmClaim   *claimed = lfirst(lc);
-		KlmPool	   *pool = find_pool(claimed->account);
+		KlmPool	   *pool = klm_find_pool(claimed->account);
 
 		if (pool->version == NULL || strcmp(pool->version, claimed->settings) != 0)
 			load_settings(pool, claimed->settings);
@@ -180,37 +236,62 @@ load_accounts(List *claims)
 	klm_sender.tried_count = tried;
 }
 
+/* In the order of their ids. */
 static List *
 read_messages(List *claims)
 {
 	int64	   *ids = palloc(list_length(claims) * sizeof(int64));
 	int			count = 0;
+	int			distinct = 0;
+	List	   *messages;
 	ListCell   *lc;
 
 	foreach(lc, claims)
+		ids[count++] = ((KlmClaim *) lfirst(lc))->message_id;
+	qsort(ids, count, sizeof(int64), compare_ids);
+	for (int i = 0; i < count; i++)
 	{
-		KlmClaim   *claimed = lfirst(lc);
-		bool		known = false;
-
-		for (int i = 0; i < count && !known; i++)
-			known = ids[i] == claimed->message_id;
-		if (!known)
-			ids[count++] = claimed->message_id;
+		if (i == 0 || ids[i] != ids[distinct - 1])
+			ids[distinct++] = ids[i];
 	}
-	return klm_outbox_messages(ids, count);
+	messages = klm_outbox_messages(ids, distinct);
+	list_sort(messages, compare_messages);
+	return messages;
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	int64		left = *(const int64 *) a;
+	int64		right = *(const int64 *) b;
+
+	return (left > right) - (left < right);
+}
+
+static int
+compare_messages(const ListCell *a, const ListCell *b)
+{
+	return compare_ids(&((KlmStoredMessage *) lfirst(a))->id,
+					   &((KlmStoredMessage *) lfirst(b))->id);
 }
 
 static KlmStoredMessage *
 message_of(const KlmClaim *claimed, List *messages)
 {
-	ListCell   *lc;
+	int			low = 0;
+	int			high = list_length(messages);
 
-	foreach(lc, messages)
+	while (low < high)
 	{
-		KlmStoredMessage *message = lfirst(lc);
+		int			middle = (low + high) / 2;
+		KlmStoredMessage *message = list_nth(messages, middle);
 
 		if (message->id == claimed->message_id)
 			return message->entity ? message : NULL;
+		if (message->id < claimed->message_id)
+			low = middle + 1;
+		else
+			high = middle;
 	}
 	return NULL;
 }
@@ -315,7 +396,7 @@ note_who_has_more(const KlmBatch *batch)
 		n++;
 	}
 	foreach(lc, batch->claims)
-		find_pool(((KlmClaim *) lfirst(lc))->account)->more = true;
+		klm_find_pool(((KlmClaim *) lfirst(lc))->account)->more = true;
 	klm_sender.claim_again = false;
 	dlist_foreach(iter, &klm_sender.pools)
 		klm_sender.claim_again |= dlist_container(KlmPool, node, iter.cur)->more;
@@ -392,7 +473,8 @@ look_at_accounts(void)
 
 /* Make a delivery of a claimed row, or its outcome if it cannot be one. */
 static void
-prepare(KlmBatch *batch, KlmClaim *claimed, KlmStoredMessage *message, KlmPool *pool)
+prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *message,
+		KlmPool *pool)
 {
 	KlmDelivery   *delivery;
 	const char *problem = NULL;
@@ -459,32 +541,13 @@ prepare(KlmBatch *batch, KlmClaim *claimed, KlmStoredMessage *message, KlmPool *
 	delivery->smtp.parts[1].length = message->entity_length;
 	delivery->smtp.part_count = 2;
 	batch->open++;
+	if (claimed->granted)
+		klm_may_begin(delivery, grant);
 	message->users++;
 	pool->bytes += delivery->size;
 	klm_sender.claimed_bytes += delivery->size;
 	dlist_push_tail(&pool->queue, &delivery->node);
 	pool->queued++;
-}
-
-static KlmPool *
-find_pool(const char *name)
-{
-	dlist_iter	iter;
-	KlmPool	   *pool;
-
-	dlist_foreach(iter, &klm_sender.pools)
-	{
-		pool = dlist_container(KlmPool, node, iter.cur);
-		if (strcmp(pool->name, name) == 0)
-			return pool;
-	}
-	pool = MemoryContextAllocZero(klm_sender.context, sizeof(KlmPool));
-	pool->name = MemoryContextStrdup(klm_sender.context, name);
-	dlist_init(&pool->queue);
-	dlist_init(&pool->links);
-	pool->allowed = Min(4, klm_sender.connections);
-	dlist_push_tail(&klm_sender.pools, &pool->node);
-	return pool;
 }
 
 /*

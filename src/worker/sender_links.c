@@ -53,7 +53,6 @@ static void flush_link(KlmLink *link);
 static void read_link(KlmLink *link);
 static void take_results(KlmLink *link);
 static void set_deadline(KlmLink *link);
-static int	connection_limit(KlmPool *pool);
 static void learn_limit(KlmPool *pool, int connections);
 static bool is_local(const KlmSmtpResult *result);
 static bool is_nobodys(KlmLink *link, const KlmSmtpResult *result);
@@ -99,7 +98,7 @@ klm_waits_for_dot(const KlmLink *link)
 void
 klm_feed(KlmPool *pool)
 {
-	int			limit = connection_limit(pool);
+	int			limit = klm_connection_limit(pool);
 	int64		now = klm_clock_ms();
 	dlist_mutable_iter surplus;
 
@@ -117,7 +116,7 @@ klm_feed(KlmPool *pool)
 			klm_close_link(link, NULL);
 	}
 	take_back_waiting(pool);
-	for (int open = 0; open < 2 && pool->queued > 0; open++)
+	for (int open = 0; open < 2 && pool->granted > 0; open++)
 	{
 		dlist_mutable_iter iter;
 
@@ -129,7 +128,7 @@ klm_feed(KlmPool *pool)
 		{
 			KlmLink	   *link = dlist_container(KlmLink, node, iter.cur);
 
-			if (link->state != LINK_OPEN || pool->queued == 0)
+			if (link->state != LINK_OPEN || pool->granted == 0)
 				continue;
 			if (strcmp(link->settings->account->fingerprint,
 					   pool->settings->account->fingerprint) != 0 ||
@@ -147,6 +146,7 @@ klm_feed(KlmPool *pool)
 					return;
 				delivery = dlist_container(KlmDelivery, node, dlist_pop_head_node(&pool->queue));
 				pool->queued--;
+				pool->granted--;
 				begin(link, delivery);
 			}
 		}
@@ -174,7 +174,7 @@ klm_feed(KlmPool *pool)
 static void
 take_back_waiting(KlmPool *pool)
 {
-	int			better = connection_limit(pool) - pool->link_count;
+	int			better = klm_connection_limit(pool) - pool->link_count;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &pool->links)
@@ -185,7 +185,7 @@ take_back_waiting(KlmPool *pool)
 			klm_smtp_can_begin(link->smtp))
 			better++;
 	}
-	better -= pool->queued;
+	better -= pool->granted;
 	dlist_foreach(iter, &pool->links)
 	{
 		KlmLink	   *link = dlist_container(KlmLink, node, iter.cur);
@@ -198,6 +198,7 @@ take_back_waiting(KlmPool *pool)
 		link->begun--;
 		pool->open--;
 		pool->queued++;
+		pool->granted++;
 		dlist_push_head(&pool->queue, &delivery->node);
 		better--;
 	}
@@ -212,16 +213,6 @@ is_spent(KlmLink *link)
 	return link->spent ||
 		(provider && provider->messages_per_connection > 0 &&
 		 link->begun >= provider->messages_per_connection);
-}
-
-/* How many connections the pool may have now. */
-static int
-connection_limit(KlmPool *pool)
-{
-	if (pool->ceiling > 0 && klm_clock_ms() >= pool->ceiling_until)
-		pool->ceiling = 0;
-	return Min(Min(pool->allowed, klm_sender.connections),
-			   pool->ceiling > 0 ? pool->ceiling : pool->allowed);
 }
 
 /*

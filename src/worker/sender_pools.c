@@ -28,6 +28,8 @@ KlmSender	klm_sender = {
 
 static int	outcome_space;
 
+static void batch_done(int64 number);
+
 static KlmOutcome *
 new_outcome(int64 id, const KlmPool *pool)
 {
@@ -112,14 +114,16 @@ klm_finish_delivery(KlmDelivery *delivery)
 	klm_sender.claimed_bytes -= delivery->size;
 	if (--delivery->message->users == 0)
 		pfree(delivery->message->entity - VARHDRSZ);
+	klm_leave_grant(delivery->grant);
 	if (--batch->open == 0)
-		MemoryContextDelete(batch->context);
+		klm_batch_free(batch);
 }
 
 /* What no link has begun goes back as it was. */
 void
 klm_return_queue(KlmPool *pool)
 {
+	pool->granted = 0;
 	while (!dlist_is_empty(&pool->queue))
 	{
 		KlmDelivery   *delivery = dlist_container(KlmDelivery, node,
@@ -176,4 +180,70 @@ klm_release_settings(KlmSettings *settings)
 {
 	if (settings && --settings->users == 0)
 		MemoryContextDelete(settings->context);
+}
+
+void
+klm_leave_grant(KlmGrant *grant)
+{
+	if (grant != NULL && --grant->open == 0)
+	{
+		batch_done(grant->number);
+		pfree(grant);
+	}
+}
+
+void
+klm_batch_free(KlmBatch *batch)
+{
+	batch_done(batch->number);
+	MemoryContextDelete(batch->context);
+}
+
+/* The next transaction, which records what is not recorded yet, deletes its row. */
+static void
+batch_done(int64 number)
+{
+	static int	space = 0;
+
+	/* What is let go must be found when we are gone. */
+	if (klm_sender.claims_abandoned)
+		return;
+	if (klm_sender.done_count == space)
+	{
+		space = Max(64, 2 * space);
+		klm_sender.done = klm_sender.done ?
+			repalloc(klm_sender.done, space * sizeof(int64)) :
+			MemoryContextAlloc(klm_sender.context, space * sizeof(int64));
+	}
+	klm_sender.done[klm_sender.done_count++] = number;
+}
+
+KlmPool *
+klm_find_pool(const char *name)
+{
+	dlist_iter	iter;
+	KlmPool	   *pool;
+
+	dlist_foreach(iter, &klm_sender.pools)
+	{
+		pool = dlist_container(KlmPool, node, iter.cur);
+		if (strcmp(pool->name, name) == 0)
+			return pool;
+	}
+	pool = MemoryContextAllocZero(klm_sender.context, sizeof(KlmPool));
+	pool->name = MemoryContextStrdup(klm_sender.context, name);
+	dlist_init(&pool->queue);
+	dlist_init(&pool->links);
+	pool->allowed = Min(4, klm_sender.connections);
+	dlist_push_tail(&klm_sender.pools, &pool->node);
+	return pool;
+}
+
+int
+klm_connection_limit(KlmPool *pool)
+{
+	if (pool->ceiling > 0 && klm_clock_ms() >= pool->ceiling_until)
+		pool->ceiling = 0;
+	return Min(Min(pool->allowed, klm_sender.connections),
+			   pool->ceiling > 0 ? pool->ceiling : pool->allowed);
 }

@@ -47,6 +47,7 @@ is($here->query("SELECT $senders"), 1, 'one sender, which is the default');
 
 my $orphan = $here->query(q{SELECT kliv_mail.send('orphan@customer.example', 'x', 'x', send_at => kliv_mail._now() + interval '1 hour')});
 $here->query("UPDATE kliv_mail._outbox SET epoch = 999999 WHERE message_id = $orphan");
+$here->query("SELECT kliv_mail._stamp(999999, 1, '{}', ARRAY(SELECT id FROM kliv_mail._outbox WHERE message_id = $orphan), '{}')");
 queue('more', 200);
 $elsewhere->query('ALTER DATABASE postgres ALLOW_CONNECTIONS false');
 $node->configure('kliv_mail.senders_per_database' => 2);
