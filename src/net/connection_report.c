@@ -168,6 +168,88 @@ plain_names(const char *names)
 	return text.data;
 }
 
+/* The words for a connection that did not come about. */
+static void
+explain_connect(const KlmConnection *connection, KlmConnectReport *report)
+{
+	const KlmTarget *target = &connection->target;
+	double		timeout = connection->timeout_ms / 1000.0;
+	bool		timed_out = connection->result == CURLE_OPERATION_TIMEDOUT;
+
+	if (connection->guard_refused && !connection->address_tried)
+	{
+		report->refused = true;
+		report->detail = psprintf("host \"%s\" is %s, a loopback, link-local, private or "
+								  "reserved address", target->host,
+								  connection->refused_address);
+		report->hint = pstrdup("Use the provider's public host name; an administrator can "
+							   "allow the address in kliv_mail.allowed_hosts.");
+	}
+	else if (connection->descriptors_exhausted)
+	{
+		report->starved = true;
+		report->detail = pstrdup("too many open files in this server process");
+	}
+	else if (connection->result == CURLE_COULDNT_RESOLVE_HOST)
+	{
+		report->detail = psprintf("no address was found for host \"%s\"", target->host);
+		report->hint = pstrdup("Check the host's spelling, and that the database server "
+							   "can look up names.");
+	}
+	else if (timed_out && !connection->resolved)
+	{
+		report->detail = psprintf("the look-up of host \"%s\" did not end within %g s",
+								  target->host, timeout);
+		report->hint = pstrdup("Check that the database server can look up names.");
+	}
+	else
+	{
+		report->detail = timed_out ?
+			psprintf("no answer from %s port %d within %g s",
+					 connection->address[0] ? connection->address : target->host,
+					 target->port, timeout) :
+			psprintf("could not connect to %s port %d: %s",
+					 connection->address[0] ? connection->address : target->host,
+					 target->port,
+					 connection->socket_errno ? strerror(connection->socket_errno) :
+					 connection->error);
+		report->hint = pstrdup("Check host and port (587 with starttls, 465 with tls), and "
+							   "that a firewall lets the database server out.");
+	}
+}
+
+/* The words for a failed greeting. */
+static void
+explain_greeting(const KlmConnection *connection, KlmConnectReport *report)
+{
+	const KlmTarget *target = &connection->target;
+	double		timeout = connection->timeout_ms / 1000.0;
+	bool		timed_out = connection->result == CURLE_OPERATION_TIMEDOUT;
+
+	if (report->reply.code != 0)
+		report->detail = pstrdup("the server does not take the connection");
+	else
+	{
+		report->detail = timed_out ?
+			psprintf("the server on port %d sent no greeting within %g s", target->port,
+					 timeout) :
+			psprintf("the server on port %d sent no SMTP greeting: %s", target->port,
+					 ending(connection));
+		if (target->encryption != KLM_TLS && (target->port == 465 || target->port == 2465))
+			report->hint = psprintf("Port %d begins with TLS: use encryption => 'tls', "
+									"or port 587 with encryption => 'starttls'.",
+									target->port);
+		else if (target->encryption != KLM_STARTTLS)
+			report->hint = psprintf("Check that this is a mail server's port.%s",
+									timed_out ? SLOW_HINT : "");
+		else
+			report->hint = psprintf("If port %d begins with TLS, use encryption => "
+									"'tls'; else use port 587 with encryption => "
+									"'starttls', or port 465 with encryption => 'tls'.%s",
+									target->port, timed_out ? SLOW_HINT : "");
+	}
+}
+
 /* The words for a failed TLS stage. */
 static void
 explain_tls(const KlmConnection *connection, KlmConnectReport *report)
@@ -288,130 +370,71 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 	report->hint = pstrdup("The server must offer TLS 1.2 or newer.");
 }
 
-/* The words for every other stage; long: one switch, a stage a case. */
+/* The words for a failed login, where it did not end before the server said anything. */
+static void
+explain_auth(const KlmConnection *connection, KlmConnectReport *report)
+{
+	const KlmTarget *target = &connection->target;
+
+	if (report->reply.code / 100 == 4)
+		report->detail = pstrdup("the server does not take the login now");
+	else if (report->reply.code != 0)
+	{
+		report->detail = pstrdup(target->oauth2 ? "the server refused the token" :
+								 "the server refused the user name or password");
+		report->hint = pstrdup(target->oauth2 ?
+							   "Get a new access token for SMTP, and check the user name." :
+							   "Check username and password; many providers want an API "
+							   "key or an app password instead of the account's own.");
+	}
+	else if (!connection->caps.auth)
+	{
+		report->detail = pstrdup("the server offers no AUTH");
+		report->hint = pstrdup("Use the provider's port for sending (587 or 465), or leave "
+							   "out username and password if the server wants none.");
+	}
+	else if (target->oauth2 ? !klm_smtp_offers(&connection->caps, "XOAUTH2") :
+			 !klm_smtp_offers(&connection->caps, "PLAIN") && !klm_smtp_offers(&connection->caps, "LOGIN"))
+	{
+		report->detail = psprintf("the server offers AUTH %s, none of which can be used "
+								  "(usable: %s)",
+								  printable(connection->caps.auth_mechanisms,
+											strlen(connection->caps.auth_mechanisms)),
+								  target->oauth2 ? "XOAUTH2" : "PLAIN, LOGIN");
+		report->hint = pstrdup(target->oauth2 ?
+							   "Use auth => 'password' if the provider has passwords for "
+							   "SMTP." :
+							   "Use auth => 'oauth2' if the provider wants a token.");
+	}
+}
+
+/* What went wrong and what to do about it. */
 static void
 explain(const KlmConnection *connection, KlmConnectReport *report)
 {
-	const KlmTarget *target = &connection->target;
-	double		timeout = connection->timeout_ms / 1000.0;
-	bool		timed_out = connection->result == CURLE_OPERATION_TIMEDOUT;
-	bool		replied = report->reply.code != 0;
-
 	switch (connection->stage)
 	{
 		case KLM_STAGE_CONNECT:
-			if (connection->guard_refused && !connection->address_tried)
-			{
-				report->refused = true;
-				report->detail = psprintf("host \"%s\" is %s, a loopback, link-local, private or "
-										  "reserved address", target->host,
-										  connection->refused_address);
-				report->hint = pstrdup("Use the provider's public host name; an administrator can "
-									   "allow the address in kliv_mail.allowed_hosts.");
-			}
-			else if (connection->descriptors_exhausted)
-			{
-				report->starved = true;
-				report->detail = pstrdup("too many open files in this server process");
-			}
-			else if (connection->result == CURLE_COULDNT_RESOLVE_HOST)
-			{
-				report->detail = psprintf("no address was found for host \"%s\"", target->host);
-				report->hint = pstrdup("Check the host's spelling, and that the database server "
-									   "can look up names.");
-			}
-			else if (timed_out && !connection->resolved)
-			{
-				report->detail = psprintf("the look-up of host \"%s\" did not end within %g s",
-										  target->host, timeout);
-				report->hint = pstrdup("Check that the database server can look up names.");
-			}
-			else
-			{
-				report->detail = timed_out ?
-					psprintf("no answer from %s port %d within %g s",
-							 connection->address[0] ? connection->address : target->host,
-							 target->port, timeout) :
-					psprintf("could not connect to %s port %d: %s",
-							 connection->address[0] ? connection->address : target->host,
-							 target->port,
-							 connection->socket_errno ? strerror(connection->socket_errno) :
-							 connection->error);
-				report->hint = pstrdup("Check host and port (587 with starttls, 465 with tls), and "
-									   "that a firewall lets the database server out.");
-			}
+			explain_connect(connection, report);
 			break;
-
 		case KLM_STAGE_GREETING:
-			if (replied)
-				report->detail = pstrdup("the server does not take the connection");
-			else
-			{
-				report->detail = timed_out ?
-					psprintf("the server on port %d sent no greeting within %g s", target->port,
-							 timeout) :
-					psprintf("the server on port %d sent no SMTP greeting: %s", target->port,
-							 ending(connection));
-				if (target->encryption != KLM_TLS && (target->port == 465 || target->port == 2465))
-					report->hint = psprintf("Port %d begins with TLS: use encryption => 'tls', "
-											"or port 587 with encryption => 'starttls'.",
-											target->port);
-				else if (target->encryption != KLM_STARTTLS)
-					report->hint = psprintf("Check that this is a mail server's port.%s",
-											timed_out ? SLOW_HINT : "");
-				else
-					report->hint = psprintf("If port %d begins with TLS, use encryption => "
-											"'tls'; else use port 587 with encryption => "
-											"'starttls', or port 465 with encryption => 'tls'.%s",
-											target->port, timed_out ? SLOW_HINT : "");
-			}
+			explain_greeting(connection, report);
 			break;
-
 		case KLM_STAGE_TLS:
 			explain_tls(connection, report);
 			break;
-
 		case KLM_STAGE_AUTH:
-			if (replied && report->reply.code / 100 == 4)
-				report->detail = pstrdup("the server does not take the login now");
-			else if (replied)
-			{
-				report->detail = pstrdup(target->oauth2 ? "the server refused the token" :
-										 "the server refused the user name or password");
-				report->hint = pstrdup(target->oauth2 ?
-									   "Get a new access token for SMTP, and check the user name." :
-									   "Check username and password; many providers want an API "
-									   "key or an app password instead of the account's own.");
-			}
-			else if (!connection->caps.auth)
-			{
-				report->detail = pstrdup("the server offers no AUTH");
-				report->hint = pstrdup("Use the provider's port for sending (587 or 465), or leave "
-									   "out username and password if the server wants none.");
-			}
-			else if (target->oauth2 ? !klm_smtp_offers(&connection->caps, "XOAUTH2") :
-					 !klm_smtp_offers(&connection->caps, "PLAIN") && !klm_smtp_offers(&connection->caps, "LOGIN"))
-			{
-				report->detail = psprintf("the server offers AUTH %s, none of which can be used "
-										  "(usable: %s)",
-										  printable(connection->caps.auth_mechanisms,
-													strlen(connection->caps.auth_mechanisms)),
-										  target->oauth2 ? "XOAUTH2" : "PLAIN, LOGIN");
-				report->hint = pstrdup(target->oauth2 ?
-									   "Use auth => 'password' if the provider has passwords for "
-									   "SMTP." :
-									   "Use auth => 'oauth2' if the provider wants a token.");
-			}
+			explain_auth(connection, report);
 			break;
-
 		default:
-			if (replied)
+			if (report->reply.code != 0)
 				report->detail = pstrdup("the server refused EHLO");
 			break;
 	}
 
 	if (report->detail == NULL)
-		report->detail = timed_out ? psprintf("no reply from the server within %g s", timeout) :
+		report->detail = connection->result == CURLE_OPERATION_TIMEDOUT ?
+			psprintf("no reply from the server within %g s", connection->timeout_ms / 1000.0) :
 			pstrdup(ending(connection));
 }
 
