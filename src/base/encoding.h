@@ -20,7 +20,7 @@ extern PGDLLEXPORT char *klm_to_utf8(const char *text);
 extern PGDLLEXPORT char *klm_from_utf8(const char *utf8);
 
 /* NULL for what cannot be converted. */
-extern PGDLLEXPORT char *klm_to_utf8_or_null(const char *text);
+extern char *klm_to_utf8_or_null(const char *text);
 
 /* For an argument: the error names it, and shows nothing of it. */
 extern PGDLLEXPORT char *klm_argument_to_utf8(const char *argument, const char *text);

@@ -53,6 +53,6 @@ extern PGDLLEXPORT void klm_raise(const char *argument, const KlmError *error, b
  * without the lines of code where that was, which are no business of a caller;
  * the context of what the caller does is kept.
  */
-extern PGDLLEXPORT void klm_rethrow(MemoryContext context) pg_attribute_noreturn();
+extern void klm_rethrow(MemoryContext context) pg_attribute_noreturn();
 
 #endif							/* KLM_ERROR_H */

@@ -23,14 +23,14 @@ extern PGDLLEXPORT char *klm_allowed_hosts;
 extern PGDLLEXPORT char *klm_ehlo_setting;
 extern PGDLLEXPORT char *klm_ca_file;
 extern PGDLLEXPORT int klm_connections_per_account;
-extern PGDLLEXPORT int klm_max_senders;
-extern PGDLLEXPORT int klm_senders_per_database;
+extern int klm_max_senders;
+extern int klm_senders_per_database;
 extern PGDLLEXPORT int klm_sender_memory;	/* kB */
 extern PGDLLEXPORT int klm_connect_timeout; /* ms */
 extern PGDLLEXPORT int klm_reply_timeout;	/* ms */
 extern PGDLLEXPORT int klm_retention;	/* s */
 extern PGDLLEXPORT int klm_max_message_size;	/* kB */
-extern PGDLLEXPORT char *klm_prohibited_extensions;
+extern char *klm_prohibited_extensions;
 extern PGDLLEXPORT int klm_sender_idle_timeout; /* ms */
 extern PGDLLEXPORT bool klm_notify;
 extern bool klm_mask_secrets;

@@ -13,19 +13,19 @@
 #include "base/kliv_mail.h"
 
 /* The code point at *text, which moves on; a byte that is no UTF-8 counts as U+FFFD. */
-extern PGDLLEXPORT uint32 klm_utf8_next(const char **text, const char *end);
+extern uint32 klm_utf8_next(const char **text, const char *end);
 
 /* A space of any width. */
-extern PGDLLEXPORT bool klm_is_space(uint32 ch);
+extern bool klm_is_space(uint32 ch);
 
 /* U+200C and U+200D, with which Persian, Indic scripts and emoji are written. */
-extern PGDLLEXPORT bool klm_is_joiner(uint32 ch);
+extern bool klm_is_joiner(uint32 ch);
 
 /* C0, C1, bidi controls, line separators, characters without a width. */
-extern PGDLLEXPORT bool klm_is_unsafe(uint32 ch);
+extern bool klm_is_unsafe(uint32 ch);
 
 /* Those, the joiners, and what else shows nothing by itself. */
-extern PGDLLEXPORT bool klm_is_invisible(uint32 ch);
+extern bool klm_is_invisible(uint32 ch);
 
 /*
  * Has the text what may stand in no name: an unsafe character, or a joiner
@@ -38,7 +38,7 @@ extern PGDLLEXPORT bool klm_has_unsafe_char(const char *utf8, bool allow_tab);
  * that change the direction or have no width, joiners that join nothing, and
  * line ends before and behind it.  What is left may still be no name.
  */
-extern PGDLLEXPORT char *klm_without_invisible(const char *utf8);
+extern char *klm_without_invisible(const char *utf8);
 
 /*
  * Text for a message: the first 80 characters, what is invisible by its number.

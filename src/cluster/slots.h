@@ -17,7 +17,7 @@
 #include "base/kliv_mail.h"
 
 /* Is the library preloaded, so that a launcher exists? */
-extern PGDLLEXPORT bool klm_preloaded(void);
+extern bool klm_preloaded(void);
 
 /* From _PG_init while preloading: hooks that size and make the shared state. */
 extern void klm_shmem_init(void);
@@ -33,7 +33,7 @@ typedef struct KlmProcessStatus
 	char		last_error[256];	/* the last error of a sender of this database, UTF-8 */
 } KlmProcessStatus;
 
-extern PGDLLEXPORT void klm_process_status(KlmProcessStatus *status);
+extern void klm_process_status(KlmProcessStatus *status);
 
 /* ---- senders ---- */
 

@@ -22,19 +22,19 @@
  * its commit, or at COMMIT PREPARED, a sender is woken or started.  due: when
  * the earliest is due in real time; 0: now.
  */
-extern PGDLLEXPORT void klm_wake_at_commit(TimestampTz due);
+extern void klm_wake_at_commit(TimestampTz due);
 
 /*
  * What somebody waits for may have changed without a sender (it was cancelled):
  * at commit, those in klm_wait_for_record() look again.
  */
-extern PGDLLEXPORT void klm_changed_at_commit(void);
+extern void klm_changed_at_commit(void);
 
 /*
  * At commit the database's senders end cleanly and are started anew, since
  * what ALTER DATABASE ... SET changes is read at the start of a session.
  */
-extern PGDLLEXPORT void klm_restart_at_commit(Oid database);
+extern void klm_restart_at_commit(Oid database);
 
 /*
  * Block the database: no sender is started, and those that run are asked to
@@ -51,8 +51,8 @@ extern void klm_unblock_database(Oid database);
  * over; interruptible.  Start with *seen = klm_records(); false at the timeout
  * or when not preloaded.
  */
-extern PGDLLEXPORT uint64 klm_records(void);
-extern PGDLLEXPORT bool klm_wait_for_record(uint64 *seen, long timeout_ms);
+extern uint64 klm_records(void);
+extern bool klm_wait_for_record(uint64 *seen, long timeout_ms);
 
 /* At commit: a sender has a look whether this database has mail (a copy), or none any more. */
 extern void klm_look_at_commit(Oid database);

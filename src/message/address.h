@@ -39,7 +39,7 @@ extern PGDLLEXPORT bool klm_parse_address(const char *text, KlmAddress *address,
  * encode*, or in a list given to klm_parse_address_list(): the name quoted as
  * needed, UTF-8 kept.  For RFC 2047 encoded header lines see compose.h.
  */
-extern PGDLLEXPORT char *klm_format_address(const char *name, const char *addr);
+extern char *klm_format_address(const char *name, const char *addr);
 
 /*
  * May an account send as addr?  It may as its own from_address (or NULL) and as

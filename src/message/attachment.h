@@ -31,17 +31,17 @@ typedef struct KlmAttachment
  * prohibited: the extensions of kliv_mail.prohibited_extensions, separated by
  * spaces.
  */
-extern PGDLLEXPORT bool klm_mime_check_attachment(KlmAttachment *attachment, const char *prohibited,
+extern bool klm_mime_check_attachment(KlmAttachment *attachment, const char *prohibited,
 									  KlmError *error);
 
 /*
  * All attachments of a message: each by itself, no Content-ID twice, not more
  * than KLM_MAX_ATTACHMENTS (54000).
  */
-extern PGDLLEXPORT bool klm_mime_check_attachments(KlmAttachment *attachments, int count,
+extern bool klm_mime_check_attachments(KlmAttachment *attachments, int count,
 									   const char *prohibited, KlmError *error);
 
 /* The content type that a file name's extension stands for; NULL if unknown. */
-extern PGDLLEXPORT const char *klm_mime_type_by_name(const char *filename);
+extern const char *klm_mime_type_by_name(const char *filename);
 
 #endif							/* KLM_ATTACHMENT_H */

@@ -57,7 +57,7 @@ typedef struct KlmIdentity
  * Append header lines (Date first) and body to out, which grows once, to the
  * size needed.  Content must be checked.
  */
-extern PGDLLEXPORT void klm_mime_compose(const KlmContent *content, StringInfo out);
+extern void klm_mime_compose(const KlmContent *content, StringInfo out);
 
 /* Has a message that klm_mime_compose() made this header? */
 extern PGDLLEXPORT bool klm_mime_has_header(const char *message, Size length, const char *name);

@@ -31,17 +31,16 @@ typedef struct KlmHeader
  * false, with SQLSTATE 22023; over the limits (name 76, value 16,000 octets):
  * 54000.
  */
-extern PGDLLEXPORT bool klm_mime_check_header(const char *name, const char *value, KlmError *error);
+extern bool klm_mime_check_header(const char *name, const char *value, KlmError *error);
 
 /*
  * All headers of a message: each by itself, none twice, not more than
  * KLM_MAX_HEADERS (54000), List-Unsubscribe-Post only beside an https
  * List-Unsubscribe (RFC 8058).
  */
-extern PGDLLEXPORT bool klm_mime_check_headers(const KlmHeader *headers, int count,
-											   KlmError *error);
+extern bool klm_mime_check_headers(const KlmHeader *headers, int count, KlmError *error);
 
 /* May this be a subject?  CR, LF, controls 22023; over 16,000 octets 54000. */
-extern PGDLLEXPORT bool klm_mime_check_subject(const char *subject, KlmError *error);
+extern bool klm_mime_check_subject(const char *subject, KlmError *error);
 
 #endif							/* KLM_HEADER_CHECK_H */

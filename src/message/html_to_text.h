@@ -15,6 +15,6 @@
 #include "base/kliv_mail.h"
 
 /* A readable plain text for an HTML body; palloc'd. */
-extern PGDLLEXPORT char *klm_mime_text_from_html(const char *html);
+extern char *klm_mime_text_from_html(const char *html);
 
 #endif							/* KLM_HTML_TO_TEXT_H */

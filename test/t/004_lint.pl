@@ -125,6 +125,13 @@ planted('a branch on the version', 'src/base/error.c', sub { $_ .= "\n#if PG_VER
 planted('an elog() that is not listed', 'src/base/encoding.c', sub { $_ .= "\nstatic void\nplanted(void)\n{\n\telog(ERROR, \"planted\");\n}\n" },
     qr{^src/base/encoding\.c:\d+: elog\(\) gives XX000}m);
 
+# The preloaded library in place of the second one, which then needs nothing of it.
+system("cp kliv_mail.so $copy/ && cp kliv_mail.so $copy/kliv_mail_net.so") == 0 or die "could not copy the libraries";
+($output) = lint_of($copy);
+like($output, qr/^kliv_mail\.so:1: exports klm_now, which nothing outside of it needs: PGDLLEXPORT in vain$/m,
+    'a symbol that is exported in vain');
+unlike($output, qr/exports klm_launcher_main, which/, 'the main function of a process is not');
+
 # A long function that says why is nobody's fault.
 my $path = "$copy/src/base/error.c";
 write_file($path, slurp_file($path) . "\n/* long: a table */\nstatic int\nplanted(void)\n{\n$body}\n");
