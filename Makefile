@@ -80,8 +80,11 @@ uninstall-net:
 .PHONY: install-net uninstall-net
 endif
 
-sql/$(EXTENSION)--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) kliv_mail.control
-	cat $(sort $(wildcard sql/install/*.sql)) > $@
+# The comments of configure_smtp() and test_smtp() name the providers that there are.
+PROVIDERS = $(shell sed -n 's/^\t\t\.name = "\(.*\)",/\1/p' src/smtp/providers.c | paste -sd ' ' | sed 's/ / | /g')
+
+sql/$(EXTENSION)--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) src/smtp/providers.c kliv_mail.control
+	cat $(sort $(wildcard sql/install/*.sql)) | sed 's/@PROVIDERS@/$(PROVIDERS)/' > $@
 
 ## demo: from packages to a mail that a real SMTP server received (root or sudo)
 demo:

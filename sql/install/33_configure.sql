@@ -150,7 +150,7 @@ RETURNS SETOF kliv_mail.smtp_settings
 AS '$libdir/kliv_mail_net', 'kliv_mail_configure_smtp' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.configure_smtp IS
 $$Saves the SMTP account that mail goes by, after testing it; a call that fails saves nothing. NULL keeps what is saved (a new account: the provider's values, 50 an hour, 500 a day), '' clears. Another provider, host, port, encryption or username needs the password again; sender and limits stay.
-provider: gmail | sendgrid | mailgun | ses | postmark | sakura | onamae | resend
+provider: @PROVIDERS@
 encryption: tls | starttls | none
 auth: password | oauth2
 A provider's arguments are in the view providers (required, example); without one give host, username and password. Left out, encryption is tls on the ports 465 and 2465 and starttls on others; none is only for a relay without password. With oauth2 the password is an access token. Instead of password: password_sealed (crypto_box_seal of the lines account, host, password for public_key()) or password_file (on the server, for members of pg_read_server_files). from_address: default is a username that is an address; it goes with it, another one is kept. test: connect, log in and ask whether from_address may send first. dry_run: check, and test, but save nothing. account: a further account's name.

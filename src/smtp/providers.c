@@ -24,6 +24,7 @@
 
 #define INVALID ERRCODE_INVALID_PARAMETER_VALUE
 
+/* The Makefile reads the names here, for the comments of configure_smtp() and test_smtp(). */
 const KlmProvider klm_providers[] = {
 	{
 		.name = "gmail",
@@ -261,10 +262,15 @@ klm_find_provider(const char *name)
 	return NULL;
 }
 
-const char *
+char *
 klm_provider_names(void)
 {
-	return "gmail, sendgrid, mailgun, ses, postmark, sakura, onamae, resend";
+	StringInfoData names;
+
+	initStringInfo(&names);
+	for (int i = 0; i < klm_provider_count; i++)
+		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "", klm_providers[i].name);
+	return names.data;
 }
 
 /* Is word one of "465 2465", in any case? */

@@ -75,8 +75,8 @@ extern const int klm_provider_count;
 /* NULL if unknown (or name is NULL). */
 extern const KlmProvider *klm_find_provider(const char *name);
 
-/* "gmail, sendgrid, ...", static. */
-extern const char *klm_provider_names(void);
+/* "gmail, sendgrid, ...", palloc'd. */
+extern char *klm_provider_names(void);
 
 /*
  * How many recipients the provider takes in any 24 hours of an account with this

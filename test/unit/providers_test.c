@@ -159,15 +159,12 @@ test_headers(const char *provider, const char *host, int count, const char *name
 static void
 test_table(void)
 {
-	char	   *names = pstrdup("");
-
 	for (int i = 0; i < klm_provider_count; i++)
 	{
 		const KlmProvider *p = &klm_providers[i];
 		const char *argument;
 		KlmError	error = {0};
 
-		names = psprintf("%s%s%s", names, i ? ", " : "", p->name);
 		check(klm_find_provider(p->name) == p, "found by its name", p->name);
 		check(p->title && p->required[0] && p->example && p->username_hint && p->password_hint && p->sender_hint &&
 			  p->unproven && p->notes && p->docs_url, "complete", p->name);
@@ -177,7 +174,8 @@ test_table(void)
 								 "mail1.onamae.ne.jp", p->port, p->encryption, NULL, NULL, false, &argument, &error),
 			  "passes its own check", error.message);
 	}
-	check(strcmp(names, klm_provider_names()) == 0, "names", names);
+	check(strcmp(klm_provider_names(), "gmail, sendgrid, mailgun, ses, postmark, sakura, onamae, resend") == 0,
+		  "names", klm_provider_names());
 	check(klm_find_provider("nobody") == NULL && klm_find_provider(NULL) == NULL, "unknown", NULL);
 }
 
