@@ -11,7 +11,7 @@
 
 -- The share of a window that marketing may fill: at least one, where it may have any.
 CREATE FUNCTION kliv_mail._marketing_share(window_limit integer) RETURNS integer
-LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
     SELECT greatest((window_limit::bigint * share / 100)::integer, least(window_limit, share, 1))
     FROM (SELECT 100 - current_setting('kliv_mail.reserved_share')::integer AS share) AS s;
@@ -275,7 +275,7 @@ $$;
 
 -- No reply asks for more than a day, and a day of a zone that sets its clocks back has 25 hours.
 CREATE FUNCTION kliv_mail._longest_hold() RETURNS interval
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
 BEGIN ATOMIC
     SELECT interval '25 hours';
 END;

@@ -224,25 +224,26 @@ $$;
 
 -- What the sender asks when it is woken, since it may have claimed before a change.
 -- connections: no more at once, as its server showed lately; NULL: nothing is known.
-CREATE FUNCTION kliv_mail._account_states(OUT name text, OUT settings text, OUT stopped integer, OUT connections integer) RETURNS SETOF record
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT x.name, md5(x::text),
-           (NOT x.in_use OR x.problem IS NOT NULL OR x.hourly_limit = 0 OR x.daily_limit = 0
-            OR EXISTS (SELECT FROM kliv_mail._pause AS p WHERE p.account IN ('', x.name)))::integer,
-           q.connections
-    FROM kliv_mail._accounts() AS x
-    LEFT JOIN kliv_mail._quota AS q ON q.account = x.name AND q.connections_until > kliv_mail._now();
+CREATE FUNCTION kliv_mail._account_states() RETURNS TABLE (name text, settings text, stopped integer, connections integer)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT x.name, md5(x::text),
+        (NOT x.in_use OR x.problem IS NOT NULL OR x.hourly_limit = 0 OR x.daily_limit = 0
+         OR EXISTS (SELECT FROM kliv_mail._pause AS p WHERE p.account IN ('', x.name)))::integer,
+        (SELECT q.connections FROM kliv_mail._quota AS q WHERE q.account = x.name AND q.connections_until > kliv_mail._now())
+    FROM kliv_mail._accounts() AS x;
 END;
+$$;
 
 -- What the sender needs of the messages it does not hold yet.
 CREATE FUNCTION kliv_mail._messages(p_ids bigint[])
 RETURNS TABLE (id bigint, header_id text, from_address text, from_name text, reply_to text, smtputf8 boolean, unsubscribe boolean, entity bytea)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT m.id, m.header_id, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.unsubscribe, m.entity
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT m.id, m.header_id, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.unsubscribe, m.entity
     FROM kliv_mail._message AS m WHERE m.id = ANY (p_ids);
 END;
+$$;
 
 -- What a transaction of the sender takes into its hands, and what of that a server may
 -- have from its commit on; p_done: its batches that are finished.

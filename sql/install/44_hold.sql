@@ -3,7 +3,7 @@
 -- Time to wait before try number n+1: 30 s doubling to an hour, a quarter of
 -- it either way by chance, so that what failed together does not come back together.
 CREATE FUNCTION kliv_mail._backoff(n integer) RETURNS interval
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     SELECT make_interval(secs => least(3600, 30 * power(2, least(greatest(n, 1), 20) - 1)) * (0.75 + random() / 2));
 END;

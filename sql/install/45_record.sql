@@ -37,8 +37,11 @@ END;
 -- Give back to the windows they were taken from what the server surely did not accept.
 -- So the share of a recipient's hour, whose rows other accounts' claims take in the same order.
 CREATE FUNCTION kliv_mail._refund(p_epoch bigint, p_ids bigint[]) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_ids = '{}' THEN
+        RETURN;
+    END IF;
     WITH given AS MATERIALIZED (
         SELECT w.account, w.window_name, w.window_start, count(*) AS n, count(*) FILTER (WHERE x.priority = 2) AS marketing
         FROM kliv_mail._outbox AS x,
@@ -55,6 +58,7 @@ BEGIN ATOMIC
     FROM taken AS t
     WHERE u.account = t.account AND u.window_name = t.window_name AND u.window_start = t.window_start;
 END;
+$$;
 
 -- Record outcomes, all in one go; what became of each.  verdict is one of classify_reply()'s,
 -- without a delivery also 'key', or 'connections': its server takes no more than code at once; or
