@@ -41,10 +41,12 @@
 #   garbage-STAGE         a line that is no reply
 #   extra-STAGE           the reply twice: the client's count is out of step
 #   slow-STAGE-MS         the reply after so many milliseconds
+#   drip-STAGE            a line of the reply each 100 ms, never the last one
 #   early-CODE            a reply in the middle of the body, then closed
 #   grey[-N]              451 4.7.1 at RCPT for the first N (1) attempts
 #   close-idle            accepted, then closed after the reply
 #   421-idle              accepted, then an unasked 421 and closed
+#   451-idle              accepted, then 451 4.4.2 to the next MAIL and closed, as Amazon SES does
 #   half-reply, long-reply, nul-reply   at the dot;   421-mid   at RCPT
 # STAGE is mail, rcpt, data or dot.  MAIL comes before the recipient is known:
 # faults at MAIL look ahead in what a pipelining client sent, and also go by the
@@ -72,7 +74,7 @@ import time
 STAGES = ("mail", "rcpt", "data", "dot")
 ALIASES = {"half-reply": "half-dot", "long-reply": "long-dot", "nul-reply": "nul-dot",
            "421-mid": "rcpt-421-4.3.2"}
-FAULT = re.compile(r"(drop|reset|stall|hold|half|long|nul|garbage|extra|slow)"
+FAULT = re.compile(r"(drop|reset|stall|hold|half|long|nul|garbage|extra|slow|drip)"
                    r"-(mail|rcpt|data|dot|before-dot|after-dot|body)(?:-(\d+))?\Z")
 REPLY = re.compile(r"(mail|rcpt|data|dot)-([2-5]\d\d)(?:-(\d\.\d{1,3}\.\d{1,3}))?\Z")
 MESSAGE_ID = re.compile(rb"^message-id:[ \t]*(?:\r\n[ \t]+)?<?([^>\r\n]*)", re.I | re.M)
@@ -104,7 +106,7 @@ DEFAULTS = {
     "command_limit": 0,             # octets of a command, then 500; 512 is RFC 5321's
     "quit_binary": False,           # answer QUIT with bytes that are no reply
     # For everybody: a reply text ("\\r\\n" between lines), or drop, reset,
-    # stall, hold, half, long, nul, garbage, extra, slow-MS.  auth_reply answers every
+    # stall, hold, half, long, nul, garbage, extra, drip, slow-MS.  auth_reply answers every
     # attempt, auth_failure the wrong credentials.
     "greeting_reply": "", "ehlo_reply": "", "starttls_reply": "", "auth_reply": "",
     "auth_failure": "535 5.7.8 Error: authentication failed",
@@ -268,7 +270,7 @@ def named_fault(stage, name):
         return ("early", int(name[6:]))
     if stage == "rcpt" and (name == "grey" or re.match(r"grey-\d+\Z", name)):
         return ("grey", int(name[5:] or 1))
-    if stage == "dot" and name in ("close-idle", "421-idle"):
+    if stage == "dot" and name in ("close-idle", "421-idle", "451-idle"):
         return (name, 0)
     return None
 
@@ -301,6 +303,7 @@ class Connection(asyncio.Protocol):
         self.in_body = False
         self.auth_step = None       # function for the next line of AUTH
         self.messages = 0
+        self.idled = False
         self.user = None
         self.hello = False
         self.early = 0
@@ -508,6 +511,10 @@ class Connection(asyncio.Protocol):
             self.raw((text + "\r\n" + text + "\r\n").encode())
         elif kind == "slow":
             self.wait(value, lambda: self.reply(text))
+        elif kind == "drip":
+            self.raw((code + "-please wait\r\n").encode())
+            self.flush()
+            self.wait(100, lambda: self.play(fault, text))
         else:
             raise ValueError("unknown fault %r" % (fault,))
         return code[0] in "23" and kind in ("long", "nul", "extra", "slow", "hold", "half")
@@ -691,6 +698,9 @@ class Connection(asyncio.Protocol):
             self.reply("503 5.5.1 nested MAIL command")
         elif not match or match[1].upper() != b"FROM":
             self.reply("501 5.5.4 syntax: MAIL FROM:<address>")
+        elif self.idled:
+            self.reply("451 4.4.2 Timeout waiting for data from client.")
+            self.close("idled")
         elif config["messages_per_connection"] and \
                 self.messages >= config["messages_per_connection"]:
             self.reply("421 4.7.0 Too many messages on this connection")
@@ -815,7 +825,7 @@ class Connection(asyncio.Protocol):
         fault = server.fault("dot", address, config)
         accepted = fault is None or fault[0] in (
             "drop", "reset", "half", "slow", "hold", "extra", "stall-after", "close-idle",
-            "421-idle") \
+            "421-idle", "451-idle") \
             or (fault[0] in ("long", "nul") and str(fault[1] or 250)[0] == "2") \
             or (fault[0] == "reply" and fault[1][0] == "2")
         name = "%x%07d" % (os.getpid(), server.ledger.count + 1)
@@ -872,6 +882,9 @@ class Connection(asyncio.Protocol):
         elif kind == "421-idle":
             self.reply(reply)
             self.reply("421 4.4.2 timeout exceeded")
+        elif kind == "451-idle":
+            self.reply(reply)
+            self.idled = True
         else:
             self.play(fault, reply)
 

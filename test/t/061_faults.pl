@@ -38,6 +38,7 @@ my %kinds = (
     half       => [qw(suspect suspect later taken)],
     garbage    => [qw(suspect suspect later untaken)],
     stall      => [qw(suspect suspect later untaken)],
+    drip       => [qw(suspect suspect later)],       # (at the dot it would have ten minutes)
     extra      => [qw(later later later well)],
     long       => [qw(well well well well)],
     'long-451' => [qw(suspect later later later)],
@@ -50,10 +51,10 @@ my @stages = qw(mail rcpt data dot);
 my @cases = (
     [ 'drop-before-dot', 'untaken' ], [ 'reset-before-dot', 'untaken' ], [ 'stall-after-dot', 'taken' ],
     [ 'stall-body', 'untaken' ], [ 'early-552', 'failed' ], [ 'early-421', 'suspect' ], [ 'grey', 'later' ],
-    [ 'close-idle', 'well' ], [ '421-idle', 'well' ]);
+    [ 'close-idle', 'well' ], [ '421-idle', 'well' ], [ '451-idle', 'well' ]);
 for my $kind (sort keys %kinds)
 {
-    for my $i (0 .. 3)
+    for my $i (0 .. $#{ $kinds{$kind} })
     {
         my ($what, $number) = $kind =~ /^([a-z]*)-?(\d*)$/;
         my $name = $what eq '' ? "$stages[$i]-$number" : "$what-$stages[$i]" . ($number ? "-$number" : '');
@@ -61,7 +62,7 @@ for my $kind (sort keys %kinds)
     }
 }
 # Without pipelining every answer is waited for: those in which that differs.
-my @lockstep = grep { $_->[0] =~ /^(?:drop|half|garbage|extra|grey|stall-body|close)|^(?:mail|rcpt|data|dot)-(?:354|421|550)/ } @cases;
+my @lockstep = grep { $_->[0] =~ /^(?:drop|half|garbage|extra|grey|stall-body|close|451-idle)|^(?:mail|rcpt|data|dot)-(?:354|421|550)/ } @cases;
 
 # Before MAIL everything is about the account.  What is "well" there is so
 # because libcurl passes over it.
@@ -153,10 +154,12 @@ my $ready = "SELECT count(*) = 0 FROM kliv_mail._outbox AS o
       AND (o.epoch IS NOT NULL OR (o.due <= kliv_mail._now() AND NOT EXISTS (
                SELECT FROM kliv_mail._quota AS q WHERE q.account = o.route AND q.held_until > kliv_mail._now() - interval '20 seconds')))";
 $node->wait_until($ready);
-is($node->sql("SELECT count(*) FROM kliv_mail._outbox WHERE epoch IS NOT NULL"), 2 * @stuck, 'what stalls at the dot is waited for');
+is($node->sql("SELECT count(*) FROM kliv_mail._outbox WHERE epoch IS NOT NULL AND account IN ($stuck)"), 2 * @stuck, 'what stalls at the dot is waited for');
 $server{plain}->release;
 $node->wait_until($ready =~ s/\Q$stuck\E/''/r);
 is_deeply([ $node->workers('kliv_mail sender') ], [$pid], 'the sender is the same all the while');
+my $idle = join ', ', map { "'a$_'" } grep { $run[$_]{fault} =~ /-idle$/ } 0 .. $#run;
+is($node->sql("SELECT count(*) FROM kliv_mail._outbox WHERE route IN ($idle)"), 0, 'no mail waits where the server closed a connection that was idle');
 
 # ---- in the end ----
 
