@@ -100,6 +100,9 @@ sql(q{SELECT kliv_mail.send(format('well%s@example.com', i), 'x', repeat('123456
 ok($server{custom}->wait_for(sub { $server{custom}->count - $taken == 20 }, 30), 'accounts that hang are not in the way of one that does not');
 note(sprintf '%.1f s', time - $start);
 is(sql(q{SELECT count(*) FILTER (WHERE account = 'slow') > 0 FROM kliv_mail.deliveries WHERE status = 'sending'}), 't', '... while they hang');
+# Nobody has to wait for them any more.
+sql(q{SELECT kliv_mail.pause('slow'), kliv_mail.pause('silent')});
+$server{$_}->drop_connections for qw(slow silent);
 # ---- connections: as many as go well ----
 
 my $smtp = $server{custom};
@@ -157,6 +160,17 @@ connections_until('after 421 half of them are left', sub { $_[0] <= 4 });
 wait_until(q{SELECT held_by = 'account' AND attempts = 0 FROM kliv_mail.deliveries WHERE recipient LIKE 'rcpt-421%'});
 sql(q{SELECT kliv_mail.cancel(message_id) FROM kliv_mail.deliveries WHERE recipient LIKE 'rcpt-421%'; SELECT FROM kliv_mail.test_smtp()});
 
+# A server that takes two at once: the others that were opening are turned away, which holds nobody;
+# what was learnt lasts, and the next sender knows it.
+$smtp->set(max_connections => 2, delay_dot => 20);
+my $turned_away = sub { hours_later(25); $smtp->drop_connections; return scalar grep { $_->{event} eq 'connect' } burst(80) };
+my $connects = $turned_away->();
+cmp_ok($connects, '<=', 6, 'a server that takes two connections: four are tried, and none again for each mail') or diag($connects);
+is($turned_away->(), 2, '... the next sender opens two');
+is(sql(q{SELECT count(*) FROM kliv_mail.events WHERE kind = 'account_held' AND detail ~ 'oo many c'}), 0, '... and the account is never held');
+$smtp->set(max_connections => 0, delay_dot => 0);
+sql(q{UPDATE kliv_mail._quota SET connections = NULL});
+
 # Servers that take so many on a connection: by 421, or by closing it.
 for my $close (0, 1)
 {
@@ -174,6 +188,23 @@ sql(q{UPDATE kliv_mail._account SET provider = 'resend' WHERE name = 'custom'});
 $start = time;
 @events = burst(11);
 cmp_ok($events[-1]{time} - $start, '>=', 1.95, 'where the provider publishes a rate, eleven mails take two seconds');
+
+# ---- more connections than the process may have descriptors ----
+
+# (a third of them is for what is not a file)
+$node->configure(max_files_per_process => 90, 'kliv_mail.max_daily_limit' => 1_000_000);
+$session->quit;
+$node->restart;
+$session = $node->session;
+sql("SELECT FROM kliv_mail.configure_smtp(account => 'many$_', host => '127.0.0.1', port => " . $smtp->port
+      . ", encryption => 'none', username => '', from_address => 'a\@many$_.example', test => false)") for 1 .. 6;
+$smtp->state;
+$smtp->set(delay_dot => 300);
+sql(q{SELECT kliv_mail.send(format('many%s_%s@example.com', i, j), 'x', 'x', account => 'many' || j) FROM generate_series(1, 16) AS i, generate_series(1, 6) AS j});
+wait_until(q{SELECT count(*) = 96 FROM kliv_mail.deliveries WHERE recipient LIKE 'many%' AND status = 'sent'});
+my $peak = $smtp->state->{peak};
+cmp_ok($peak, '<', 30, "six accounts had fewer connections than they wanted ($peak)");
+is(sql(q{SELECT count(*) FROM kliv_mail.events WHERE kind = 'account_held' AND account LIKE 'many%'}), 0, '... and none was held for it');
 
 $session->quit;
 $node->stop;
