@@ -1,8 +1,9 @@
 -- What _record() makes of outcomes, without a network: states, attempts, quota,
--- holds.  The claims are made by hand under epochs that no sender has; the
--- setting delivery keeps senders of other sessions out.
+-- holds.  The claims are made by hand under epochs that this session keeps alive;
+-- the setting delivery keeps senders of other sessions out.
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET kliv_mail.delivery = hold', current_database()); END $$;
 SET client_min_messages = warning;
+SELECT kliv_mail._epoch_lock(77) AND kliv_mail._epoch_lock(78) AS alive;
 INSERT INTO kliv_mail._account (name, in_use, route_order, origin, host, port, encryption, from_address,
     hourly_limit, daily_limit, created_at, updated_at, updated_by, renewed_at)
 VALUES ('out', true, 9, kliv_mail._origin(), 'smtp.example.com', 25, 'none', 'app@example.com', 1000, 10000, now(), now(), 'me', now());
@@ -157,20 +158,24 @@ SELECT reset();
 -- returned: as if it had never been claimed
 SELECT recipient, status, attempts, used FROM play('{p@x.example}', 'returned', 'message', 'mail', 0);
 -- a row that another epoch has claimed meanwhile is left alone
+BEGIN;
 UPDATE kliv_mail._outbox SET epoch = 79 WHERE route = 'out';
 SELECT r.status FROM kliv_mail._record(77, ARRAY(SELECT outcome(o.id, 'accepted', 'message', 'dot', 250) FROM kliv_mail._outbox AS o WHERE o.epoch = 79)) AS r;
 SELECT count(*) FROM kliv_mail._outbox WHERE epoch = 79;
 -- nobody holds the lock of epoch 79: what a server may have is in doubt ...
 SELECT kliv_mail._stamp(79, 1, '{}', ARRAY(SELECT o.id FROM kliv_mail._outbox AS o WHERE o.epoch = 79), '{}');
 SELECT kliv_mail._recover() > 0 AS recovered;
+COMMIT;
 SELECT status, left(reason, 100) AS reason FROM kliv_mail.deliveries WHERE recipient = 'p@x.example';
 SELECT reset();
 -- ... and what had only been claimed goes back as it was, with its share of the quota
 SELECT count(kliv_mail.send(r, 'Outcome', 'x', account => 'out')) FROM unnest('{p1@x.example,p2@x.example,p3@x.example}'::text[]) AS r;
-SELECT kliv_mail._stamp(78, 1, array_agg(c.id), array_agg(c.id) FILTER (WHERE c.recipient = 'p2@x.example'), '{}')
-FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true) AS c;
+BEGIN;
+SELECT kliv_mail._stamp(79, 1, array_agg(c.id), array_agg(c.id) FILTER (WHERE c.recipient = 'p2@x.example'), '{}')
+FROM kliv_mail._claim_account(79, 'out', 100, 1000000, true) AS c;
 SELECT used FROM kliv_mail.usage WHERE account = 'out' AND window_name = 'day';
 SELECT kliv_mail._recover() AS in_doubt;
+COMMIT;
 SELECT recipient, status, attempts FROM kliv_mail.deliveries WHERE recipient LIKE 'p_@x.example' ORDER BY 1;
 SELECT used FROM kliv_mail.usage WHERE account = 'out' AND window_name = 'day';
 SELECT count(*) AS left_behind FROM kliv_mail._batch WHERE epoch IN (78, 79);

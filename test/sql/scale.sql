@@ -3,6 +3,8 @@
 -- autovacuum mostly meets it.
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET kliv_mail.delivery = hold', current_database()); END $$;
 SET client_min_messages = warning;
+-- A sender that is on its way out takes no claim for a dead one's.
+SELECT kliv_mail._epoch_lock(78) AS alive;
 INSERT INTO kliv_mail._account (name, in_use, route_order, origin, host, port, encryption, from_address,
     hourly_limit, daily_limit, created_at, updated_at, updated_by, renewed_at)
 VALUES ('scale', true, 9, kliv_mail._origin(), 'smtp.example.com', 25, 'none', 'app@example.com', 10000, 10000, now(), now(), 'me', now());
