@@ -681,7 +681,7 @@ ask_room(FunctionCallInfo fcinfo, const SendRequest *request, SendCheck *check)
 		if (other->noticed && strcmp(other->account, check->account) == 0)
 			check->noticed = true;
 	if (!request->error_on_limit &&
-		(check->noticed || IsolationIsSerializable() ||
+		(check->noticed || IsolationIsSerializable() || !message_level_is_interesting(NOTICE) ||
 		 check->room_asked == GetCurrentStatementStartTimestamp()))
 		return;
 	check->room_asked = 0;
@@ -690,6 +690,7 @@ ask_room(FunctionCallInfo fcinfo, const SendRequest *request, SendCheck *check)
 	PushActiveSnapshot(GetLatestSnapshot());
 	klm_add_text(&call, check->account);
 	klm_add(&call, INT2OID, Int16GetDatum(request->priority), false);
+	klm_add_bool(&call, request->error_on_limit);
 	klm_run_one(&call, "send_room", true);
 	check->room = klm_result_int8(1);
 	check->problem = klm_result_text(2, TopTransactionContext);
