@@ -39,7 +39,7 @@ CREATE INDEX _outbox_ready ON kliv_mail._outbox (origin, route, priority, due, i
 CREATE INDEX _outbox_message ON kliv_mail._outbox (message_id);
 CREATE INDEX _outbox_expires ON kliv_mail._outbox (origin, expires_at) WHERE expires_at IS NOT NULL;
 -- Rows come and go all day: vacuum by the row count, not by a share of it.
-ALTER TABLE kliv_mail._outbox SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0,
+ALTER TABLE kliv_mail._outbox SET (fillfactor = 40, autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 
 -- What senders have in hand: a row for each claim, and one for what of it is

@@ -1,0 +1,48 @@
+# What a mail costs in WAL, in figures that no noise blurs: a test fails where one
+# grows by more than a tenth.  Who makes it grow on purpose changes the figure here.
+use strict;
+use warnings;
+use KlivMail::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $mails = 400;
+my $node = KlivMail::Cluster->new(
+    'main',
+    platform_url => 'smtp://127.0.0.1:1',
+    conf => {
+        autovacuum => 'off',
+        full_page_writes => 'off',
+        wal_level => 'replica',
+        'kliv_mail.platform_hourly_limit' => 1000000,
+        'kliv_mail.platform_daily_limit' => 1000000
+    });
+$node->sql('ALTER DATABASE postgres SET kliv_mail.delivery = hold');
+my $session = $node->background_psql('postgres', on_error_stop => 1);
+$session->query("SET client_min_messages = warning; SET kliv_mail.delivery = on; SELECT kliv_mail._epoch_lock(77)");
+
+# Octets of WAL a mail; at most a tenth more than what it was, and not less than nine tenths.
+sub costs
+{
+    my ($what, $figure, $sql) = @_;
+    my ($before) = $session->query('SELECT pg_current_wal_insert_lsn()') =~ /(\S+)/;
+    $session->query($sql);
+    my ($octets) = $session->query("SELECT (pg_current_wal_insert_lsn() - '$before') / $mails") =~ /(\d+)/;
+    note("$what: $octets octets");
+    cmp_ok($octets, '<=', 1.1 * $figure, "$what: no more than $figure octets and a tenth");
+    cmp_ok($octets, '>=', 0.9 * $figure, "$what: the figure is up to date");
+    return;
+}
+
+costs('a send() of 8 KB', 10400, "SELECT count(kliv_mail.send('a' || n || '\@example.com', 'Costs', repeat('8 KB in all, line by line' || E'\\n', 316))) FROM generate_series(1, $mails) AS n");
+costs('its claim', 245, "CREATE TEMPORARY TABLE claimed AS SELECT * FROM kliv_mail._claim(77, $mails, 100000000)");
+costs('its record', 465, "SELECT count(r) FROM kliv_mail._record(77, ARRAY(SELECT ROW(c.id, c.account, 'accepted', 'message', NULL, 0, 'dot', 250, NULL, '250 2.0.0 Ok: queued as 4TxYz', NULL, NULL, '4TxYz', 'From: a', NULL)::kliv_mail._outcome FROM claimed AS c)) AS r");
+is($session->query('SELECT count(*) FROM kliv_mail._delivery'), $mails, 'all of them were claimed and recorded');
+
+# A claim changes no column that an index has.
+$session->query('SELECT pg_stat_force_next_flush()');
+cmp_ok($session->query(q{SELECT (100 * n_tup_hot_upd / n_tup_upd)::integer FROM pg_stat_user_tables WHERE relname = '_outbox'}), '>=', 90, 'claims write no index entries');
+$session->quit;
+$node->stop;
+
+done_testing();
