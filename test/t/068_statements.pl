@@ -68,6 +68,50 @@ arrives('cancelled@undone.example', '... and starts a sender');
 is_deeply([ $node->workers('kliv_mail launcher') ], [$launcher], '... the same launcher');
 unlike(slurp_file($node->logfile), qr/launcher.*(?:ERROR|exited)|ERROR:  canceling statement/, '... without a word');
 
+# ---- nor has a sender; and the owner of the extension may leave while it waits for a reply ----
+
+$node->sql('CREATE ROLE boss SUPERUSER; CREATE DATABASE owned');
+@in = (dbname => 'owned');
+$node->sql('CREATE EXTENSION kliv_mail', @in, role => 'boss');
+$smtp->set(dot_reply => 'hold');
+my $held = $node->sql(q{SELECT kliv_mail.send('held@owned.example', 'x', 'x')}, @in);
+arrives('held@owned.example', 'a mail whose dot is not answered yet');
+my ($sender) = $node->workers('kliv_mail sender', 'owned');
+$node->sql("SELECT pg_cancel_backend($sender) FROM generate_series(1, 3)");
+$node->sql('REASSIGN OWNED BY boss TO postgres; DROP OWNED BY boss; DROP ROLE boss', @in);
+my $next = $node->sql(q{SELECT kliv_mail.send('next@owned.example', 'x', 'x')}, @in);
+arrives('next@owned.example', 'cancelled and without its owner, the sender goes on');
+$smtp->set(dot_reply => '');
+$smtp->resume;
+is($node->sql("SELECT kliv_mail.wait($_, '60 s')", @in), 'sent', '... and records what it sent') for $held, $next;
+is($node->sql('SELECT string_agg(attempts::text, $$ $$), (SELECT last_value FROM kliv_mail._epoch) FROM kliv_mail.deliveries', @in), '1 1|1', '... once, and it was the same all the while');
+is(scalar($smtp->accepted("$_\@owned.example")), 1, "... one copy of $_") for qw(held next);
+unlike(slurp_file($node->logfile), qr/(?:ERROR|FATAL):|exited with/, '... without an error');
+
+# ---- NOTIFY tells what became of a mail, whatever its last reply was ----
+
+$node->reconfigure('kliv_mail.notify' => 'on');
+my $listener = $node->session(@in);
+$listener->query('LISTEN kliv_mail');
+my %told = map { $_->[0] => $node->sql("SELECT kliv_mail.send('$_->[0]\@owned.example', 'x', 'x')", @in) } [ 'good' ], [ 'rcpt-550-5.1.1' ], [ 'rcpt-451-4.3.0' ];
+$node->wait_until(q{SELECT count(*) = 1 FROM kliv_mail._outbox WHERE held_by IS NULL AND attempts = 1 AND epoch IS NULL}, @in);
+my $all = $listener->query('SELECT 1');
+like($all, qr/"$told{$_->[0]}": "$_->[1]"/, "NOTIFY: $_->[1]") for [ 'good', 'sent' ], [ 'rcpt-550-5.1.1', 'bounced' ], [ 'rcpt-451-4.3.0', 'deferred' ];
+$node->sql(q{UPDATE kliv_mail._outbox SET first_attempt_at = now() - interval '10 days', due = now(); SELECT kliv_mail._wake()}, @in);
+$node->wait_until(q{SELECT count(*) = 0 FROM kliv_mail._outbox}, @in);
+like($listener->query('SELECT 1'), qr/"$told{'rcpt-451-4.3.0'}": "bounced"/, '... and bounced, when it was tried long enough');
+$listener->quit;
+$node->reconfigure('kliv_mail.notify' => 'off');
+
+# ---- a sender whose transactions fail for good leaves, and the next one begins anew ----
+
+my $claim = $node->sql(q{SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND proname = '_claim'}, @in);
+$node->sql("ALTER FUNCTION $claim RENAME TO _away", @in);
+$node->sql(q{SELECT kliv_mail.send('broken@owned.example', 'x', 'x')}, @in);
+ok($node->wait_for('it has gone', sub { slurp_file($node->logfile) =~ /kliv_mail sender.*exited with exit code 1/ }), 'a sender whose claims fail ends');
+$node->sql('ALTER FUNCTION ' . $claim =~ s/_claim/_away/r . ' RENAME TO _claim', @in);
+arrives('broken@owned.example', '... and the next one sends');
+
 # ---- the usual "reset my schema" ----
 
 make_database('reset');
@@ -81,10 +125,11 @@ arrives('kept@reset.example', '... and goes');
 
 make_database('shut');
 @in = (dbname => 'shut');
-$node->sql(q{SELECT kliv_mail.send('after@shut.example', 'x', 'x', send_at => now() + interval '3 seconds')}, @in);
-no_sender('shut');
+my $session = $node->session(@in);
 $node->sql('ALTER DATABASE shut ALLOW_CONNECTIONS false');
-ok($node->wait_for('the launcher has tried', sub { slurp_file($node->logfile) =~ /FATAL:  database "shut" is not currently accepting connections/ }), 'due while no connection is allowed');
+$session->query(q{SELECT kliv_mail.send('after@shut.example', 'x', 'x')});
+ok($session->wait_until(q{SELECT next_start IS NULL FROM kliv_mail.status}), 'while no connection is allowed the launcher starts nothing');
+$session->quit;
 $node->sql('ALTER DATABASE shut ALLOW_CONNECTIONS true');
 arrives('after@shut.example', 'allowed again, the mail goes by itself');
 
@@ -101,6 +146,7 @@ $node->wait_until(q{SELECT count(*) = 5 FROM kliv_mail.deliveries WHERE status =
 KlivMail::RawMessages::gone(qr/^r\d\@shop\.example$/, 'their database was restored');
 my ($out, $err) = run_command([ 'pg_restore', '--clean', '--if-exists', '--exit-on-error', '-d', $node->connstr('shop'), $dump ]);
 is($err, '', 'restored over the same database');
+is($node->sql('SELECT (SELECT count(*) FROM kliv_mail._outbox WHERE due < now()), oldest_due FROM kliv_mail.status', @in), '5|', 'what was brought along is not what is due here');
 my $result = $node->try(q{SELECT kliv_mail.send('new@shop.example', 'x', 'x')}, @in);
 like("@{ $result->{notices} }", qr/copy of another/, 'a send() says that it is a copy');
 no_sender('shop');
