@@ -39,7 +39,6 @@ DECLARE
     v record;
     v_room integer;
     v_ids bigint[];
-    v_sizes integer[];
     v_suspects bigint[];
 BEGIN
     -- A glance without a lock, so that a look in vain writes nothing: is anything
@@ -93,7 +92,7 @@ BEGIN
     -- far as it leaves its share of the windows free.  The rows are chosen first and
     -- then taken by their ids, since the outbox's statistics are mostly of a moment
     -- when it was empty: a join would read all of it for each claim.
-    SELECT array_agg(s.id ORDER BY s.n), array_agg(s.size ORDER BY s.n) INTO v_ids, v_sizes
+    SELECT array_agg(s.id ORDER BY s.n) INTO v_ids
     FROM (SELECT z.id, z.size, z.priority, row_number() OVER w AS n, sum(z.size) OVER w AS upto
           FROM (SELECT y.*, coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = y.message_id), 0) AS size
                 FROM (SELECT c.id, c.due, c.message_id, p.priority
@@ -107,7 +106,7 @@ BEGIN
                             AND (r.route = ANY (v_own) OR coalesce((SELECT m.from_address IS NULL OR kliv_mail._may_send(p_account, m.from_address)
                                                                     FROM kliv_mail._message AS m WHERE m.id = o.message_id), true))
                           ORDER BY o.due, o.id LIMIT v_room FOR NO KEY UPDATE SKIP LOCKED) AS c
-                      ORDER BY p.priority, c.due, c.id LIMIT v_room) AS y) AS z
+                      ORDER BY p.priority, c.due, c.id LIMIT v_room) AS y OFFSET 0) AS z
           WINDOW w AS (ORDER BY z.priority, z.due, z.id)) AS s
     WHERE (s.upto <= p_bytes OR (p_first AND s.n = 1)) AND (s.priority < 2 OR s.n <= v.remaining_marketing);
     IF v.probe_room = 1 THEN
@@ -119,7 +118,7 @@ BEGIN
             SET epoch = p_epoch, account = p_account, hour_start = v.hour_start, day_start = v.day_start,
                 attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at), held_by = NULL
             WHERE o.id = ANY (v_ids)
-            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, array_position(v_ids, o.id) AS n, o.priority,
+            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, o.priority, o.due,
                 CASE WHEN o.route = ANY (v_own) THEN NULL WHEN o.route = '' THEN v_default ELSE o.route END AS instead_of),
         told AS (
             INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
@@ -137,10 +136,11 @@ BEGIN
             ORDER BY 1, 2, 3
             ON CONFLICT (account, window_name, window_start) DO UPDATE
             SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
-        SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts, v_sizes[c.n],
+        SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts,
+               coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = c.message_id), 0),
                CASE WHEN EXISTS (SELECT FROM kliv_mail._suppression) THEN kliv_mail._suppressed(c.recipient, c.priority, v_at) END,
                f.from_address, f.from_name
-        FROM claimed AS c LEFT JOIN kliv_mail._account AS f ON f.name = c.instead_of ORDER BY c.n;
+        FROM claimed AS c LEFT JOIN kliv_mail._account AS f ON f.name = c.instead_of ORDER BY c.priority, c.due, c.id;
 END;
 $$;
 

@@ -4,7 +4,9 @@
 -- Where an outcome says nothing of a server, what a server said last stays.
 CREATE FUNCTION kliv_mail._finish(p_epoch bigint, p_outcomes kliv_mail._outcome[], at timestamptz)
 RETURNS TABLE (message_id bigint, status text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    -- Each of the rows beside each outcome would be a thousand looks for thirty mails.
+    SET enable_nestloop = off AS $$
 DECLARE
     -- Looked up by these, whatever the statistics say of a table that fills and empties all day.
     v_ids bigint[] := ARRAY(SELECT x.id FROM unnest(p_outcomes) AS x);
