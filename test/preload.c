@@ -2,9 +2,10 @@
  *
  * preload.c
  *		What a test cannot do to a machine that it does not own, for LD_PRELOAD:
- *		a look-up of a name that never ends (never.example), and a disk that is
+ *		a look-up of a name that never ends (never.example), a disk that is
  *		full while the file that KLM_FULL_DISK names exists: then no file of a
- *		database grows.
+ *		database grows; and a clock that is off by the seconds that the file
+ *		KLM_CLOCK says, while CLOCK_MONOTONIC goes on.
  *
  *		cc -shared -fPIC -o preload.so test/preload.c
  *
@@ -20,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -112,4 +114,22 @@ int
 posix_fallocate64(int fd, off_t offset, off_t length)
 {
 	return posix_fallocate(fd, offset, length);
+}
+
+int
+gettimeofday(struct timeval *restrict now, void *restrict zone)
+{
+	int			(*original) (struct timeval *, void *) = dlsym(RTLD_NEXT, "gettimeofday");
+	const char *name = getenv("KLM_CLOCK");
+	FILE	   *file = name ? fopen(name, "r") : NULL;
+	int			result = original(now, zone);
+	long		off = 0;
+
+	if (file)
+	{
+		if (fscanf(file, "%ld", &off) == 1)
+			now->tv_sec += off;
+		fclose(file);
+	}
+	return result;
 }

@@ -170,16 +170,19 @@ BEGIN
 END;
 $$;
 
--- Where the newest row was made in the future, the clock has been set back: what was due when it was
--- made, or waits for a retry, is due now.
+-- Where rows were made in the future, the clock has been set back: what was due when it was made, or
+-- waits for a retry, is due now.  It looks at the newest ones, among which those that came since are few.
 CREATE FUNCTION kliv_mail._settle_clock(at timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    v_ahead timestamptz := at + interval '10 seconds';
 BEGIN
-    IF (SELECT o.created_at FROM kliv_mail._outbox AS o ORDER BY o.id DESC LIMIT 1) > at + interval '10 seconds' THEN
-        UPDATE kliv_mail._outbox AS o SET due = at
+    IF v_ahead < (SELECT max(x.created_at) FROM (SELECT o.created_at FROM kliv_mail._outbox AS o ORDER BY o.id DESC LIMIT 100) AS x) THEN
+        UPDATE kliv_mail._outbox AS o
+        SET created_at = at,
+            due = CASE WHEN o.due > at AND o.due < 'infinity' AND coalesce(m.send_at <= o.created_at, true) THEN at ELSE o.due END
         FROM kliv_mail._message AS m
-        WHERE m.id = o.message_id AND o.epoch IS NULL AND o.created_at > at + interval '10 seconds' AND o.due > at AND o.due < 'infinity'
-          AND (m.send_at IS NULL OR m.send_at <= o.created_at);
+        WHERE m.id = o.message_id AND o.epoch IS NULL AND o.created_at > v_ahead;
     END IF;
 END;
 $$;

@@ -6,6 +6,7 @@
  * One LWLock guards all of it; nobody waits, allocates or raises while holding
  * it, and what a commit does under it is one hash look-up.  slots.c owns the
  * state and has the functions below, which are called with the lock held.
+ * All times are of klm_clock_ms().
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -14,7 +15,6 @@
 #ifndef KLM_SHARED_STATE_H
 #define KLM_SHARED_STATE_H
 
-#include "datatype/timestamp.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
@@ -30,13 +30,13 @@ typedef struct KlmDatabase
 	int			blocked;		/* statements that keep senders out */
 	int			slots;			/* reserved or attached for it */
 	bool		backlog;		/* its senders wish for another one */
-	TimestampTz left_due;		/* the earliest next_due of senders that left while others stay */
+	int64		left_due;		/* the earliest next_due of senders that left while others stay */
 	uint32		deaths;			/* senders that did not leave cleanly */
 	uint64		wakes;			/* commits that asked for a sender */
-	TimestampTz next_due;		/* DT_NOEND: not known to be due ever */
-	TimestampTz waits_since;	/* due, but without a slot; 0: does not wait */
+	int64		next_due;		/* KLM_NEVER: not known to be due ever */
+	int64		waits_since;	/* due, but without a slot; 0: does not wait */
 	int			failures;		/* senders in a row that did not leave cleanly */
-	TimestampTz not_before;		/* the throttle */
+	int64		not_before;		/* the throttle */
 	uint64		records;		/* commits of a sender's results, of cancel() and its kin */
 	ConditionVariable recorded;
 	char		last_error[256];	/* UTF-8 */
@@ -61,7 +61,7 @@ typedef struct KlmSlot
 	bool		must_leave;		/* a statement waits for it */
 	bool		restart;		/* with other settings, when what is under way is done */
 	bool		extra;			/* its database had a sender already */
-	TimestampTz started;
+	int64		started;
 } KlmSlot;
 
 typedef struct KlmSharedState
@@ -95,7 +95,7 @@ extern void klm_remove_if_unknown(KlmDatabase *database);
  * its sender's, who will see the wake-up, or the launcher's.  Further senders'
  * latches are set here.
  */
-extern PGPROC *klm_wake_database(KlmDatabase *database, TimestampTz due);
+extern PGPROC *klm_wake_database(KlmDatabase *database, int64 due);
 
 /* Its senders end at once, or (restart) when what is under way is done. */
 extern void klm_ask_to_leave(Oid oid, bool restart);

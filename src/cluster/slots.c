@@ -36,8 +36,8 @@
 #include "storage/proclist.h"
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
-#include "utils/timestamp.h"
 
+#include "base/clock.h"
 #include "base/compat.h"
 #include "base/guc.h"
 #include "cluster/database_label.h"
@@ -69,14 +69,14 @@ static shmem_startup_hook_type previous_startup_hook = NULL;
 typedef struct Turn
 {
 	Oid			owner;			/* hash key */
-	TimestampTz at;
+	int64		at;
 } Turn;
 
 static HTAB *turns = NULL;
 
 /* As a sender: our slot and what only we need to know of it. */
 static KlmSlot *my_slot = NULL;
-static TimestampTz my_progress = 0;
+static int64 my_progress = 0;
 
 static void request_shared_memory(void);
 static Size shared_size(void);
@@ -88,7 +88,7 @@ static int	most_senders(void);
 static void detach_launcher(int code, Datum arg);
 static bool goes_before(const KlmDatabase *one, const KlmDatabase *other);
 static int	slots_of(Oid owner);
-static TimestampTz last_turn(Oid owner);
+static int64 last_turn(Oid owner);
 static void want_slots(bool wanted);
 static int	compare_oids(const void *a, const void *b);
 
@@ -189,8 +189,8 @@ klm_make_database(Oid oid)
 	if (!found)
 	{
 		memset((char *) database + sizeof(Oid), 0, sizeof(KlmDatabase) - sizeof(Oid));
-		database->next_due = DT_NOEND;
-		database->left_due = DT_NOEND;
+		database->next_due = KLM_NEVER;
+		database->left_due = KLM_NEVER;
 		ConditionVariableInit(&database->recorded);
 	}
 	return database;
@@ -207,7 +207,7 @@ may_be_removed(KlmDatabase *database)
 	SpinLockRelease(&database->recorded.mutex);
 
 	return !watched && database->blocked == 0 && database->slots == 0 &&
-		TIMESTAMP_IS_NOEND(database->next_due);
+		database->next_due == KLM_NEVER;
 }
 
 void
@@ -218,7 +218,7 @@ klm_remove_if_unknown(KlmDatabase *database)
 }
 
 PGPROC *
-klm_wake_database(KlmDatabase *database, TimestampTz due)
+klm_wake_database(KlmDatabase *database, int64 due)
 {
 	PGPROC	   *first = NULL;
 
@@ -291,7 +291,7 @@ klm_process_status(KlmProcessStatus *status)
 	database = klm_find_database(MyDatabaseId);
 	if (database != NULL)
 	{
-		status->next_due = database->next_due;
+		status->next_due = klm_wall_time(database->next_due);
 		strlcpy(status->last_error, database->last_error, sizeof(status->last_error));
 	}
 	for (int i = 0; i < klm_max_senders; i++)
@@ -336,7 +336,7 @@ klm_sender_attach(Datum worker_argument, Oid *oid)
 		slot->pid = MyProcPid;
 		slot->must_leave = false;
 		slot->restart = false;
-		slot->started = GetCurrentTimestamp();
+		slot->started = klm_clock_ms();
 		*oid = slot->database;
 		my_slot = slot;
 		my_progress = slot->started;
@@ -363,7 +363,7 @@ leave_slot_at_exit(int code, Datum arg)
 		my_slot->state = SLOT_LEAVING;
 		note_failure(database, my_slot);
 		database->deaths++;
-		other = klm_wake_database(database, GetCurrentTimestamp());
+		other = klm_wake_database(database, klm_clock_ms());
 	}
 	klm_free_slot(my_slot);
 	my_slot = NULL;
@@ -399,13 +399,13 @@ klm_free_slot(KlmSlot *slot)
 static void
 note_failure(KlmDatabase *database, const KlmSlot *slot)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = klm_clock_ms();
 
 	if (slot->state != SLOT_RESERVED &&
-		TimestampDifferenceExceeds(slot->started, now, MAX_THROTTLE_S * 1000))
+		now >= slot->started + MAX_THROTTLE_S * 1000)
 		database->failures = 0;
 	database->not_before =
-		now + Min(INT64CONST(1) << Min(database->failures, 30), MAX_THROTTLE_S) * USECS_PER_SEC;
+		now + Min(INT64CONST(1) << Min(database->failures, 30), MAX_THROTTLE_S) * 1000;
 	database->failures++;
 }
 
@@ -418,14 +418,14 @@ klm_sender_must_leave(void)
 void
 klm_sender_progress(void)
 {
-	my_progress = GetCurrentTimestamp();
+	my_progress = klm_clock_ms();
 }
 
 bool
 klm_sender_slot_wanted(long *check_ms)
 {
-	TimestampTz now;
-	TimestampTz end;
+	int64		now;
+	int64		end;
 
 	if (my_slot != NULL && ((volatile KlmSlot *) my_slot)->restart)
 	{
@@ -443,11 +443,10 @@ klm_sender_slot_wanted(long *check_ms)
 		*check_ms = 0;
 		return true;
 	}
-	now = GetCurrentTimestamp();
-	end = Min(TimestampTzPlusMilliseconds(my_progress, SLOT_IDLE_MS),
-			  TimestampTzPlusMilliseconds(my_slot->started, SLOT_MAX_MS));
-	*check_ms = TimestampDifferenceMilliseconds(now, end);
-	return *check_ms <= 0;
+	now = klm_clock_ms();
+	end = Min(my_progress + SLOT_IDLE_MS, my_slot->started + SLOT_MAX_MS);
+	*check_ms = Max(0, end - now);
+	return *check_ms == 0;
 }
 
 bool
@@ -501,7 +500,7 @@ klm_sender_backlog(void)
 }
 
 bool
-klm_sender_leave(uint64 wakes_seen, TimestampTz next_due, bool force)
+klm_sender_leave(uint64 wakes_seen, int64 next_due, bool force)
 {
 	KlmDatabase *database;
 	bool		missed;
@@ -514,7 +513,7 @@ klm_sender_leave(uint64 wakes_seen, TimestampTz next_due, bool force)
 	{
 		/* Who left before may know of something earlier than the last one does. */
 		database->left_due = Min(database->left_due, next_due);
-		database->next_due = missed ? GetCurrentTimestamp() : database->left_due;
+		database->next_due = missed ? klm_clock_ms() : database->left_due;
 		database->failures = 0;
 		database->not_before = 0;
 		my_slot->state = SLOT_LEAVING;
@@ -598,7 +597,7 @@ klm_launcher_attach(void)
 
 		if (slot->state == SLOT_RESERVED)
 		{
-			klm_find_database(slot->database)->next_due = GetCurrentTimestamp();
+			klm_find_database(slot->database)->next_due = klm_clock_ms();
 			klm_free_slot(slot);
 		}
 	}
@@ -622,7 +621,7 @@ detach_launcher(int code, Datum arg)
 bool
 klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = klm_clock_ms();
 	HASH_SEQ_STATUS scan;
 	KlmDatabase *database;
 	KlmDatabase *first = NULL;
@@ -631,14 +630,14 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 	int			waiting = 0;
 	bool		unknown_owner = false;
 
-	outlook->next_start = DT_NOEND;
+	outlook->next_start = KLM_NEVER;
 	reservation->extra = false;
 
 	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
 	hash_seq_init(&scan, databases);
 	while ((database = hash_seq_search(&scan)) != NULL)
 	{
-		TimestampTz start = Max(database->next_due, database->not_before);
+		int64		start = Max(database->next_due, database->not_before);
 
 		if (database->blocked > 0)
 			continue;
@@ -680,10 +679,10 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 		slot->owner = first->owner;
 		slot->extra = reservation->extra;
 		if (first->slots++ == 0)
-			first->left_due = DT_NOEND;
+			first->left_due = KLM_NEVER;
 		first->backlog = false;
 		first->waits_since = 0;
-		first->next_due = DT_NOEND;
+		first->next_due = KLM_NEVER;
 		reservation->slot = slot - klm_shared->slots;
 		reservation->generation = slot->generation;
 		reservation->database = first->oid;
@@ -708,8 +707,8 @@ goes_before(const KlmDatabase *one, const KlmDatabase *other)
 	{
 		int			slots = slots_of(one->owner);
 		int			other_slots = slots_of(other->owner);
-		TimestampTz turn = last_turn(one->owner);
-		TimestampTz other_turn = last_turn(other->owner);
+		int64		turn = last_turn(one->owner);
+		int64		other_turn = last_turn(other->owner);
 
 		if (slots != other_slots)
 			return slots < other_slots;
@@ -732,12 +731,12 @@ slots_of(Oid owner)
 	return count;
 }
 
-static TimestampTz
+static int64
 last_turn(Oid owner)
 {
 	Turn	   *turn = hash_search(turns, &owner, HASH_FIND, NULL);
 
-	return turn != NULL ? turn->at : DT_NOBEGIN;
+	return turn != NULL ? turn->at : PG_INT64_MIN;
 }
 
 /* With the lock held. */
@@ -759,7 +758,7 @@ klm_launcher_started(const KlmReservation *reservation)
 {
 	Turn	   *turn = hash_search(turns, &reservation->owner, HASH_ENTER, NULL);
 
-	turn->at = GetCurrentTimestamp();
+	turn->at = klm_clock_ms();
 }
 
 Datum
@@ -792,7 +791,7 @@ klm_launcher_cancel(const KlmReservation *reservation, bool failed)
 		database = klm_find_database(reservation->database);
 		if (failed)
 			note_failure(database, slot);
-		database->next_due = Min(database->next_due, GetCurrentTimestamp());
+		database->next_due = Min(database->next_due, klm_clock_ms());
 		klm_free_slot(slot);
 	}
 	LWLockRelease(klm_shared->lock);
@@ -812,7 +811,7 @@ klm_launcher_set_exhausted(bool exhausted)
 bool
 klm_launcher_mark_due(const Oid *oids, int count)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = klm_clock_ms();
 	bool		all = true;
 
 	for (int i = 0; i < count; i++)
@@ -870,7 +869,7 @@ klm_launcher_prune(const KlmExisting *existing, int count)
 			continue;
 		}
 		database->has_mail = false;
-		database->next_due = DT_NOEND;
+		database->next_due = KLM_NEVER;
 		klm_remove_if_unknown(database);
 	}
 	LWLockRelease(klm_shared->lock);

@@ -79,11 +79,11 @@ extern PGDLLEXPORT void klm_sender_state(KlmSenderState *state);
 extern PGDLLEXPORT void klm_sender_backlog(void);
 
 /*
- * Leave, with the real time at which a sender is next needed (DT_NOEND:
- * never).  false if a wake-up came after wakes_seen and force is not set: stay
- * and claim again.  With force the time becomes "now" instead.
+ * Leave, with the time at which a sender is next needed (KLM_NEVER: never).
+ * false if a wake-up came after wakes_seen and force is not set: stay and claim
+ * again.  With force the time becomes "now" instead.
  */
-extern PGDLLEXPORT bool klm_sender_leave(uint64 wakes_seen, TimestampTz next_due, bool force);
+extern PGDLLEXPORT bool klm_sender_leave(uint64 wakes_seen, int64 next_due, bool force);
 
 /* Remember an error for the view status ("" clears it). */
 extern PGDLLEXPORT void klm_sender_set_error(const char *utf8);
@@ -108,7 +108,7 @@ typedef struct KlmReservation
 /* What there is to do once nothing more can be started now. */
 typedef struct KlmOutlook
 {
-	TimestampTz next_start;		/* real time; DT_NOEND: none known */
+	int64		next_start;		/* of klm_clock_ms(); KLM_NEVER: none known */
 	bool		room;			/* a slot is free and nobody waits */
 } KlmOutlook;
 

@@ -20,8 +20,8 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
+#include "base/clock.h"
 #include "base/compat.h"
 #include "base/guc.h"
 #include "cluster/shared_state.h"
@@ -118,7 +118,7 @@ klm_forget_database(Oid oid)
 	if (database != NULL)
 	{
 		database->has_mail = false;
-		database->next_due = DT_NOEND;
+		database->next_due = KLM_NEVER;
 		klm_remove_if_unknown(database);
 	}
 	LWLockRelease(klm_shared->lock);
@@ -136,7 +136,7 @@ klm_wake_after_prepared(void)
 	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
 	database = klm_find_database(MyDatabaseId);
 	if (database != NULL && database->has_mail)
-		proc = klm_wake_database(database, GetCurrentTimestamp());
+		proc = klm_wake_database(database, klm_clock_ms());
 	LWLockRelease(klm_shared->lock);
 	klm_nudge(proc);
 	tell_waiters(MyDatabaseId);
@@ -191,7 +191,7 @@ at_transaction_end(XactEvent event, void *arg)
 				carry_out(lfirst(cell));
 			if (wake_pending)
 			{
-				TimestampTz due = wake_due != 0 ? wake_due : GetCurrentTimestamp();
+				int64		due = wake_due != 0 ? klm_clock_at(wake_due) : klm_clock_ms();
 				KlmDatabase *database;
 				PGPROC	   *proc;
 
@@ -234,7 +234,7 @@ carry_out(const Pending *wish)
 			database = klm_find_database(wish->database);
 			if (database != NULL)
 			{
-				klm_wake_database(database, GetCurrentTimestamp());
+				klm_wake_database(database, klm_clock_ms());
 				klm_ask_to_leave(wish->database, true);
 			}
 			break;
@@ -243,7 +243,7 @@ carry_out(const Pending *wish)
 			if (database != NULL)
 			{
 				database->owner = InvalidOid;
-				klm_wake_database(database, GetCurrentTimestamp());
+				klm_wake_database(database, klm_clock_ms());
 			}
 			break;
 	}
@@ -292,7 +292,7 @@ klm_block_database(Oid oid)
 
 		if (slot->state == SLOT_RESERVED && slot->database == oid)
 		{
-			database->next_due = Min(database->next_due, GetCurrentTimestamp());
+			database->next_due = Min(database->next_due, klm_clock_ms());
 			klm_free_slot(slot);
 		}
 	}
@@ -383,7 +383,7 @@ klm_records(void)
 bool
 klm_wait_for_record(uint64 *seen, long timeout_ms)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+	int64		end = klm_clock_ms() + timeout_ms;
 	bool		recorded = false;
 
 	if (klm_shared == NULL)
@@ -393,7 +393,7 @@ klm_wait_for_record(uint64 *seen, long timeout_ms)
 	{
 		KlmDatabase *database;
 		uint64		records = 0;
-		long		left;
+		int64		left;
 
 		LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
 		database = klm_make_database(MyDatabaseId);
@@ -410,7 +410,7 @@ klm_wait_for_record(uint64 *seen, long timeout_ms)
 			recorded = true;
 			break;
 		}
-		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		left = end - klm_clock_ms();
 		if (left <= 0)
 			break;
 		if (database == NULL)

@@ -21,6 +21,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "base/clock.h"
 #include "base/encoding.h"
 #include "base/error.h"
 #include "cluster/slots.h"
@@ -126,7 +127,7 @@ kliv_mail_wait(PG_FUNCTION_ARGS)
 {
 	int64		message_id = PG_GETARG_INT64(0);
 	Interval   *timeout = PG_GETARG_INTERVAL_P(1);
-	TimestampTz deadline;
+	int64		deadline;
 	bool		finished;
 	char	   *status;
 	MemoryContext result_context = CurrentMemoryContext;
@@ -142,14 +143,14 @@ kliv_mail_wait(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("timeout: not a time from 0 to 24 days"),
 				 errhint("Write for example '30 seconds'.")));
-	deadline = GetCurrentTimestamp() + timeout->day * USECS_PER_DAY + timeout->time;
+	deadline = klm_clock_ms() + (timeout->day * USECS_PER_DAY + timeout->time) / 1000;
 
 	for (;;)
 	{
 		KlmCaller	caller;
 		KlmCall		call = {0};
 		uint64		seen;
-		TimestampTz now;
+		int64		left;
 		TimestampTz next_at;
 		TimestampTz at;
 		long		wait_ms;
@@ -169,13 +170,13 @@ kliv_mail_wait(PG_FUNCTION_ARGS)
 		at = klm_result_time(4);
 		klm_leave_owner(&caller);
 
-		now = GetCurrentTimestamp();
-		if (finished || now >= deadline || !klm_preloaded())
+		left = deadline - klm_clock_ms();
+		if (finished || left <= 0 || !klm_preloaded())
 			break;
 		/* Nothing more can happen before the timeout. */
-		if (next_at == DT_NOEND || next_at - at > deadline - now)
+		if (next_at == DT_NOEND || next_at - at > left * 1000)
 			break;
-		wait_ms = Max(1, (deadline - now + 999) / 1000);
+		wait_ms = left;
 		/* A time may pass that nobody records: an expiry, a window. */
 		if (next_at > at)
 			wait_ms = Min(wait_ms, Max(1, (next_at - at + 999) / 1000 + 100));

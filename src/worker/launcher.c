@@ -44,16 +44,19 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
+#include "base/clock.h"
 #include "base/compat.h"
 #include "base/guc.h"
 #include "cluster/slots.h"
 #include "worker/key_check.h"
 #include "worker/launcher.h"
 
-/* The longest sleep while something is due later: the clock may be set meanwhile. */
+/* The longest sleep while something is due later: the wall's clock may be set meanwhile. */
 #define MAX_SLEEP_MS (60 * 60 * 1000L)
+
+/* A clock that is only kept right moves by less than this between two looks. */
+#define CLOCK_STEP_MS 10000
 
 /* Between two looks at databases that have no label. */
 #define LOOK_INTERVAL_MS 1000
@@ -92,22 +95,23 @@ static List *ending = NIL;
  */
 static Oid *to_look_at = NULL;
 static int	to_look_at_count = 0;
-static TimestampTz next_look = 0;
+static int64 next_look = 0;
 
 static bool slots_exhausted = false;
 static long slot_retry_ms = SLOT_RETRY_MS;
-static TimestampTz next_slot_try = 0;
-static TimestampTz last_shortage = 0;
-static TimestampTz next_overflow_scan = DT_NOEND;
+static int64 next_slot_try = 0;
+static int64 last_shortage = 0;
+static int64 next_overflow_scan = KLM_NEVER;
 static bool overflow_reported = false;
 
 static void read_databases(bool mark_due, bool look_at_others);
 static void warn_of_moved_clock(void);
-static TimestampTz start_senders(void);
+static bool clock_was_set(void);
+static int64 start_senders(void);
 static bool start_sender(const KlmReservation *reservation);
 static void check_starts(void);
 static bool has_stopped(BackgroundWorkerHandle *handle);
-static TimestampTz look_at_next(void);
+static int64 look_at_next(void);
 
 void
 klm_launcher_init(void)
@@ -146,12 +150,13 @@ klm_launcher_main(Datum argument)
 	klm_launcher_attach();
 	klm_check_keys();
 	warn_of_moved_clock();
+	(void) clock_was_set();
 	read_databases(true, true);
 
 	for (;;)
 	{
-		TimestampTz wake_at;
-		TimestampTz now;
+		int64		wake_at;
+		int64		now;
 		long		sleep_ms = -1;
 
 		/* First the latch: what happens from here on sets it again. */
@@ -172,20 +177,24 @@ klm_launcher_main(Datum argument)
 			read_databases(true, false);
 		}
 
+		/* What is due by the wall's clock is so now, or not any more: their senders know. */
+		if (clock_was_set())
+			read_databases(true, false);
+
 		check_starts();
 		wake_at = start_senders();
 
-		now = GetCurrentTimestamp();
+		now = klm_clock_ms();
 		if (next_overflow_scan <= now)
 		{
-			next_overflow_scan = DT_NOEND;
+			next_overflow_scan = KLM_NEVER;
 			read_databases(false, true);
 			continue;
 		}
 		wake_at = Min(wake_at, next_overflow_scan);
 
-		if (!TIMESTAMP_IS_NOEND(wake_at))
-			sleep_ms = Min(TimestampDifferenceMilliseconds(now, wake_at), MAX_SLEEP_MS);
+		if (wake_at != KLM_NEVER)
+			sleep_ms = Max(0, Min(wake_at - now, MAX_SLEEP_MS));
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (sleep_ms >= 0 ? WL_TIMEOUT : 0),
 						 sleep_ms, PG_WAIT_EXTENSION);
@@ -201,6 +210,17 @@ warn_of_moved_clock(void)
 						GetConfigOption("kliv_mail.test_clock_offset", false, false)),
 				 errhint("kliv_mail.test_clock_offset is for tests: reset it where real mail is "
 						 "sent.")));
+}
+
+/* Has somebody set the wall's clock since the last look? */
+static bool
+clock_was_set(void)
+{
+	static int64 ahead = 0;
+	int64		before = ahead;
+
+	ahead = GetCurrentTimestamp() / 1000 - klm_clock_ms();
+	return ahead > before + CLOCK_STEP_MS || ahead < before - CLOCK_STEP_MS;
 }
 
 /*
@@ -319,12 +339,12 @@ read_databases(bool mark_due, bool look_at_others)
  * Start what is due.  Returns when there is something to do next, if nothing
  * sets the latch before.
  */
-static TimestampTz
+static int64
 start_senders(void)
 {
 	KlmReservation reservation;
 	KlmOutlook	outlook;
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = klm_clock_ms();
 	bool		databases_read = false;
 
 	if (slots_exhausted && now < next_slot_try)
@@ -351,18 +371,18 @@ start_senders(void)
 		klm_launcher_set_exhausted(false);
 	}
 
-	if (klm_launcher_overflowed() && TIMESTAMP_IS_NOEND(next_overflow_scan))
+	if (klm_launcher_overflowed() && next_overflow_scan == KLM_NEVER)
 	{
 		if (!overflow_reported)
 			ereport(LOG,
 					(errmsg("more databases have mail than kliv_mail can watch at the same time"),
 					 errhint("They are served with a delay of about a minute.")));
 		overflow_reported = true;
-		next_overflow_scan = TimestampTzPlusMilliseconds(now, OVERFLOW_RETRY_MS);
+		next_overflow_scan = now + OVERFLOW_RETRY_MS;
 	}
 	if (outlook.room && to_look_at_count > 0)
 	{
-		TimestampTz look = look_at_next();
+		int64		look = look_at_next();
 
 		return Min(outlook.next_start, look);
 	}
@@ -401,7 +421,7 @@ start_sender(const KlmReservation *reservation)
 
 	if (!registered)
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		int64		now = klm_clock_ms();
 
 		start->handle = NULL;
 		/* Nobody waits for it: its database asks again. */
@@ -410,7 +430,7 @@ start_sender(const KlmReservation *reservation)
 			klm_launcher_cancel(reservation, false);
 			return true;
 		}
-		if (TimestampDifferenceExceeds(last_shortage, now, SLOT_REPORT_MS))
+		if (last_shortage == 0 || now >= last_shortage + SLOT_REPORT_MS)
 			ereport(LOG,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 					 errmsg("no worker slot is free for a kliv_mail sender"),
@@ -419,7 +439,7 @@ start_sender(const KlmReservation *reservation)
 		last_shortage = now;
 		slot_retry_ms = slots_exhausted ? Min(slot_retry_ms * 2, SLOT_RETRY_MAX_MS) : SLOT_RETRY_MS;
 		slots_exhausted = true;
-		next_slot_try = TimestampTzPlusMilliseconds(now, slot_retry_ms);
+		next_slot_try = now + slot_retry_ms;
 		klm_launcher_cancel(reservation, false);
 		klm_launcher_set_exhausted(true);
 		return false;
@@ -473,18 +493,18 @@ has_stopped(BackgroundWorkerHandle *handle)
 }
 
 /* Make the next one due, at most one a second; returns when to come again. */
-static TimestampTz
+static int64
 look_at_next(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = klm_clock_ms();
 
 	if (now < next_look)
 		return next_look;
 
 	if (!klm_launcher_mark_due(&to_look_at[to_look_at_count - 1], 1))
-		return next_look = TimestampTzPlusMilliseconds(now, OVERFLOW_RETRY_MS);
+		return next_look = now + OVERFLOW_RETRY_MS;
 	to_look_at_count--;
-	next_look = TimestampTzPlusMilliseconds(now, LOOK_INTERVAL_MS);
+	next_look = now + LOOK_INTERVAL_MS;
 
 	/* At once: to start the sender. */
 	return now;

@@ -35,7 +35,6 @@
 #include "utils/lsyscache.h"		/* get_database_name() since PostgreSQL 19 */
 #include "utils/memutils.h"
 #include "utils/resowner.h"
-#include "utils/timestamp.h"
 
 #include "base/compat.h"
 #include "base/guc.h"
@@ -93,7 +92,6 @@ static void read_shared_state(void);
 static void loop(void) pg_attribute_noreturn();
 static void leave(int64 next_due) pg_attribute_noreturn();
 static bool is_served(const char *version);
-static TimestampTz wall_time(int64 ms);
 static void notice_changes(int64 now);
 static void look_whether_to_leave(int64 now);
 static void give_up_links(int64 now);
@@ -268,15 +266,8 @@ leave(int64 next_due)
 	if (!busy())
 		klm_close_all_links();
 	if (klm_sender.outcome_count == 0 && !klm_sender.claims_abandoned)
-		klm_sender_leave(seen_wakes, wall_time(next_due), true);
+		klm_sender_leave(seen_wakes, next_due, true);
 	proc_exit(0);
-}
-
-/* A time of our own clock as one of the wall's, which the launcher waits by. */
-static TimestampTz
-wall_time(int64 ms)
-{
-	return ms == KLM_NEVER ? DT_NOEND : GetCurrentTimestamp() + (ms - klm_clock_ms()) * 1000;
 }
 
 /* ----------------------------------------------------------------
@@ -505,7 +496,7 @@ rest(int64 now)
 		{
 			klm_close_all_links();
 			if (klm_sender.claims_abandoned ||
-				klm_sender_leave(seen_wakes, wall_time(klm_sender.next_claim), false))
+				klm_sender_leave(seen_wakes, klm_sender.next_claim, false))
 				proc_exit(0);
 			klm_sender.claim_wanted = true;
 			return false;

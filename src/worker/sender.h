@@ -15,8 +15,8 @@
 #define KLM_SENDER_H
 
 #include "lib/ilist.h"
-#include "portability/instr_time.h"
 
+#include "base/clock.h"
 #include "cluster/slots.h"
 #include "db/account.h"
 #include "db/outbox.h"
@@ -127,18 +127,6 @@ typedef struct KlmDelivery
 	bool		foreign_sender; /* its From is not the account's own */
 	KlmSmtpDelivery smtp;
 } KlmDelivery;
-
-/* Milliseconds of a clock that nobody sets; all deadlines are of it. */
-#define KLM_NEVER PG_INT64_MAX
-
-static inline int64
-klm_clock_ms(void)
-{
-	instr_time	now;
-
-	INSTR_TIME_SET_CURRENT(now);
-	return (int64) INSTR_TIME_GET_MILLISEC(now);
-}
 
 /* The one sender that this process is. */
 typedef struct KlmSender

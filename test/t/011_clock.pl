@@ -1,9 +1,12 @@
 # A clock that was ahead and is right again: what was to leave at once does so,
 # what was scheduled stays so, and a hold that it wrote is over.  (By SQL, with
-# the clock of the session moved; no sender runs.)
+# the clock of the session moved; no sender runs.)  Then with the server's own.
 use strict;
 use warnings;
+use IPC::Run ();
 use KlivMail::Cluster;
+use KlivMail::SmtpServer;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = KlivMail::Cluster->new('main', preload => 0);
@@ -15,13 +18,40 @@ $session->sql(q{SET kliv_mail.test_clock_offset = '1 day'});
 my $at_once = $session->sql(q{SELECT kliv_mail.send('at-once@example.com', 'x', 'x')}) =~ s/^.*NOTICE.*\n|^HINT.*\n|^LOCATION.*\n//mgr;
 my $planned = $session->sql(q{SELECT kliv_mail.send('planned@example.com', 'x', 'x', send_at => kliv_mail._now() + interval '1 hour')});
 $session->sql(q{INSERT INTO kliv_mail._quota (account, held_until, held_by, held_reason, held_since, failures, fingerprint)
-    SELECT 'custom', kliv_mail._now() + interval '10 minutes', 'account', 'the server is down', kliv_mail._now(), 1, a.fingerprint FROM kliv_mail._accounts() AS a WHERE a.name = 'custom'});
+    SELECT 'custom', kliv_mail._now() + interval '10 minutes', 'account', 'the server is down', kliv_mail._now(), 0, a.fingerprint FROM kliv_mail._accounts() AS a WHERE a.name = 'custom'});
 is($session->sql(q{SELECT held_by, code FROM kliv_mail.deliveries WHERE recipient ~ 'at-once'}), 'account|account_trouble', 'ahead: the account is held');
 
 $session->sql('RESET kliv_mail.test_clock_offset');
 is($session->sql(q{SELECT blocked_until IS NULL FROM kliv_mail._availability('custom', kliv_mail._now())}), 't', 'right again: a hold that reaches further ahead than any does is void');
-is($session->sql(q{SELECT count(*) FROM kliv_mail._claim_account(1, 'custom', 10, 1000000, true)}), 1, 'what was to leave at once is claimed');
-is($session->sql(q{SELECT string_agg(status, ' ' ORDER BY recipient) FROM kliv_mail.deliveries}), 'sending scheduled', '... and what was scheduled waits for its time');
+$session->sql(q{SELECT kliv_mail.send('fresh@example.com', 'x', 'x')});
+is($session->sql(q{SELECT count(*) FROM kliv_mail._claim_account(1, 'custom', 10, 1000000, true)}), 2, 'what was to leave at once is claimed, also behind what came since');
+is($session->sql(q{SELECT string_agg(status, ' ' ORDER BY recipient) FROM kliv_mail.deliveries}), 'sending sending scheduled', '... and what was scheduled waits for its time');
 $session->quit;
+$node->stop;
+
+# The clock of the server is set back while no sender is there: what waits for a
+# retry (as the row says after a refusal) leaves when the launcher had meant it to.
+my $folder = PostgreSQL::Test::Utils::tempdir();
+ok(IPC::Run::run([ 'cc', '-shared', '-fPIC', '-o', "$folder/preload.so", 'test/preload.c' ]), 'test/preload.c compiles');
+my $smtp = KlivMail::SmtpServer->start;
+$node->configure(
+    shared_preload_libraries        => 'kliv_mail',
+    'kliv_mail.sender_idle_timeout' => 0,
+    'kliv_mail.platform_url'        => 'smtp://127.0.0.1:' . $smtp->port,
+    'kliv_mail.platform_from'       => 'platform@platform.example');
+{
+    local $ENV{LD_PRELOAD} = "$folder/preload.so";
+    local $ENV{KLM_CLOCK} = "$folder/clock";
+    $node->start;
+}
+$node->sql(q{
+    DELETE FROM kliv_mail._outbox;
+    SELECT kliv_mail.send('retried@example.com', 'x', 'x', account => 'platform', send_at => kliv_mail._now() + interval '10 seconds');
+    UPDATE kliv_mail._message SET send_at = NULL WHERE account = 'platform'});
+$node->wait_until(q{SELECT worker = 'idle' AND next_start IS NOT NULL FROM kliv_mail.status});
+append_to_file("$folder/clock", '-3600');
+ok($node->sql(q{SELECT now() < (SELECT created_at FROM kliv_mail.deliveries WHERE recipient ~ 'retried')}), 'the clock is an hour back');
+$node->wait_until(q{SELECT status = 'sent' FROM kliv_mail.deliveries WHERE recipient ~ 'retried'});
+is(scalar($smtp->accepted('retried@example.com')), 1, 'what waits for a retry leaves within its seconds');
 $node->stop;
 done_testing();
