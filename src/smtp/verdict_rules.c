@@ -14,8 +14,9 @@
 
 #include "smtp/verdict_rules.h"
 
+#define EHLO KLM_AT(KLM_STAGE_EHLO)
 #define SETUP (KLM_AT(KLM_STAGE_CONNECT) | KLM_AT(KLM_STAGE_GREETING) | KLM_AT(KLM_STAGE_TLS) | \
-			   KLM_AT(KLM_STAGE_EHLO))
+			   EHLO)
 #define AUTH KLM_AT(KLM_STAGE_AUTH)
 #define MAIL KLM_AT(KLM_STAGE_MAIL)
 #define RCPT KLM_AT(KLM_STAGE_RCPT)
@@ -221,13 +222,13 @@ const KlmRule klm_rules[] = {
 		LATER_ACCOUNT, 0, KLM_HINT_OURS,
 		"the server does not take mail from this machine at the moment",
 		"If it lasts: ask the server's administrator what this machine's name and address must "
-		"look like."},
-	{MAIL | RCPT | DATA, "5xx", NULL, NULL,
+		"look like; kliv_mail.ehlo_name sets the name."},
+	{EHLO | MAIL | RCPT | DATA, "5xx", NULL, NULL,
 		"helo command rejected|ehlo command rejected|bad helo|bad ehlo|invalid helo|helo rejected|"
 		"helo name|helo is|host impersonating",
 		TROUBLE, 0, KLM_HINT_OURS, "the server does not take the name that this machine greets with",
-		"The administrator of the database server can give a name that resolves to its public "
-		"address."},
+		"The administrator of the database server sets kliv_mail.ehlo_name to a name that resolves "
+		"to its public address, and reloads the configuration."},
 
 	/*
 	 * Japanese hosts refuse what comes from abroad until they are told

@@ -92,6 +92,10 @@ for my $host ('93.184.216.34')
 
 is($node->sql(q{SELECT bool_and(ok) FROM kliv_mail.test_smtp()}), 't', 'EHLO');
 like($smtp->transcript, qr/> EHLO shop\.example/, '... by default is the sender\'s domain');
+$smtp->set(mail_reply => '550 Bad HELO - Host impersonating domain name [shop.example]');
+like($node->sql('SELECT hint FROM kliv_mail.test_smtp() WHERE NOT ok'), qr/sets kliv_mail\.ehlo_name to a name/, '... where that is refused the hint names the setting');
+$smtp->set(mail_reply => '');
+is($node->sql(q{SELECT reason FROM kliv_mail.classify_reply('ehlo', '550 5.7.1 <shop.example>: Helo command rejected: Access denied')}), 'the server does not take the name that this machine greets with', '... also in the reply to EHLO itself');
 $node->reconfigure('kliv_mail.ehlo_name' => 'mail.this-machine.example');
 $node->sql('SELECT * FROM kliv_mail.test_smtp()');
 like($smtp->transcript, qr/> EHLO mail\.this-machine\.example/, '... or what kliv_mail.ehlo_name says');
