@@ -1,4 +1,4 @@
--- The view smtp_settings.
+-- The view smtp_settings, and the row in short that every change of an account returns.
 
 -- The rows of the view smtp_settings.  Reads the key ring, once, when a
 -- password is stored.
@@ -123,3 +123,40 @@ COMMENT ON COLUMN kliv_mail.smtp_settings.created_at IS 'When the account was fi
 COMMENT ON COLUMN kliv_mail.smtp_settings.updated_at IS 'When a setting of it last changed.';
 COMMENT ON COLUMN kliv_mail.smtp_settings.updated_by IS 'Role that changed it.';
 COMMENT ON COLUMN kliv_mail.smtp_settings.password_changed_at IS 'When the password was last saved.';
+
+-- What configure_smtp() and its kin return.
+CREATE TYPE kliv_mail.account_summary AS (
+    account         text,
+    status          text,
+    server          text,
+    from_address    text,
+    hourly_limit    integer,
+    daily_limit     integer,
+    password_masked text,
+    changed         text
+);
+COMMENT ON TYPE kliv_mail.account_summary IS
+    'What configure_smtp(), update_sender(), set_limits() and reset_smtp() return: the account as the view smtp_settings has it, and what the call changed of it.';
+COMMENT ON COLUMN kliv_mail.account_summary.server IS 'host:port and encryption.';
+COMMENT ON COLUMN kliv_mail.account_summary.changed IS
+    'The columns of smtp_settings that the call changed, or nothing; after "kept:" what it left from before although the server is another. A dry run says so.';
+
+-- After the change, which smtp_settings has to show.
+CREATE FUNCTION kliv_mail._summary(before kliv_mail._account, after kliv_mail._account, p_kept text DEFAULT NULL, p_dry_run boolean DEFAULT false)
+RETURNS kliv_mail.account_summary
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_changes jsonb := kliv_mail._account_changes(before, after);
+    v_names text := (SELECT string_agg(n.name, ', ' ORDER BY n.n)
+                     FROM unnest(ARRAY['in_use', 'provider', 'region', 'host', 'port', 'encryption', 'auth', 'username', 'password', 'from_address',
+                                       'from_name', 'reply_to', 'allowed_senders', 'hourly_limit', 'daily_limit']) WITH ORDINALITY AS n (name, n)
+                     WHERE v_changes ? n.name OR (n.name = 'username' AND v_changes ? 'username_masked'));
+BEGIN
+    RETURN (SELECT ROW(s.account, s.status, format('%s:%s %s', s.host, s.port, s.encryption), s.from_address, s.hourly_limit, s.daily_limit,
+                       s.password_masked,
+                       CASE WHEN p_dry_run THEN 'dry run, nothing is saved; would change: ' ELSE '' END
+                           || CASE WHEN before.name IS NULL THEN 'all, it is new' ELSE coalesce(v_names, 'nothing') END
+                           || coalesce('; kept: ' || p_kept, ''))::kliv_mail.account_summary
+            FROM kliv_mail.smtp_settings AS s WHERE s.account = after.name);
+END;
+$$;

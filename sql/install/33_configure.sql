@@ -61,14 +61,14 @@ CREATE FUNCTION kliv_mail._save_account(
     p_username text, p_username_cipher bytea, p_username_masked text, p_password_cipher bytea, p_password_masked text,
     p_key_id text, p_new_password boolean, p_new_connection boolean, p_tested boolean,
     p_from_address text, p_from_name text, p_reply_to text, p_allowed_senders text[], p_hourly integer, p_daily integer,
-    p_dry_run boolean)
-RETURNS SETOF kliv_mail.smtp_settings
+    p_kept text, p_dry_run boolean)
+RETURNS kliv_mail.account_summary
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     at timestamptz := kliv_mail._now();
     before kliv_mail._account;
     after kliv_mail._account;
-    result kliv_mail.smtp_settings;
+    result kliv_mail.account_summary;
 BEGIN
     BEGIN
         SELECT a.* INTO before FROM kliv_mail._account AS a WHERE a.name = p_account;
@@ -126,7 +126,7 @@ BEGIN
         INSERT INTO kliv_mail._account SELECT after.*;
         PERFORM kliv_mail._log_event('account_configured', p_account, NULL,
                                      kliv_mail._account_changes(before, after), p_caller);
-        SELECT s.* INTO result FROM kliv_mail.smtp_settings AS s WHERE s.account = p_account;
+        result := kliv_mail._summary(before, after, p_kept, p_dry_run);
         IF p_dry_run THEN
             -- Take it all back; the variables stay.
             RAISE EXCEPTION USING ERRCODE = 'KM001';
@@ -136,7 +136,7 @@ BEGIN
     EXCEPTION WHEN SQLSTATE 'KM001' THEN
         NULL;
     END;
-    RETURN NEXT result;
+    RETURN result;
 END;
 $$;
 
@@ -146,7 +146,7 @@ CREATE FUNCTION kliv_mail.configure_smtp(
     reply_to text DEFAULT NULL, allowed_senders text[] DEFAULT NULL, hourly_limit integer DEFAULT NULL,
     daily_limit integer DEFAULT NULL, region text DEFAULT NULL, auth text DEFAULT NULL, password_sealed bytea DEFAULT NULL,
     password_file text DEFAULT NULL, test boolean DEFAULT true, dry_run boolean DEFAULT false, account text DEFAULT 'custom')
-RETURNS SETOF kliv_mail.smtp_settings
+RETURNS SETOF kliv_mail.account_summary
 AS '$libdir/kliv_mail_net', 'kliv_mail_configure_smtp' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.configure_smtp IS
 $$Saves the SMTP account that mail goes by, after testing it; a call that fails saves nothing. NULL keeps what is saved (a new account: the provider's values, 50 an hour, 500 a day), '' clears. Another provider, host, port, encryption or username needs the password again; sender and limits stay.
@@ -154,7 +154,7 @@ provider: @PROVIDERS@
 encryption: tls | starttls | none
 auth: password | oauth2
 A provider's arguments are in the view providers (required, example); without one give host, username and password. Left out, encryption is tls on the ports 465 and 2465 and starttls on others; none is only for a relay without password. With oauth2 the password is an access token. Instead of password: password_sealed (crypto_box_seal of the lines account, host, password for public_key()) or password_file (on the server, for members of pg_read_server_files). from_address: default is a username that is an address; it goes with it, another one is kept. test: connect, log in and ask whether from_address may send first. dry_run: check, and test, but save nothing. account: a further account's name.
-Returns the saved row of smtp_settings, masked. Errors: 22023 bad value, 42501 host not allowed or account platform, 54000 too long, 55000 key, 08xxx failed test.
+Returns the account in short, its password masked, and what changed. Errors: 22023 bad value, 42501 host not allowed or account platform, 54000 too long, 55000 key, 08xxx failed test.
 Example: SELECT * FROM kliv_mail.configure_smtp(provider => 'sendgrid', password => 'SG.your-api-key', from_address => 'noreply@example.com');
 Example: SELECT * FROM kliv_mail.configure_smtp(host => 'smtp.example.com', port => 465, username => 'app@example.com', password => 'the mailbox password');
 Example: SELECT * FROM kliv_mail.configure_smtp(password => 'the new password');$$;
@@ -209,7 +209,7 @@ $$;
 
 CREATE FUNCTION kliv_mail._update_sender(p_caller name, p_account text, p_from_address text, p_from_name text,
                                          p_reply_to text, p_allowed_senders text[])
-RETURNS SETOF kliv_mail.smtp_settings
+RETURNS SETOF kliv_mail.account_summary
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     before kliv_mail._account;
@@ -235,16 +235,16 @@ BEGIN
     PERFORM kliv_mail._log_event('sender_updated', p_account, NULL, c.changes, p_caller)
     FROM (SELECT kliv_mail._account_changes(before, after)) AS c (changes) WHERE c.changes IS NOT NULL;
     PERFORM kliv_mail._account_mended(p_account);
-    RETURN QUERY SELECT s.* FROM kliv_mail.smtp_settings AS s WHERE s.account = p_account;
+    RETURN NEXT kliv_mail._summary(before, after);
 END;
 $$;
 
 CREATE FUNCTION kliv_mail.update_sender(from_address text DEFAULT NULL, from_name text DEFAULT NULL, reply_to text DEFAULT NULL,
                                         allowed_senders text[] DEFAULT NULL, account text DEFAULT NULL)
-RETURNS SETOF kliv_mail.smtp_settings
+RETURNS SETOF kliv_mail.account_summary
 AS '$libdir/kliv_mail_net', 'kliv_mail_update_sender' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.update_sender IS
 $$Changes who mail comes from; it counts at once for what is queued. NULL keeps, '' (for allowed_senders '{}') clears; a cleared from_address becomes the user name where that is an address.
 from_address: an address, or "Name <address>". reply_to: an address list. allowed_senders: addresses and @domains that send(from_address) may name. account: NULL is the one in use.
-Returns the row of smtp_settings. Errors: 22023 bad value or no such account, 42501 account platform.
+Returns the account in short, and what changed. Errors: 22023 bad value or no such account, 42501 account platform.
 Example: SELECT * FROM kliv_mail.update_sender(from_address => 'shop@example.com', from_name => 'The Shop');$$;

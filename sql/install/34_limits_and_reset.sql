@@ -18,7 +18,7 @@ END;
 $$;
 
 CREATE FUNCTION kliv_mail._set_limits(p_caller name, p_hourly integer, p_daily integer, p_account text)
-RETURNS SETOF kliv_mail.smtp_settings
+RETURNS SETOF kliv_mail.account_summary
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_account text := kliv_mail._own_account(p_account, 'set_limits');
@@ -43,34 +43,38 @@ BEGIN
     PERFORM kliv_mail._log_event('limits_changed', v_account, NULL, c.changes, p_caller)
     FROM (SELECT kliv_mail._account_changes(before, after)) AS c (changes) WHERE c.changes IS NOT NULL;
     PERFORM kliv_mail._wake();
-    RETURN QUERY SELECT s.* FROM kliv_mail.smtp_settings AS s WHERE s.account = v_account;
+    RETURN NEXT kliv_mail._summary(before, after);
 END;
 $$;
 
 CREATE FUNCTION kliv_mail.set_limits(hourly_limit integer DEFAULT NULL, daily_limit integer DEFAULT NULL, account text DEFAULT 'custom')
-RETURNS SETOF kliv_mail.smtp_settings
+RETURNS SETOF kliv_mail.account_summary
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.set_limits IS
 $$Sets how many recipients an account may mail in an hour and in a day (of kliv_mail.quota_timezone's clock); it counts at once for what is queued. NULL keeps; 0 pauses. The daily limits of a database's own accounts together are at most kliv_mail.max_daily_limit (10000).
-Returns the row of smtp_settings. Errors: 22023 negative, too large or no such account, 42501 account platform.
+Returns the account in short, and what changed. Errors: 22023 negative, too large or no such account, 42501 account platform.
 Example: SELECT * FROM kliv_mail.set_limits(hourly_limit => 200, daily_limit => 2000);$$;
 
 CREATE FUNCTION kliv_mail._reset_smtp(p_caller name, p_account text)
-RETURNS SETOF kliv_mail.smtp_settings
+RETURNS SETOF kliv_mail.account_summary
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_account text := kliv_mail._own_account(coalesce(p_account, 'custom'), 'reset_smtp');
     v_heir text;
     v_moved bigint;
+    before kliv_mail._account;
+    after kliv_mail._account;
 BEGIN
     LOCK TABLE kliv_mail._account IN SHARE ROW EXCLUSIVE MODE;
+    SELECT a.* INTO STRICT before FROM kliv_mail._account AS a WHERE a.name = v_account;
     UPDATE kliv_mail._account AS a
     SET in_use = false, username_cipher = NULL, username_masked = NULL, password_cipher = NULL, password_masked = NULL,
         key_id = NULL, password_changed_at = NULL, last_test_at = NULL, last_test_ok = NULL,
         updated_at = greatest(kliv_mail._now(), a.updated_at + interval '1 microsecond'),
         renewed_at = greatest(kliv_mail._now(), a.updated_at + interval '1 microsecond'),
         updated_by = p_caller
-    WHERE a.name = v_account AND a.in_use;
+    WHERE a.name = v_account AND a.in_use
+    RETURNING a.* INTO after;
     IF FOUND THEN
         -- '' is the way of the account in use, so what waits comes back when
         -- custom is configured again.
@@ -90,14 +94,14 @@ BEGIN
         PERFORM kliv_mail._log_event('account_reset', v_account, NULL, jsonb_build_object('moved', v_moved), p_caller);
         PERFORM kliv_mail._wake();
     END IF;
-    RETURN QUERY SELECT s.* FROM kliv_mail.smtp_settings AS s WHERE s.account = v_account;
+    RETURN NEXT kliv_mail._summary(before, CASE WHEN after.name IS NULL THEN before ELSE after END);
 END;
 $$;
 
 CREATE FUNCTION kliv_mail.reset_smtp(account text DEFAULT 'custom')
-RETURNS SETOF kliv_mail.smtp_settings
+RETURNS SETOF kliv_mail.account_summary
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.reset_smtp IS
 $$Takes an account out of use and wipes its password; sender and limits stay for the next configure_smtp(). What it had queued goes by the account in use, that is platform when custom was reset (a NOTICE says how many wait). Resetting twice does nothing.
-Returns the row of smtp_settings. Errors: 22023 no such account, 42501 account platform.
+Returns the account in short, and what changed. Errors: 22023 no such account, 42501 account platform.
 Example: SELECT * FROM kliv_mail.reset_smtp();$$;

@@ -33,6 +33,7 @@
 #include "functions/account_arguments.h"
 #include "net/probe.h"
 #include "secret/seal.h"
+#include "smtp/providers.h"
 
 #define INVALID ERRCODE_INVALID_PARAMETER_VALUE
 
@@ -171,6 +172,7 @@ configure(FunctionCallInfo fcinfo)
 	klm_add(&call, TEXTARRAYOID, senders, senders == (Datum) 0);
 	klm_add_int4(&call, hourly);
 	klm_add_int4(&call, daily);
+	klm_add_text(&call, resolved.sender_kept ? "from_address" : NULL);
 	klm_add_bool(&call, dry_run);
 	klm_run(&call, "save_account", false);
 	klm_return_rows(fcinfo);
@@ -253,6 +255,8 @@ tell(const KlmRequest *request, const KlmResolved *resolved, const char *reply_t
 	 int hourly, int daily)
 {
 	const char *account = klm_from_utf8(request->account);
+	const KlmProvider *preset = klm_find_provider(resolved->provider);
+	const char *unproven = preset ? preset->unproven : NULL;
 	const char *argument;
 
 	if (resolved->replaced_host != NULL)
@@ -268,6 +272,13 @@ tell(const KlmRequest *request, const KlmResolved *resolved, const char *reply_t
 						klm_from_utf8(resolved->from_address)),
 				 errhint("kliv_mail.update_sender(from_address => ..., account => '%s') changes it.",
 						 account),
+				 errhidestmt(true), errhidecontext(true)));
+	/* The sender or its server is another than before. */
+	if (test && unproven != NULL && (resolved->changed || request->from_address != NULL))
+		ereport(NOTICE,
+				(errmsg("what the test cannot show: %s", klm_from_utf8(unproven)),
+				 errhint("SELECT * FROM kliv_mail.test_smtp(send_to => 'you@example.com', account => "
+						 "'%s'); proves it with a mail.", account),
 				 errhidestmt(true), errhidecontext(true)));
 	if (!test && (argument = klm_needs_smtputf8(resolved->from_address, reply_to)) != NULL)
 		warn_smtputf8(argument);

@@ -127,8 +127,9 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 
 		if (probe.ok && can_send && send_to == NULL && i == probe.count - 1)
 			step->hint = psprintf("%s%sSELECT * FROM kliv_mail.test_smtp(send_to => "
-								  "'you@example.com'); proves it with a mail.",
-								  step->hint ? step->hint : "", step->hint ? " " : "");
+								  "'you@example.com', account => '%s'); proves it with a mail.",
+								  step->hint ? step->hint : "", step->hint ? " " : "",
+								  request.account);
 		if (stays != NULL && i == probe.count - 1)
 			step->hint = psprintf("The account stays held, for what a mail met behind these steps: "
 								  "%s.%s%s", stays, step->hint ? " " : "",

@@ -100,8 +100,7 @@ const KlmProvider klm_providers[] = {
 		.username_hint = "A full SMTP login such as postmaster@mg.example.com: Mailgun > Sending "
 		"> Domain settings > SMTP credentials.",
 		.password_hint = "Use the password of that SMTP login (Mailgun > Sending > Domain "
-		"settings > SMTP credentials > Reset password), not an API key. A domain of the EU needs "
-		"region => 'eu'.",
+		"settings > SMTP credentials > Reset password), not an API key.",
 		.sender_hint = "Verify the domain in Mailgun (Sending > Domains); a sandbox domain sends "
 		"only to its authorized recipients.",
 		.unproven = "Mailgun does not say here whether the domain is verified, or a sandbox that "

@@ -74,8 +74,7 @@ SELECT * FROM shown();
 SELECT count(*) FROM kliv_mail._event WHERE kind = 'account_configured';
 
 -- dry_run shows the row that would be saved.
-SELECT account, host, port, encryption, username, password_masked, from_address, hourly_limit, daily_limit, status
-FROM kliv_mail.configure_smtp(host => 'smtp.example.com', username => 'a@example.com', password => 'secret-of-a', test => false, dry_run => true);
+SELECT * FROM kliv_mail.configure_smtp(host => 'smtp.example.com', username => 'a@example.com', password => 'secret-of-a', test => false, dry_run => true);
 SELECT * FROM shown();
 
 -- Saved: host lower case and A-labels, from_address from the user name.
@@ -86,7 +85,7 @@ FROM kliv_mail._account;
 SELECT configured(U&'host => ''smtp.ex\00E4mple.com'', username => ''a@example.com'', password => ''CANARY-secret-123'', account => ''idn''');
 SELECT configured('host => ''8.8.8.8'', port => 2465, username => ''a@example.com'', password => ''CANARY-secret-123'', account => ''idn''');
 SELECT * FROM shown();
-SELECT account, host, port, encryption, username, password_masked
+SELECT account, server, password_masked, changed
 FROM kliv_mail.configure_smtp(host => '8.8.4.4', username => '', encryption => 'none', account => 'idn', test => false);
 SELECT * FROM shown();
 DELETE FROM kliv_mail._account WHERE name = 'idn';
@@ -141,10 +140,10 @@ SELECT configured('password_file => ''kliv_mail_test.none''');
 -- Limits.
 SELECT x AS limits, tried(format('SELECT kliv_mail.set_limits(%s)', x)) FROM unnest(ARRAY['1, 1, ''platform''', '1, 1, ''none''', '1, 1, NULL']) AS x;
 SET client_min_messages = notice;
-SELECT account, hourly_limit, daily_limit, status, status_detail FROM kliv_mail.set_limits(hourly_limit => 0);
-SELECT account, hourly_limit, daily_limit, status FROM kliv_mail.set_limits(10, 5);
+SELECT account, hourly_limit, daily_limit, status, changed FROM kliv_mail.set_limits(hourly_limit => 0);
+SELECT account, hourly_limit, daily_limit, status, changed FROM kliv_mail.set_limits(10, 5);
 SELECT account, hourly_limit, daily_limit, status FROM kliv_mail.set_limits(daily_limit => 9500);
-SELECT account, hourly_limit, daily_limit, status FROM kliv_mail.set_limits();
+SELECT account, hourly_limit, daily_limit, status, changed FROM kliv_mail.set_limits();
 SET client_min_messages = warning;
 -- All own accounts together.
 SELECT configured('host => ''smtp.example.com'', username => ''a@example.com'', password => ''secret-of-a'', account => ''second'', daily_limit => 501');
@@ -157,9 +156,11 @@ SELECT tried(format('SELECT kliv_mail.update_sender(%s)', x)) ~ '^22023 (from_ad
 FROM unnest(ARRAY['from_address => ''nobody''', E'from_name => E''a\nb''', 'reply_to => ''a b''', 'allowed_senders => ARRAY[''x'']']) AS x;
 SELECT tried('SELECT kliv_mail.update_sender(from_name => ''x'', account => ''platform'')');
 SELECT tried('SELECT kliv_mail.update_sender(from_name => ''x'', account => ''none'')');
-SELECT account, from_address, from_name, reply_to, allowed_senders
+SELECT account, from_address, changed
 FROM kliv_mail.update_sender('Shop <shop@example.com>', reply_to => 'help@example.com', allowed_senders => ARRAY['@example.com']);
-SELECT account, from_address, from_name, reply_to, allowed_senders FROM kliv_mail.update_sender('', '', '', '{}');
+SELECT * FROM shown();
+SELECT account, from_address, changed FROM kliv_mail.update_sender('', '', '', '{}');
+SELECT * FROM shown();
 
 -- Every change moves the fingerprint that a hold is compared with; limits do not.
 SELECT fingerprint AS f1 FROM kliv_mail._accounts() WHERE name = 'custom' \gset
@@ -177,9 +178,9 @@ SELECT status, status_detail FROM kliv_mail.smtp_settings WHERE account = 'custo
 
 -- Where it takes the place of another server, it says so.
 SET client_min_messages = notice;
-SELECT account, host FROM kliv_mail.configure_smtp(host => 'mail.example.net', username => 'app', password => 'another secret word', test => false, dry_run => true);
+SELECT account, server, from_address, changed FROM kliv_mail.configure_smtp(host => 'mail.example.net', username => 'app', password => 'another secret word', test => false, dry_run => true);
 BEGIN;
-SELECT account, host FROM kliv_mail.configure_smtp(host => 'mail.example.net', username => 'app', password => 'another secret word', test => false);
+SELECT account, server, from_address, changed FROM kliv_mail.configure_smtp(host => 'mail.example.net', username => 'app', password => 'another secret word', test => false);
 ROLLBACK;
 SET client_min_messages = warning;
 
@@ -217,8 +218,8 @@ SELECT count(*) FILTER (WHERE origin = kliv_mail._origin()) AS here, count(*) FR
 -- Reset: out of use, no secret left, identity and limits stay.
 SELECT tried('SELECT kliv_mail.reset_smtp(''platform'')');
 SELECT tried('SELECT kliv_mail.reset_smtp(''none'')');
-SELECT account, in_use, password_masked, from_address, hourly_limit, status, status_detail FROM kliv_mail.reset_smtp();
-SELECT account, in_use, status FROM kliv_mail.reset_smtp();
+SELECT * FROM kliv_mail.reset_smtp();
+SELECT account, status, changed FROM kliv_mail.reset_smtp();
 SELECT password_cipher IS NULL AND username_cipher IS NULL AND key_id IS NULL AS wiped FROM kliv_mail._account WHERE name = 'custom';
 SELECT kliv_mail._default_account();
 SELECT configured('hourly_limit => 7');
@@ -234,12 +235,12 @@ CREATE ROLE kliv_mail_test_admin;
 GRANT USAGE ON SCHEMA kliv_mail TO kliv_mail_test_admin;
 GRANT EXECUTE ON FUNCTION kliv_mail.set_limits, kliv_mail.configure_smtp TO kliv_mail_test_admin;
 SET ROLE kliv_mail_test_admin;
-SELECT updated_by FROM kliv_mail.set_limits(8);
-SELECT updated_by FROM kliv_mail.configure_smtp(password => 'role-secret-123456', test => false);
+SELECT changed FROM kliv_mail.set_limits(8);
+SELECT changed FROM kliv_mail.configure_smtp(password => 'role-secret-123456', test => false);
 SELECT tried('SELECT kliv_mail.configure_smtp(password_file => ''kliv_mail_test.secret'', test => false)');
 SELECT tried('SELECT kliv_mail.reset_smtp()');
 SELECT tried('SELECT * FROM kliv_mail._account');
-SELECT tried('SELECT kliv_mail._save_account(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)');
+SELECT tried('SELECT kliv_mail._save_account(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)');
 RESET ROLE;
 -- A transaction that may not write is told before the network.
 BEGIN READ ONLY;

@@ -29,7 +29,7 @@ $$;
 -- A good call, but for these arguments.  Nothing is connected to.
 CREATE FUNCTION configured(changes text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
-    call text := 'SELECT format(''saved: %s:%s %s, %s, limits %s/%s, %s'', host, port, encryption, username, hourly_limit, daily_limit, status)
+    call text := 'SELECT format(''saved: %s, %s, limits %s/%s, %s'', server, from_address, hourly_limit, daily_limit, status)
                   FROM kliv_mail.configure_smtp(test => false, ';
     argument text;
 BEGIN

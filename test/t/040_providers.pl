@@ -87,7 +87,7 @@ my %provider = (
         mistakes => [
             [ 'the API key', { password => 'key-0123456789abcdef0123456789abcdef' }, '22023', qr/^password: is an API key/, qr/SMTP credentials > Reset password.*not an API key/ ],
             [ 'an API key of the new form', { password => '0123456789abcdef0123456789abcdef-01234567-89abcdef' }, '08004', qr/"auth"/, qr/not an API key/ ],
-            [ 'the other region', { password => 'of-a-domain-in-the-eu' }, '08004', qr/"auth"/, qr/region => 'eu'/ ],
+            [ 'the other region', { password => 'of-a-domain-in-the-eu' }, '08004', qr/"auth"/, qr/^Mailgun was asked in the region 'us', where only credentials of that region are known \(there are: us eu\): give region => with theirs\./ ],
             [ 'a region that it does not have', { region => 'jp' }, '22023', qr/^region: "jp" is not a region/, qr/us eu/ ],
             [ 'a user name without domain', { username => 'postmaster' }, '22023', qr/^username: .*not a full mail address/, qr/SMTP credentials/ ],
             [ 'no user name', { username => undef }, '22023', qr/^username: is needed/, qr/SMTP credentials/ ],
@@ -105,7 +105,7 @@ my %provider = (
             [ 'the secret access key of an IAM user', { password => 'wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY01' }, '22023', qr/^password: has the 40 characters of a secret access key/, qr/SMTP settings > Create SMTP credentials/ ],
             [ 'no region', { region => undef }, '22023', qr/^region: is needed/, qr/region => 'us-east-1'/ ],
             [ 'a region by its name', { region => 'Tokyo' }, '22023', qr/^region: "Tokyo"/, qr/ap-northeast-1/ ],
-            [ 'credentials of another region', { password => 'BJz9876543210abcdefghijklmnopqrstuvwxyzABCDE' }, '08004', qr/"auth"/, qr/SMTP password of this region/ ],
+            [ 'credentials of another region', { password => 'BJz9876543210abcdefghijklmnopqrstuvwxyzABCDE' }, '08004', qr/"auth"/, qr/^Amazon SES was asked in the region 'ap-northeast-1', .*give region => with theirs\. .*SMTP password of this region/ ],
             [ 'a mail address as user name', { username => 'ana@shop.example' }, '22023', qr/^username: .*not an SMTP user name/, qr/AKIA/ ],
             [ 'no user name', { username => undef }, '22023', qr/^username: is needed/, qr/AKIA/ ],
             [ 'no sender', { from_address => undef }, '22023', qr/^from_address: is needed/, qr/address that the mail shall come from/ ],
@@ -222,7 +222,8 @@ for my $name (sort keys %provider)
 
     # The right ones, in one statement, test included.
     my $result = configure($name, %{ $row->{good} });
-    is($result->{err}, '', "$name: configure_smtp() with right credentials");
+    is($result->{state}, '', "$name: configure_smtp() with right credentials");
+    like($result->{err}, qr/\ANOTICE: [^\n]*what the test cannot show: .{20}[^\n]*\nHINT: [^\n]*test_smtp\(send_to => 'you\@example\.com', account => 'custom'\); proves it/, '... says what it did not prove, and how to');
     is($session->query('SELECT provider, host, port, encryption, status, username IS NOT NULL FROM kliv_mail.smtp_settings WHERE account = \'custom\''),
         join('|', $name, $row->{hosts}[0], $row->{port}, $row->{port} == 465 ? 'tls' : 'starttls', 'ok', 't'), '... fills in the rest');
     my ($login) = grep { $_->{ok} } reverse $smtp->ledger('auth');
@@ -276,7 +277,11 @@ for my $name (sort keys %provider)
     my ($cert, $key) = $tls->certificate('eu', hosts => ['smtp.eu.mailgun.org']);
     my $smtp = KlivMail::SmtpServer->start(address => $address, tls => 1, cert => $cert, key => $key, auth => ['postmaster@mg.shop.example:of-the-eu']);
     $names->add('smtp.eu.mailgun.org', $address, 465 => $smtp->port);
-    is(configure('mailgun', username => 'postmaster@mg.shop.example', password => 'of-the-eu', region => 'eu')->{err}, '', 'mailgun, region eu');
+    my %eu = (username => 'postmaster@mg.shop.example', region => 'eu');
+    my $hint = configure('mailgun', %eu, password => 'of-the-us')->{hint};
+    like($hint, qr/^Mailgun was asked in the region 'eu'/, 'mailgun, region eu with credentials of the US: the hint says where it asked');
+    unlike($hint, qr/=> 'eu'/, '... and does not send there again');
+    is(configure('mailgun', %eu, password => 'of-the-eu')->{state}, '', '... with its own');
     is($session->query(q{SELECT host FROM kliv_mail.smtp_settings WHERE account = 'custom'}), 'smtp.eu.mailgun.org', '... is its own host');
 }
 
@@ -304,7 +309,9 @@ for my $name (sort keys %provider)
     my $result = configure('gmail', %relay, password => 'ya29.expired');
     is($result->{state}, '08004', 'gmail, auth => oauth2: an expired token');
     like("$result->{message} $result->{hint}", qr/token/, '... is told as one');
-    like(configure('gmail', %relay, password => 'ya29.token')->{err}, qr/\ANOTICE: .* used smtp\.eu\.mailgun\.org until now\n(?:HINT|LOCATION): .*\n?(?:(?:HINT|LOCATION): .*)?\z/, 'gmail, auth => oauth2');
+    $result = configure('gmail', %relay, password => 'ya29.token');
+    is($result->{state}, '', 'gmail, auth => oauth2');
+    like("@{ $result->{notices} }", qr/\Athe account "custom" used smtp\.eu\.mailgun\.org until now what the test cannot show: Gmail/, '... says what server was used until now');
     is((grep { $_->{ok} } $smtp->ledger('auth'))[0]{mechanism}, 'XOAUTH2', '... logs in by XOAUTH2');
 }
 $node->stop;

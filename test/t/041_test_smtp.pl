@@ -232,7 +232,7 @@ is($session->query(q{SELECT status, status_detail, last_test_ok FROM kliv_mail.s
     'untested|the last test failed|f', '... is remembered when it fails');
 $smtp->set(auth_reply => '');
 $rows = steps('');
-like($rows->[-1][3], qr/SELECT \* FROM kliv_mail\.test_smtp\(send_to => 'you\@example\.com'\);/, '... and gives the statement that proves more');
+like($rows->[-1][3], qr/SELECT \* FROM kliv_mail\.test_smtp\(send_to => 'you\@example\.com', account => 'custom'\);/, '... and gives the statement that proves more');
 is($session->query(q{SELECT status FROM kliv_mail.smtp_settings WHERE account = 'custom'}), 'ok', '... and is remembered when it succeeds');
 
 # Only where it was saved for does the saved password go.
