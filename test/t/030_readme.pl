@@ -200,11 +200,11 @@ like($views{smtp_settings}, qr/\|\*\*\*\*attery\|/, 'smtp_settings: the password
 unlike($views{smtp_settings}, qr/correct/, '... and in no clear');
 is(scalar(split /\n/, $views{usage}), 4, 'usage: hour and day of both accounts');
 like($views{status}, qr/\|/, 'status: a row');
-like($result{update_sender}{out}, qr/\|Example\|help\@example\.com\|\{\@example\.com\}\|/, 'update_sender() shows what is saved');
+like($result{update_sender}{out}, qr/\|from_name, reply_to, allowed_senders$/, 'update_sender() shows what it changed');
 like($result{set_limits}{out}, qr/\|200\|2000\|/, 'set_limits() too');
 unlike($result{test_smtp}{out}, qr/\|f\|/, 'test_smtp(): every step is well');
 like($result{test_smtp}{out}, qr/^sender\|t\|/m, '... to the last');
-like($result{configure_smtp}{out}, qr/^custom\|t\|/, 'configure_smtp() with a new password alone');
+like($result{configure_smtp}{out}, qr/^custom\|ok\|.*\|(?:password|nothing)$/, 'configure_smtp() with a new password alone');
 like($result{pause}{out}, qr/^\d+\|\d+$/, 'pause() and resume()');
 runs($sql[3]);
 is($node->sql(q{SELECT account FROM kliv_mail.smtp_settings WHERE in_use}), 'platform', 'reset_smtp(): back to the platform');
