@@ -131,7 +131,7 @@ static void look_for_schema(void);
 static void forget_presence(Datum arg, int cache, uint32 hash);
 static bool has_call(const char *text);
 static char *masked_copy(MemoryContext context, const char *text);
-static void mask_in_place(char *text);
+static uint64 mask_in_place(char *text);
 static bool scan(SqlScan *scan_state, const char *from, const char *end, int quotes);
 static const char *next_token(const char *at, const char *end, int quotes, Token *token);
 static const char *literal_end(const char *at, const char *end, int quotes, bool escapes);
@@ -146,8 +146,8 @@ static bool is_constant(const char *text, const char *word, const char *word_end
 						Token token, int quotes);
 static void copy(SqlScan *scan_state, const char *from, const char *to);
 static void mask(SqlScan *scan_state, const char *from, const char *to, Token token, int quotes);
-static void mask_parameters(char *detail, uint64 numbers);
-static void mask_message_line(char *message);
+static void mask_parameters(char *text, uint64 numbers);
+static void mask_message_line(char *message, uint64 parameters);
 static bool context_has_call(const char *context);
 static void hide_statement(ParseState *pstate, Query *query, KLM_JUMBLE_STATE *jumble);
 static bool is_plain_query(const ParseState *pstate, const Query *query);
@@ -271,9 +271,8 @@ hide_secrets(ErrorData *edata)
 
 	if (is_active() && is_statement_line(edata))
 	{
-		mask_message_line(edata->message);
-		if (about_secret)
-			mask_parameters(edata->detail, statement.parameters);
+		mask_message_line(edata->message, statement.parameters);
+		mask_parameters(edata->detail, statement.parameters);
 	}
 	else if (about_secret && !edata->hide_stmt)
 	{
@@ -375,25 +374,31 @@ masked_copy(MemoryContext context, const char *text)
 	return result;
 }
 
-static void
+/* Returns the parameters that stand in calls. */
+static uint64
 mask_in_place(char *text)
 {
-	SqlScan		write = {0};
+	SqlScan		look = {0};
+	SqlScan		write = {.out = text};
 
-	if (!has_call(text))
-		return;
-	write.out = text;
-	scan(&write, text, text + strlen(text), 1);
-	*write.out = '\0';
+	if (text != NULL)
+		scan(&look, text, text + strlen(text), 1);
+	if (look.found)
+	{
+		scan(&write, text, text + strlen(text), 1);
+		*write.out = '\0';
+	}
+	return look.parameters;
 }
 
 /*
- * The statement is this session's current one, or follows a duration (a
- * prepared statement, auto_explain's plan), or at the least the first colon.
+ * The statement is this session's current one, or follows a duration (that of a
+ * prepared statement, or auto_explain's plan), or at the least the first colon.
  */
 static void
-mask_message_line(char *message)
+mask_message_line(char *message, uint64 parameters)
 {
+	static const char query_text[] = "Query Text";
 	char	   *statement = NULL;
 
 	if (message == NULL)
@@ -401,35 +406,51 @@ mask_message_line(char *message)
 	if (debug_query_string != NULL && *debug_query_string != '\0')
 		statement = strstr(message, debug_query_string);
 	if (statement == NULL && (statement = strstr(message, " ms  ")) != NULL)
+	{
+		char	   *text = strstr(statement, query_text);
+
 		statement += strlen(" ms  ");
+		/* JSON and YAML quote it, and write lines' ends as \n. */
+		if (text != NULL)
+			statement = text + strlen(query_text) + strspn(text + strlen(query_text), "\": ");
+	}
 	if (statement == NULL && (statement = strstr(message, ": ")) != NULL)
 		statement += strlen(": ");
-	mask_in_place(statement != NULL ? statement : message);
+	if (statement == NULL)
+		statement = message;
+	parameters |= mask_in_place(statement);
+	mask_parameters(statement, parameters);
 }
 
-/* "parameters: $1 = '...', $2 = NULL": those that stand in a call. */
+/*
+ * "$1 = '...', $2 = NULL": those that stand in a call.  A detail has them, and
+ * since PostgreSQL 16 auto_explain's plan, which JSON and YAML quote.
+ */
 static void
-mask_parameters(char *detail, uint64 numbers)
+mask_parameters(char *text, uint64 numbers)
 {
-	const char *at = detail;
+	const char *at = text;
 	const char *end;
-	char	   *to = detail;
-	int			number = 0;
+	char	   *to = text;
+	int			number = 0;		/* whose value comes */
 
-	if (detail == NULL)
+	if (text == NULL || numbers == 0)
 		return;
-	end = detail + strlen(detail);
+	end = text + strlen(text);
 	while (at < end)
 	{
 		Token		token;
 		const char *next = next_token(at, end, 1, &token);
-		SqlScan		write = {0};
+		SqlScan		write = {.out = to};
+		bool		secret = number > 0 && (numbers & UINT64CONST(1) << (Min(number, 64) - 1)) != 0;
 
-		write.out = to;
+		if (token == TOKEN_QUOTED && end - at > 1 && at[1] == '$')
+			next = at + 1;
 		if (token == TOKEN_PARAMETER)
 			number = atoi(at + 1);
-		if (token == TOKEN_LITERAL &&
-			(number == 0 || (numbers & UINT64CONST(1) << (Min(number, 64) - 1)) != 0))
+		else if (token != TOKEN_SPACE && *at != '=')
+			number = 0;
+		if (token == TOKEN_LITERAL && secret)
 			mask(&write, at, next, token, 1);
 		else
 			copy(&write, at, next);
@@ -532,10 +553,16 @@ next_token(const char *at, const char *end, int quotes, Token *token)
 		*token = TOKEN_SPACE;
 		return at + 1;
 	}
+	/* a line's end or a tab within JSON or YAML: no SQL has that outside of quotes */
+	if (*at == '\\' && end - at > 1 && strchr("nrt", at[1]) != NULL)
+	{
+		*token = TOKEN_SPACE;
+		return at + 2;
+	}
 	if (*at == '-' && end - at > 1 && at[1] == '-')
 	{
 		*token = TOKEN_SPACE;
-		while (next < end && *next != '\n')
+		while (next < end && *next != '\n' && strncmp(next, "\\n", 2) != 0)
 			next++;
 		return next;
 	}
@@ -767,6 +794,7 @@ is_prepared(SqlScan *scan_state, const char *word, const char *word_end, const c
 	scan_state->look_ups++;
 	at = prepared->plansource->query_string;
 	scan(&look, at, at + strlen(at), 1);
+	scan_state->parameters |= look.parameters;
 	return look.found;
 }
 

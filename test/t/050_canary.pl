@@ -114,6 +114,8 @@ ok_call('two statements in one', "SELECT 1\\; SELECT * FROM " . plain('multi'));
 ok_call('PREPARE and EXECUTE', "PREPARE p (text) AS SELECT * FROM kliv_mail.configure_smtp(password => \$1, test => false); EXECUTE p('" . canary('prepared') . "')");
 ok_call('PREPARE with the password in it', 'PREPARE p AS SELECT * FROM ' . plain('prepare') . '; EXECUTE p');
 ok_call('... and EXPLAIN EXECUTE', "PREPARE p (text) AS SELECT * FROM kliv_mail.configure_smtp(password => \$1, test => false); EXPLAIN ANALYZE EXECUTE p('" . canary('explain') . "')");
+ok_call('... and EXECUTE, with the plan as JSON', "SET auto_explain.log_format = json; PREPARE p (text) AS SELECT * FROM kliv_mail.configure_smtp(password => \$1, test => false); EXECUTE p('" . canary('json') . "')");
+ok_call('... and of several lines', "SET auto_explain.log_format = json; SELECT * -- it's\nFROM\nkliv_mail.configure_smtp(password => '" . canary('json') . "', test => false)");
 fails('22P02', 'EXECUTE with a bad argument', "PREPARE p (integer, text) AS SELECT * FROM kliv_mail.configure_smtp(port => \$1, password => \$2, test => false); EXECUTE p('x', '" . canary('prepared') . "')");
 fails('22023', 'a cast of the password', "SELECT * FROM kliv_mail.configure_smtp(port => 21, password => '" . canary('cast') . "'::varchar, test => false)");
 fails('22P02', 'a password where a number belongs', "SELECT * FROM kliv_mail.configure_smtp(port => '" . canary('cast') . "')");
