@@ -355,6 +355,34 @@ is($node->sql(q{SELECT convert_from((kliv_mail.csv('SELECT public.who() AS who',
 is($node->try(q{SELECT kliv_mail.csv('SELECT * FROM kliv_mail._account')}, role => 'app')->{state}, '42501', '... with no more rights');
 is($node->try(q{SELECT kliv_mail.html_table('SELECT * FROM kliv_mail._account')}, role => 'app')->{state}, '42501', '... html_table() too');
 
+# ---- members of the role that sent see it and may touch it; the role is a name ----
+
+$node->sql(q{CREATE ROLE shop; CREATE ROLE assistant IN ROLE shop; CREATE ROLE competitor;
+    SELECT kliv_mail.grant_send(r::name) FROM unnest(ARRAY['shop', 'assistant', 'competitor']) AS r});
+my $shops = $node->sql(q{SELECT kliv_mail.send('later@row.example', 'x', 'x', send_at => now() + interval '1 day')}, role => 'shop');
+sub sees
+{
+    my ($role) = @_;
+    return $node->sql("SELECT (SELECT count(*) FROM kliv_mail.messages WHERE id = $shops), (SELECT count(*) FROM kliv_mail.deliveries WHERE message_id = $shops),
+        (SELECT count(*) FROM kliv_mail.events WHERE message_id = $shops)", role => $role)
+      . ' ' . join ' ', map { $_->{state} || $_->{out} } map { $node->try("SELECT kliv_mail.$_", role => $role) } "wait($shops, '0 s')", "retry($shops)";
+}
+my ($all, $nothing) = ('1|1|1 scheduled 0', '0|0|0 22023 22023');
+sub shows { my ($role, $expected, $what) = @_; is(sees($role), $expected, $what); return; }
+shows('assistant', $all, 'a member sees what its role sent');
+shows('competitor', $nothing, '... and nobody else does');
+$node->sql('ALTER ROLE shop RENAME TO store');
+shows($_, $nothing, "renamed: $_ sees nothing of it") for qw(store assistant);
+shows('can_admin', $all, '... an administrator does, and whose it was');
+$node->sql('ALTER ROLE store RENAME TO shop');
+shows('assistant', $all, 'the old name again: seen again');
+$node->sql(q{SELECT kliv_mail.revoke_access('shop'); DROP ROLE shop});
+shows('assistant', $nothing, 'dropped: nobody is a member any more');
+$node->sql(q{CREATE ROLE shop; SELECT kliv_mail.grant_send('shop')});
+shows('shop', $all, 'made anew: it sees what its namesake sent');
+shows('assistant', $nothing, '... and the old members do not');
+is($node->sql("SELECT kliv_mail.cancel($shops)", role => 'shop'), 't', '... and may stop it');
+
 # ---- an administrator who is no superuser ----
 
 $node->sql('CREATE ROLE deputy; CREATE ROLE clerk');
