@@ -162,8 +162,11 @@ for (
 # One that hangs holds up nobody who needs no key, no shutdown, and no claim.
 my $plain = KlivMail::SmtpServer->start;
 $node->sql(q{SELECT * FROM kliv_mail.configure_smtp(host => 'localhost', port => } . $plain->port . q{, encryption => 'none', username => '', from_address => 'b@shop.example', test => false, account => 'plain')});
+$node->reconfigure('kliv_mail.key_command' => "cat '$secret_store'");
+$node->sql(q{SELECT kliv_mail.set_brand(unsubscribe_url => 'https://shop.example/u')});
 $node->reconfigure('kliv_mail.key_command' => 'sleep 600; true');
 my $waits = $node->sql(q{SELECT kliv_mail.send('needs@example.com', 'x', 'x')});
+my $linked = $node->sql(q{SELECT kliv_mail.send('linked@example.com', 'x', 'x', message_type => 'marketing', account => 'plain')});
 for my $number (1 .. 4)
 {
     my $started = time;
@@ -174,7 +177,7 @@ for my $number (1 .. 4)
 my $stop = time;
 $node->restart;
 cmp_ok(time - $stop, '<', 20, '... and so does the server');
-$node->sql("SELECT kliv_mail.cancel($waits)");
+$node->sql("SELECT kliv_mail.cancel($waits), kliv_mail.cancel($linked)");
 
 # One that hangs: the statement can be cancelled, and the command goes with it.
 # Only an administrator's look at a view runs it.
@@ -187,6 +190,13 @@ like($node->sql(q{SELECT status FROM kliv_mail.smtp_settings WHERE account = 'cu
 is(runs(), $runs, '... and it was not');
 is(state_of(), 'ok', 'an administrator sees the state');
 cmp_ok(runs(), '>', $runs, '... by running it');
+
+# A claim runs it once, however many links of marketing mail need the key, and outside of its transaction.
+$node->reconfigure('kliv_mail.key_command' => "echo x >> '$folder/runs'; sleep 0.2; cat '$secret_store'");
+$runs = runs();
+$node->sql(q{SELECT count(kliv_mail.send('news' || i || '@example.com', 'x', 'x', message_type => 'marketing', account => 'plain')) FROM generate_series(1, 30) AS i});
+$node->wait_until(q{SELECT count(*) = 30 FROM kliv_mail.deliveries WHERE recipient LIKE 'news%' AND status = 'sent'});
+cmp_ok((runs() - $runs) / 2, '<=', 8, 'thirty marketing mails: the command ran ' . (runs() - $runs) / 2 . ' times');
 
 # One that closes its output and goes on is waited for as any other: it can be cancelled, and is gone then.
 $node->reconfigure('kliv_mail.key_command' => "echo \$\$ > '$folder/closer'; cat '$secret_store'; exec >&-; sleep 600; true");
