@@ -17,7 +17,7 @@ my $tls = KlivMail::Tls->new("$folder/tls");
 my ($certificate, $key) = $tls->certificate('good');
 my $smtp = KlivMail::SmtpServer->start(tls => 1, cert => $certificate, key => $key, auth => ['app:of the app']);
 my %conf = ('kliv_mail.allowed_hosts' => 'localhost', 'kliv_mail.ca_file' => $tls->ca_file, 'kliv_mail.sender_idle_timeout' => 0);
-my $source = KlivMail::Cluster->new('source', extension => 0, conf => { %conf, 'kliv_mail.key_file' => "$folder/source.key" });
+my $source = KlivMail::Cluster->new('source', extension => 0, conf => { %conf, 'kliv_mail.key_file' => "$folder/source.key", wal_level => 'logical', max_wal_senders => 2, max_replication_slots => 2 });
 my $target = KlivMail::Cluster->new('target', extension => 0, conf => { %conf, 'kliv_mail.key_file' => "$folder/target.key" });
 
 # ---- a database with something in every table ----
@@ -71,7 +71,8 @@ sub contents
 }
 $source->sql('INSERT INTO kliv_mail._platform_test (tested_at, ok) VALUES (now(), true)', @in);
 my $original = contents($source, 'shop');
-is_deeply([ grep { !$original->{$_} } sort keys %$original ], [], 'every table has rows to carry over');
+# (_batch has what senders are at, and none is there.)
+is_deeply([ grep { !$original->{$_} } sort keys %$original ], ['_batch'], 'every table has rows to carry over');
 
 # ---- dump and restore ----
 
@@ -179,6 +180,36 @@ is_deeply([ sort map { $smtp->message($_) =~ /^X-\S*(?:Recipient|Redirect|Origin
 $source->sql('SELECT * FROM kliv_mail.set_limits(daily_limit => 400)', @in);
 $source->wait_until(q{SELECT count(*) = 0 FROM kliv_mail.deliveries WHERE finished_at IS NULL}, @in);
 is_deeply([ sort map { @{ $_->{rcpt} } } ($smtp->accepted)[ $before + 8 .. $smtp->count - 1 ] ], [ map { "waits$_\@customer.example" } 2 .. 4 ], 'the original sends its own mail to its own customers');
+
+# ---- a publication of all tables to a database that sends, too ----
+
+my @live = (dbname => 'live');
+my $own = sub { return "SELECT * FROM kliv_mail.configure_smtp($login, from_address => 'shop\@$_[0].example')" };
+for ([ $source, 'pub' ], [ $target, 'sub' ])
+{
+    my ($node, $name) = @$_;
+    $node->sql('CREATE DATABASE live');
+    $node->sql('CREATE EXTENSION kliv_mail CASCADE; ' . $own->($name), @live);
+}
+$source->sql('CREATE PUBLICATION p FOR ALL TABLES', @live);
+$target->sql("CREATE SUBSCRIPTION s CONNECTION \$\$" . $source->connstr('live') . "\$\$ PUBLICATION p WITH (copy_data = false)", @live);
+my $theirs = $source->sql(q{SELECT kliv_mail.send('pub1@live.example', 'x', 'x', send_at => now() + interval '1 hour')}, @live);
+$target->wait_until("SELECT count(*) = 1 FROM kliv_mail._outbox WHERE message_id = $theirs", @live);
+is($target->sql("SELECT held_by, code FROM kliv_mail.deliveries WHERE message_id = $theirs", @live), 'restore|foreign_origin', 'mail that a publication brings is its publisher\'s');
+$source->sql(q{SELECT kliv_mail.pause(reason => 'of the publisher')}, @live);
+$target->wait_until('SELECT count(*) = 1 FROM kliv_mail._pause', @live);
+# Its sequences are behind what came with others' numbers.
+$target->sql(q{SELECT setval(s, 1000) FROM unnest(ARRAY['kliv_mail._message_id', 'kliv_mail._delivery_id', 'kliv_mail._event_id']::regclass[]) AS s}, @live);
+my $ours = $target->sql(q{SELECT kliv_mail.send('sub1@live.example', 'x', 'x')}, @live);
+is($target->sql("SELECT held_by, reason ~ 'of the publisher' FROM kliv_mail.deliveries WHERE message_id = $ours", @live), 'paused|t', 'its pause() arrives, too, and says whose it is');
+$source->sql('SELECT kliv_mail.resume(); ' . $own->('pub'), @live);
+$target->wait_until(q{SELECT from_address = 'shop@pub.example' AND NOT EXISTS (SELECT FROM kliv_mail._pause) FROM kliv_mail._account}, @live);
+is($target->sql("SELECT held_by, code, hint ~ 'kliv_mail[.]resume' FROM kliv_mail.deliveries WHERE message_id = $ours", @live), 'restore|account_copy|t', 'its account replaces ours: nothing leaves by it');
+$target->sql($own->('sub'), @live);
+is($target->sql("SELECT kliv_mail.wait($ours, '60 s')", @live), 'sent', '... and configure_smtp() makes it ours again');
+is_deeply([ map { "$_->{mail_from} $_->{rcpt}[0]" } grep { $_->{rcpt}[0] =~ /\@live/ } $smtp->accepted ],
+    ['shop@sub.example sub1@live.example'], 'it sent its own mail alone, by its own account');
+$target->sql('DROP SUBSCRIPTION s', @live);
 $_->stop for $source, $target;
 
 done_testing();
