@@ -24,7 +24,7 @@ BEGIN
                CASE WHEN n.own THEN a.last_test_ok ELSE t.ok END AS last_test_ok,
                a.created_at, a.updated_at, a.updated_by, a.password_changed_at,
                p.account AS paused, p.paused_by, p.reason AS pause_reason,
-               q.held_until, q.held_reason, q.held_hint, q.fingerprint IS NOT DISTINCT FROM n.fingerprint AND q.held_until > at AS held,
+               q.held_until, q.held_by, q.held_reason, q.held_hint, q.fingerprint IS NOT DISTINCT FROM n.fingerprint AND q.held_until > at AS held,
                EXISTS (SELECT FROM kliv_mail._state AS s WHERE s.origin <> kliv_mail._origin()) AS copy
         FROM kliv_mail._accounts() AS n
         LEFT JOIN kliv_mail._account AS a ON a.name = n.name
@@ -84,7 +84,7 @@ BEGIN
             paused_until := 'infinity';
         ELSIF x.held THEN
             status := 'held';
-            status_detail := x.held_reason || coalesce('. ' || x.held_hint, '');
+            status_detail := x.held_reason || coalesce('. ' || kliv_mail._cure_of_hold(x.name, x.own, x.provider, x.held_by, x.held_reason, x.held_hint), '');
             paused_until := x.held_until;
         ELSIF x.own AND x.last_test_ok IS NOT TRUE THEN
             status := 'untested';

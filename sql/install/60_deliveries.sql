@@ -127,7 +127,7 @@ COMMENT ON COLUMN kliv_mail.deliveries.bounce_type IS 'hard, soft or policy; NUL
 COMMENT ON COLUMN kliv_mail.deliveries.last_stage IS 'Where the last reply was given: connect, greeting, tls, ehlo, auth, mail, rcpt, data or dot.';
 COMMENT ON COLUMN kliv_mail.deliveries.last_code IS 'The last SMTP reply code; 0: the connection was lost without one.';
 COMMENT ON COLUMN kliv_mail.deliveries.last_enhanced_code IS 'The last enhanced status code (RFC 3463).';
-COMMENT ON COLUMN kliv_mail.deliveries.last_reply IS 'The server''s own words, printable, at most 1,024 octets.';
+COMMENT ON COLUMN kliv_mail.deliveries.last_reply IS 'The server''s own words about this delivery, printable, at most 1,024 octets. What it said to the connection or the login of the account stands in reason.';
 COMMENT ON COLUMN kliv_mail.deliveries.server_message_id IS 'The id that the server gave the mail.';
 COMMENT ON COLUMN kliv_mail.deliveries.sent_at IS 'When the server accepted it.';
 COMMENT ON COLUMN kliv_mail.deliveries.finished_at IS 'When its status became final.';

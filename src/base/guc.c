@@ -290,7 +290,7 @@ klm_define_settings(GucStringCheckHook check_address)
 		NULL, NULL, NULL);
 	DefineCustomBoolVariable("kliv_mail.notify",
 		"NOTIFY kliv_mail with message id and status when outcomes are recorded.",
-		"Any role of the database may listen.",
+		"Any role that may connect to the database can listen, and hears the ids and states of everybody's mail.",
 		&klm_notify, false,
 		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);

@@ -421,8 +421,12 @@ resolve_password(const KlmRequest *request, const KlmProvider *preset, const Klm
 		resolved->password = request->password;
 	else if (username && resolved->changed && saved->password_cipher)
 		klm_refuse("password", INVALID, secret,
-			"The saved one was saved for another provider, host, port, encryption or user name; "
-			"give it again.",
+				   request->sender_needed ?
+				   "The saved one was saved for another provider, host, port, encryption or user "
+				   "name; give it again." :
+				   "The saved one was saved for another provider, host, port, encryption or user "
+				   "name; give it again. With username => '' and from_address => '' the way to the "
+				   "login alone is tested.",
 			"is needed");
 	else if (username && saved->password_cipher == NULL)
 		klm_refuse("password", INVALID, secret,

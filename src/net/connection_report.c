@@ -168,6 +168,16 @@ plain_names(const char *names)
 	return text.data;
 }
 
+/* The host, and the address that it led to. */
+static const char *
+place(const KlmConnection *connection)
+{
+	const char *host = connection->target.host;
+
+	return connection->address[0] == '\0' || strcmp(connection->address, host) == 0 ? host :
+		psprintf("%s (%s)", host, connection->address);
+}
+
 /* The words for a connection that did not come about. */
 static void
 explain_connect(const KlmConnection *connection, KlmConnectReport *report)
@@ -205,12 +215,9 @@ explain_connect(const KlmConnection *connection, KlmConnectReport *report)
 	else
 	{
 		report->detail = timed_out ?
-			psprintf("no answer from %s port %d within %g s",
-					 connection->address[0] ? connection->address : target->host,
-					 target->port, timeout) :
-			psprintf("could not connect to %s port %d: %s",
-					 connection->address[0] ? connection->address : target->host,
-					 target->port,
+			psprintf("no answer from %s port %d within %g s", place(connection), target->port,
+					 timeout) :
+			psprintf("could not connect to %s port %d: %s", place(connection), target->port,
 					 connection->socket_errno ? strerror(connection->socket_errno) :
 					 connection->error);
 		report->hint = pstrdup("Check host and port (587 with starttls, 465 with tls), and "

@@ -424,8 +424,6 @@ hold_troubled(void)
 		{
 			const KlmAccount *account = pool->settings->account;
 
-			/* It may be mended without a setting that changes. */
-			pool->version[0] = '\0';
 			klm_note_hold(pool, pool->settings,
 						  account->key_missing ? "key" : klm_verdict_name(KLM_ACCOUNT_TROUBLE), 0,
 						  KLM_STAGE_CONNECT, account->problem, account->hint);

@@ -142,6 +142,9 @@ klm_note_hold(KlmPool *pool, const KlmSettings *settings, const char *verdict, i
 	KlmOutcome *outcome = new_outcome(0, pool);
 
 	pool->hold = true;
+	/* What it was met with may be mended without a setting that changes: a file, say. */
+	if (pool->version)
+		pool->version[0] = '\0';
 	outcome->verdict = verdict;
 	outcome->scope = klm_scope_name(KLM_SCOPE_ACCOUNT);
 	outcome->pause_s = pause_s;

@@ -73,7 +73,7 @@ my %normal = (cert => $good[0], key => $good[1], silent => 0, starttls_offered =
 my $both = [ 'tls', 'starttls' ];
 my @rows = (
     [ 'no such host', $both, {}, { host => 'no-such-host.example' }, 'dns', '08001', qr/no address was found for host "no-such-host\.example"/, qr/spelling/ ],
-    [ 'a closed port', $both, {}, { port => $closed }, 'connect', '08001', qr/could not connect to (?:127\.0\.0\.1|::1) port $closed: Connection refused/, qr/host and port.*firewall/ ],
+    [ 'a closed port', $both, {}, { port => $closed }, 'connect', '08001', qr/could not connect to localhost \((?:127\.0\.0\.1|::1)\) port $closed: Connection refused/, qr/host and port.*firewall/ ],
     [ 'a silent server', $both, { silent => 1 }, {}, { tls => 'tls', starttls => 'connect' }, { tls => '08001', starttls => '08006' }, qr/within (?:1\.5|3) s/, qr/starttls/ ],
     [ 'a server without TLS on port 465', ['tls'], {}, { host => 'plain-on-465.example', port => 465 }, 'tls', '08001', qr/port 465 does not begin with TLS .*wrong version number/, qr/'starttls' with port 587/ ],
     [ 'a server with TLS on port 587', ['starttls'], {}, { host => 'tls-on-587.example', port => 587 }, 'connect', '08006', qr/port 587 sent no greeting/, qr/encryption => 'tls'.*port 465/ ],
@@ -244,6 +244,9 @@ for my $change ('port => ' . $elsewhere->port('tls'), "host => '127.0.0.1', port
     like(steps($change), qr/^ERROR:  22023: password: is needed/, "test_smtp($change) wants the password");
 }
 is($elsewhere->state->{connections}, 0, '... and connects nowhere without it');
+my $other_port = q{encryption => 'starttls', port => } . $elsewhere->port('starttls');
+like(steps($other_port), qr/^HINT:  .*username => '' and from_address => '' the way to the login alone is tested/m, '... but says how to test the way there');
+is(join(' ', map { $_->[0] . ($_->[1] ? '' : '!') } @{ steps("$other_port, username => '', from_address => ''") }), 'dns connect tls ehlo', '... which does');
 
 # ---- cancelled at each step ----
 

@@ -57,6 +57,22 @@ sub send_sql
         }
         like($node->try('SELECT * FROM kliv_mail.test_smtp()')->{hint}, $cure, '... and test_smtp()');
     }
+    # A password that the server refuses is the platform's too, and nobody's with SQL alone.
+    unlink $file;
+    append_to_file($file, "of another\n");
+    chmod 0600, $file;
+    $node->sql('UPDATE kliv_mail._quota SET held_until = kliv_mail._now(); SELECT kliv_mail._wake()');
+    $node->wait_for('the server refuses it', sub { $node->sql("SELECT reason FROM kliv_mail.deliveries WHERE message_id = $id") =~ /refused user name or password/ });
+    for my $question (
+        "SELECT hint FROM kliv_mail.deliveries WHERE message_id = $id",
+        q{SELECT status_detail FROM kliv_mail.smtp_settings WHERE account = 'platform'},
+        "SELECT problem FROM kliv_mail.next_step($id)",
+        'SELECT hint FROM kliv_mail.test_smtp() WHERE NOT ok')
+    {
+        my $answer = $node->sql($question);
+        like($answer, qr/administrator of the server (?:corrects|sets) kliv_mail\.platform_username.*kliv_mail\.platform_password_file/, "a password that is refused: $question");
+        unlike($answer, qr/configure_smtp/, '... and does not name what cannot set it');
+    }
     unlink $file;
     append_to_file($file, "of the platform\n");
     chmod 0600, $file;

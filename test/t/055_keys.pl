@@ -213,6 +213,19 @@ unlike(slurp_file($node->logfile), qr/[0-9a-f]{64}/, 'no key is in the log');
 $node->reconfigure('kliv_mail.key_command' => "cat '$secret_store'");
 is($node->sql('SELECT bool_and(ok) FROM kliv_mail.test_smtp()'), 't', 'the command is mended: all is well again');
 
+# ---- lost for good: what the hint says, in its order, sends nothing by the platform meanwhile ----
+
+$node->sql('DROP DATABASE second');
+$node->sql('DELETE FROM kliv_mail._account WHERE name = \'second\'');
+$node->reconfigure('kliv_mail.key_command' => '', 'kliv_mail.key_file' => $file, 'kliv_mail.platform_url' => 'smtp://127.0.0.1:' . $plain->port, 'kliv_mail.platform_from' => 'p@platform.example');
+my $lost = $node->sql(q{SELECT kliv_mail.send('lost@example.com', 'x', 'x')});
+$node->wait_until("SELECT held_by = 'key' FROM kliv_mail.deliveries WHERE message_id = $lost");
+like($node->sql('SELECT hint FROM kliv_mail.status'), qr/lost for good: kliv_mail\.pause\(\).*kliv_mail\.reset_smtp\(\) and kliv_mail\.configure_smtp\(\).*kliv_mail\.resume\(\)/, 'a key that is lost for good: pause, reset, configure, resume');
+$node->sql($_) for 'SELECT kliv_mail.pause()', 'SELECT * FROM kliv_mail.reset_smtp()', "$configure)", 'SELECT kliv_mail.resume()';
+is($node->sql("SELECT kliv_mail.wait($lost, '60 s')"), 'sent', '... and the mail goes');
+is(scalar($smtp->accepted('lost@example.com')), 1, '... by its own account');
+File::Copy::copy($file, $secret_store);
+
 # ---- inside the data directory there is advice ----
 
 File::Copy::copy($secret_store, $node->data_dir . '/kliv_mail.key');

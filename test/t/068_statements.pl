@@ -91,12 +91,15 @@ unlike(slurp_file($node->logfile), qr/(?:ERROR|FATAL):|exited with/, '... withou
 # ---- NOTIFY tells what became of a mail, whatever its last reply was ----
 
 $node->reconfigure('kliv_mail.notify' => 'on');
-my $listener = $node->session(@in);
+$node->sql('CREATE ROLE listener', @in);
+my $listener = $node->session(@in, role => 'listener');
 $listener->query('LISTEN kliv_mail');
 my %told = map { $_->[0] => $node->sql("SELECT kliv_mail.send('$_->[0]\@owned.example', 'x', 'x')", @in) } [ 'good' ], [ 'rcpt-550-5.1.1' ], [ 'rcpt-451-4.3.0' ];
 $node->wait_until(q{SELECT count(*) = 1 FROM kliv_mail._outbox WHERE held_by IS NULL AND attempts = 1 AND epoch IS NULL}, @in);
 my $all = $listener->query('SELECT 1');
 like($all, qr/"$told{$_->[0]}": "$_->[1]"/, "NOTIFY: $_->[1]") for [ 'good', 'sent' ], [ 'rcpt-550-5.1.1', 'bounced' ], [ 'rcpt-451-4.3.0', 'deferred' ];
+unlike($all =~ s/\{"\d+": "\w+"(?:, "\d+": "\w+")*\}//gr, qr/\@|[{:]\s*"/, '... and nothing else, to a role without any grant, too');
+like($node->sql(q{SELECT extra_desc FROM pg_settings WHERE name = 'kliv_mail.notify'}), qr/Any role that may connect/, '... which the setting says');
 $node->sql(q{UPDATE kliv_mail._outbox SET first_attempt_at = now() - interval '10 days', due = now(); SELECT kliv_mail._wake()}, @in);
 $node->wait_until(q{SELECT count(*) = 0 FROM kliv_mail._outbox}, @in);
 like($listener->query('SELECT 1'), qr/"$told{'rcpt-451-4.3.0'}": "bounced"/, '... and bounced, when it was tried long enough');
