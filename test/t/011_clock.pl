@@ -38,7 +38,9 @@ $node->configure(
     shared_preload_libraries        => 'kliv_mail',
     'kliv_mail.sender_idle_timeout' => 0,
     'kliv_mail.platform_url'        => 'smtp://127.0.0.1:' . $smtp->port,
-    'kliv_mail.platform_from'       => 'platform@platform.example');
+    'kliv_mail.platform_from'       => 'platform@platform.example',
+    'kliv_mail.platform_hourly_limit' => 100,
+    'kliv_mail.platform_daily_limit'  => 100);
 {
     local $ENV{LD_PRELOAD} = "$folder/preload.so";
     local $ENV{KLM_CLOCK} = "$folder/clock";
@@ -53,5 +55,19 @@ append_to_file("$folder/clock", '-3600');
 ok($node->sql(q{SELECT now() < (SELECT created_at FROM kliv_mail.deliveries WHERE recipient ~ 'retried')}), 'the clock is an hour back');
 $node->wait_until(q{SELECT status = 'sent' FROM kliv_mail.deliveries WHERE recipient ~ 'retried'});
 is(scalar($smtp->accepted('retried@example.com')), 1, 'what waits for a retry leaves within its seconds');
+
+# It is set two hours ahead while replies to the dot are awaited: nobody has waited for two hours.
+$smtp->set(dot_reply => 'hold');
+$node->sql(q{SELECT kliv_mail.send('waits' || i || '@example.com', 'x', 'x', account => 'platform') FROM generate_series(1, 4) AS i});
+ok($smtp->wait_for(sub { (grep { $_->{rcpt}[0] =~ /^waits/ } $smtp->accepted) >= 2 }), 'mails wait for the reply to the dot');
+unlink "$folder/clock";
+append_to_file("$folder/clock", '3600');
+# (its next one's connection is awaited with the others)
+$node->sql(q{SELECT kliv_mail.send('then@example.com', 'x', 'x', account => 'platform')});
+ok($smtp->wait_for(sub { $smtp->accepted('then@example.com') }), 'the sender goes on with the clock two hours ahead');
+$smtp->set(dot_reply => '');
+$smtp->resume;
+$node->wait_until(q{SELECT count(*) = 5 FROM kliv_mail.deliveries WHERE recipient ~ '^(waits|then)' AND status = 'sent'});
+is($node->sql(q{SELECT DISTINCT attempts, doubts FROM kliv_mail._delivery WHERE recipient ~ '^(waits|then)'}), '1|0', '... and what waited is sent once');
 $node->stop;
 done_testing();
