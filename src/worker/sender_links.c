@@ -121,7 +121,7 @@ klm_feed(KlmPool *pool)
 		dlist_mutable_iter iter;
 
 		/* Behind another delivery, which may stall, only when all connections are open. */
-		if (open > 0 && pool->link_count < limit)
+		if (open > 0 && (pool->link_count < limit || pool->opening > 0))
 			break;
 
 		dlist_foreach_modify(iter, &pool->links)

@@ -144,6 +144,21 @@ setting('connections_per_account', 8);
 burst(80);
 is($smtp->state->{open}, 8, 'a higher one is used');
 
+# Behind another one's dot, which may take minutes, only when no connection is on its way.
+setting('connections_per_account', 2);
+connections_until('two are left', sub { $_[0] <= 2 });
+$smtp->drop_connections;
+$smtp->set(delay_dot => 0);
+sql(q{SELECT kliv_mail.send('slow-dot-3000@example.com', 'x', 'x')});
+ok($smtp->wait_for(sub { $smtp->transcript =~ /RCPT TO:<slow-dot-3000/ }), 'one waits for its dot');
+sql(q{SELECT kliv_mail.send('beside@example.com', 'x', 'x')});
+my $sent = sub { return "(SELECT sent_at FROM kliv_mail.deliveries WHERE recipient = '$_[0]\@example.com' AND status = 'sent')" };
+wait_until('SELECT ' . $sent->('slow-dot-3000') . ' IS NOT NULL');
+is(sql('SELECT ' . $sent->('beside') . ' < ' . $sent->('slow-dot-3000')), 't', '... and the next goes by the last connection, not behind it');
+$smtp->set(delay_dot => 100);
+setting('connections_per_account', 8);
+burst(80);
+
 # 451: the mail has to wait, and the server gets half the connections.
 $smtp->set(delay_dot => 0, dot_reply => '451 4.3.2 too busy');
 sql(q{SELECT kliv_mail.send(format('busy%s@example.com', i), 'x', 'x') FROM generate_series(1, 8) AS i});
