@@ -368,8 +368,9 @@ link_failed(KlmLink *link)
 	}
 	else if (working > 0)
 	{
+		/* Those that are still opening may be let in, or lower it further. */
 		if (for_now)
-			learn_limit(pool, working);
+			learn_limit(pool, pool->link_count - 1);
 		else
 			pool->allowed = working;
 	}
