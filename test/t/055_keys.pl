@@ -220,8 +220,9 @@ $node->sql('DELETE FROM kliv_mail._account WHERE name = \'second\'');
 $node->reconfigure('kliv_mail.key_command' => '', 'kliv_mail.key_file' => $file, 'kliv_mail.platform_url' => 'smtp://127.0.0.1:' . $plain->port, 'kliv_mail.platform_from' => 'p@platform.example');
 my $lost = $node->sql(q{SELECT kliv_mail.send('lost@example.com', 'x', 'x')});
 $node->wait_until("SELECT held_by = 'key' FROM kliv_mail.deliveries WHERE message_id = $lost");
-like($node->sql('SELECT hint FROM kliv_mail.status'), qr/lost for good: kliv_mail\.pause\(\).*kliv_mail\.reset_smtp\(\) and kliv_mail\.configure_smtp\(\).*kliv_mail\.resume\(\)/, 'a key that is lost for good: pause, reset, configure, resume');
-$node->sql($_) for 'SELECT kliv_mail.pause()', 'SELECT * FROM kliv_mail.reset_smtp()', "$configure)", 'SELECT kliv_mail.resume()';
+like($node->sql('SELECT hint FROM kliv_mail.status'), qr/lost for good: kliv_mail\.pause\(\).*kliv_mail\.reset_smtp\(\).*kliv_mail\.set_brand\(unsubscribe_url => ''\).*kliv_mail\.configure_smtp\(\).*kliv_mail\.resume\(\)/, 'a key that is lost for good: pause, reset, configure, resume');
+$node->sql($_) for 'SELECT kliv_mail.pause()', 'SELECT * FROM kliv_mail.reset_smtp()', q{SELECT kliv_mail.set_brand(unsubscribe_url => '')}, "$configure)",
+  q{SELECT kliv_mail.set_brand(unsubscribe_url => 'https://shop.example/u')}, 'SELECT kliv_mail.resume()';
 is($node->sql("SELECT kliv_mail.wait($lost, '60 s')"), 'sent', '... and the mail goes');
 is(scalar($smtp->accepted('lost@example.com')), 1, '... by its own account');
 File::Copy::copy($file, $secret_store);
