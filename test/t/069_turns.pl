@@ -77,10 +77,11 @@ $node->sql(q{ROLLBACK PREPARED 'forever'}, dbname => 'evil1');
 # ---- ... or holds the very database ----
 
 no_sender('');
-$node->sql(q{SELECT kliv_mail.send('later@example.com', 'x', 'x', send_at => now() + interval '3 seconds')}, dbname => 'evil1');
+my $ahead = $node->seconds_ahead;
+$node->sql("SELECT kliv_mail.send('later\@example.com', 'x', 'x', send_at => now() + interval '$ahead seconds')", dbname => 'evil1');
 no_sender('');
 $node->sql(q{BEGIN; ALTER DATABASE evil1 RENAME TO evil9; PREPARE TRANSACTION 'renamed'}, role => 'evil');
-ok($node->wait_for('a sender has tried', sub { slurp_file($node->logfile) =~ /lock timeout\n[^\n]*background worker "kliv_mail sender" \(PID \d+\) exited/ }), 'a sender cannot connect');
+ok($node->wait_for('a sender has tried', sub { slurp_file($node->logfile) =~ /\[(\d+)\][^\n]*lock timeout\n.*background worker "kliv_mail sender" \(PID \g1\) exited/s }), 'a sender cannot connect');
 $node->sql(q{SELECT kliv_mail.send('victim3@example.com', 'x', 'x')}, dbname => 'victim');
 ok($good->wait_for(sub { scalar $good->accepted('victim3@example.com') }, 60), 'another tenant delivers while the database is locked');
 $node->sql(q{ROLLBACK PREPARED 'renamed'});
