@@ -23,7 +23,7 @@ $$;
 -- another account of ours is in trouble.
 CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean)
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer,
-               suppressed text, sender text, sender_name text)
+               suppressed text, sender text, sender_name text, expires_at timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
     -- Planning anew for each LIMIT is a quarter of what one mail costs the sender.
     SET plan_cache_mode = force_generic_plan AS $$
@@ -118,7 +118,7 @@ BEGIN
             SET epoch = p_epoch, account = p_account, hour_start = v.hour_start, day_start = v.day_start,
                 attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at), held_by = NULL
             WHERE o.id = ANY (v_ids)
-            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, o.priority, o.due,
+            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, o.priority, o.due, o.expires_at,
                 CASE WHEN o.route = ANY (v_own) THEN NULL WHEN o.route = '' THEN v_default ELSE o.route END AS instead_of),
         told AS (
             INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
@@ -139,7 +139,7 @@ BEGIN
         SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts,
                coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = c.message_id), 0),
                CASE WHEN EXISTS (SELECT FROM kliv_mail._suppression) THEN kliv_mail._suppressed(c.recipient, c.priority, v_at) END,
-               f.from_address, f.from_name
+               f.from_address, f.from_name, c.expires_at
         FROM claimed AS c LEFT JOIN kliv_mail._account AS f ON f.name = c.instead_of ORDER BY c.priority, c.due, c.id;
 END;
 $$;
@@ -189,14 +189,15 @@ $$;
 
 -- Claim for all accounts in turn, p_bytes octets in all; NULL: a single row of any
 -- size.  p_accounts, p_busy and p_held: how many deliveries and octets the sender
--- already has of some of them.  An account gets no more than half of what the
+-- already has of some of them; p_rooms: how many it is to have, p_room of the others.  An account gets no more than half of what the
 -- others leave, so that one that hangs cannot fill the sender's memory, and one
 -- that has nothing gets a mail of any size.
 -- settings changes whenever the account was changed in any way.
 CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint,
-                                 p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}')
+                                 p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}',
+                                 p_rooms integer[] DEFAULT '{}')
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, size integer, suppressed text,
-               sender text, sender_name text, settings text)
+               sender text, sender_name text, settings text, expires_at timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -205,18 +206,18 @@ DECLARE
     v_bytes bigint := p_bytes;
 BEGIN
     FOR a IN
-        SELECT x.name, p_room - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) = 0 AS idle, coalesce(b.held, 0) AS held,
+        SELECT x.name, coalesce(b.room, p_room) - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) = 0 AS idle, coalesce(b.held, 0) AS held,
                md5(x::text) AS settings
         FROM kliv_mail._accounts() AS x
-        LEFT JOIN unnest(p_accounts, p_busy, p_held) AS b (name, busy, held) ON b.name = x.name
-        WHERE x.in_use AND x.problem IS NULL AND p_room > coalesce(b.busy, 0)
+        LEFT JOIN unnest(p_accounts, p_busy, p_held, p_rooms) AS b (name, busy, held, room) ON b.name = x.name
+        WHERE x.in_use AND x.problem IS NULL AND coalesce(b.room, p_room) > coalesce(b.busy, 0)
         ORDER BY coalesce(b.busy, 0), x.route_order, x.name
     LOOP
         FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room,
                 coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL) LOOP
             id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
             size := c.size; suppressed := c.suppressed;
-            sender := c.sender; sender_name := c.sender_name; settings := a.settings;
+            sender := c.sender; sender_name := c.sender_name; settings := a.settings; expires_at := c.expires_at;
             v_bytes := v_bytes - c.size;
             RETURN NEXT;
         END LOOP;

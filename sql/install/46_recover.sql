@@ -25,14 +25,16 @@ BEGIN
         RAISE LOG USING MESSAGE = format('kliv_mail: the database "%s" is a copy of another one, and sends nothing until it is told to', current_database()),
             HINT = 'SELECT kliv_mail.resume(); in that database releases its mail, if this copy is the one that shall send it.';
     END IF;
-    FOR v_epoch IN SELECT DISTINCT b.epoch FROM kliv_mail._batch AS b LOOP
+    FOR v_epoch IN SELECT DISTINCT b.epoch FROM kliv_mail._batch AS b ORDER BY 1 LOOP
         CONTINUE WHEN NOT kliv_mail._epoch_dead(v_epoch);
         -- Another sender may be at it: what is given back is given back once.
         PERFORM FROM kliv_mail._batch AS b WHERE b.epoch = v_epoch ORDER BY b.id FOR UPDATE;
         CONTINUE WHEN NOT FOUND;
-        v_begun := ARRAY(SELECT d FROM kliv_mail._batch AS b, unnest(b.deliveries) AS d WHERE b.epoch = v_epoch AND b.begun);
-        v_rest := ARRAY(SELECT d FROM kliv_mail._batch AS b, unnest(b.deliveries) AS d WHERE b.epoch = v_epoch AND NOT b.begun
-                        EXCEPT SELECT unnest(v_begun));
+        -- What came back and was claimed again stands in several: the last one counts.
+        SELECT coalesce(array_agg(x.d) FILTER (WHERE x.begun), '{}'), coalesce(array_agg(x.d) FILTER (WHERE NOT x.begun), '{}')
+        INTO v_begun, v_rest
+        FROM (SELECT DISTINCT ON (d) d, b.begun FROM kliv_mail._batch AS b, unnest(b.deliveries) AS d
+              WHERE b.epoch = v_epoch ORDER BY d, b.id DESC) AS x;
         PERFORM kliv_mail._refund(v_epoch, v_rest);
         UPDATE kliv_mail._outbox AS o
         SET epoch = NULL, attempts = o.attempts - 1, first_attempt_at = CASE WHEN o.attempts > 1 THEN o.first_attempt_at END

@@ -202,7 +202,7 @@ klm_outbox_recover(void)
 
 List *
 klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy, int64 *held,
-				 int count, int64 **ids, int *id_count)
+				 int *rooms, int count, int64 **ids, int *id_count)
 {
 	KlmCall		call = {0};
 	List	   *claims = NIL;
@@ -213,6 +213,7 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 	add_texts(&call, (const char *const *) accounts, count);
 	add_int4s(&call, busy, count);
 	add_int8s(&call, held, count);
+	add_int4s(&call, rooms, count);
 	klm_run(&call, "claim", false);
 
 	/* Before their texts, any of which may be unreadable. */
@@ -236,6 +237,7 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 		claim->sender = column_text(i, 7);
 		claim->sender_name = column_text(i, 8);
 		claim->settings = column_text(i, 9);
+		claim->expires_at = column_int64(i, 10);	/* microseconds, too */
 	}
 	return claims;
 }

@@ -36,6 +36,7 @@ typedef struct KlmClaim
 	const char *problem;		/* why the link cannot be made, or NULL */
 	bool		key_trouble;
 	int			size;
+	TimestampTz expires_at;		/* 0: never */
 	bool		granted;		/* it may begin once the claim is committed */
 } KlmClaim;
 
@@ -120,11 +121,12 @@ extern int64 klm_outbox_recover(void);
 
 /*
  * List of KlmClaim.  bytes < 0: a single row.  busy and held: the deliveries and
- * octets of each of the accounts that are in hand.  The claimed ids are in *ids
+ * octets of each of the accounts that are in hand; rooms: how many of each are to
+ * be, room: of any other account.  The claimed ids are in *ids
  * even where an error ends the call.
  */
 extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
-							  int64 *held, int count, int64 **ids, int *id_count);
+							  int64 *held, int *rooms, int count, int64 **ids, int *id_count);
 
 /* List of KlmAccountState. */
 extern List *klm_outbox_accounts(void);

@@ -65,6 +65,9 @@
 /* A result waits so long for the next one, to be recorded with it. */
 #define COMPANY_MS			1
 
+/* ... and all of them so long, where others come without a pause. */
+#define LONGEST_COMPANY_MS	20
+
 /* Mail that has waited so long for a connection is worth another sender. */
 #define BACKLOG_MS			1000
 
@@ -82,6 +85,8 @@ static int64 leave_at;			/* not 0: leaving, and when at the latest */
 static bool unfinished;			/* leaving with work that another sender has to take up */
 static bool tried_last;			/* to record when the time to leave had come */
 static bool quiet;				/* the network had nothing for us at the last look */
+static int64 results_since;		/* the first of those that wait to be recorded; 0: none does */
+static bool notify_apart;		/* NOTIFY failed: not in the transactions that record */
 
 PGDLLEXPORT void klm_sender_main(Datum argument) pg_attribute_noreturn();
 
@@ -401,8 +406,15 @@ record_and_claim(int64 now)
 {
 	bool		late = leave_at != 0 && now >= leave_at;
 	bool		may_claim = leave_at == 0 && wants_claim();
-	bool		due = may_claim || (leave_at == 0 && klm_wants_grants()) ||
-		(klm_sender.outcome_count > 0 && (quiet || leave_at != 0 || !under_way()));
+	bool		due;
+
+	if (klm_sender.outcome_count == 0)
+		results_since = 0;
+	else if (results_since == 0)
+		results_since = now;
+	due = may_claim || (leave_at == 0 && klm_wants_grants()) ||
+		(klm_sender.outcome_count > 0 &&
+		 (quiet || leave_at != 0 || !under_way() || now >= results_since + LONGEST_COMPANY_MS));
 
 	if (due && (now >= retry_at || (late && !tried_last)))
 	{
@@ -509,7 +521,7 @@ rest(int64 now)
 static long
 sleep_ms(int64 now)
 {
-	int64		until = klm_sender.next_claim;
+	int64		until = leave_at != 0 ? KLM_NEVER : Max(klm_sender.next_claim, retry_at);
 	long		timeout;
 	dlist_iter	iter;
 
@@ -608,23 +620,33 @@ run_transaction(bool wanted)
 	{
 		KlmBatch   *batch = NULL;
 		KlmGrant   *grant;
-		char	   *payload;
+		char	   *payload = NULL;
 
 		if (may_claim)
 			klm_sender.claim_context = AllocSetContextCreate(klm_sender.context, "kliv_mail batch", ALLOCSET_DEFAULT_SIZES);
-		begin_transaction(may_claim ? klm_sender.claim_context : klm_sender.context);
+		begin_transaction(may_claim ? klm_sender.claim_context : klm_sender.outcome_context);
 		if (klm_sender.outcome_count > 0)
 		{
 			changes = NIL;
 			record(klm_sender.outcomes, klm_sender.outcome_count);
-			/* A full queue fails the commit; then it goes by a transaction of its own. */
-			if (failures == 0 && (payload = notification()) != NULL)
+			/*
+			 * A full queue fails the commit.  Then it goes by transactions of its own,
+			 * until one of those succeeds.
+			 */
+			if (!notify_apart && (payload = notification()) != NULL)
+			{
+				notify_apart = true;
 				klm_outbox_notify(payload);
+			}
 		}
 		if (may_claim)
 			batch = klm_claim();
+		/* Whatever fails from here on is no row's fault. */
+		klm_sender.tried_count = 0;
 		klm_grant(batch ? batch->claims : NIL);
 		klm_outbox_commit();
+		if (payload != NULL)
+			notify_apart = false;
 		klm_sender.claim_context = NULL;
 		grant = klm_granted();
 		/* First: what a claim finds wrong with its rows makes new outcomes. */
@@ -785,6 +807,7 @@ notify(void)
 		begin_transaction(klm_sender.context);
 		klm_outbox_notify(payload);
 		klm_outbox_commit();
+		notify_apart = false;
 	}
 	PG_CATCH();
 	{
@@ -824,7 +847,7 @@ record_singly(void)
 	{
 		PG_TRY();
 		{
-			begin_transaction(klm_sender.context);
+			begin_transaction(klm_sender.outcome_context);
 			record(&klm_sender.outcomes[done], 1);
 			klm_outbox_commit();
 			done++;

@@ -46,6 +46,9 @@ typedef struct KlmPool
 	int			to_grant;		/* more of them, once this transaction is committed */
 	int			room;			/* and of what it claims */
 	int			open;			/* Deliveries begun on a link */
+	int			ahead;			/* what it used up lately in the time that we claim ahead */
+	int64		begun;			/* since that was measured */
+	int64		measured_at;
 	int64		bytes;			/* of both */
 	dlist_head	links;
 	int			link_count;
@@ -98,6 +101,7 @@ typedef struct KlmBatch
 	int			open;			/* deliveries without an outcome */
 	int			room;			/* deliveries that an account was to have in hand */
 	int		   *busy;			/* that each of the first pools had before; */
+	int		   *rooms;			/* and was to have */
 	int			offered;		/* so many pools there were */
 	List	   *claims;			/* KlmClaim */
 	List	   *messages;		/* KlmStoredMessage */
@@ -122,6 +126,7 @@ typedef struct KlmDelivery
 	KlmPool	   *pool;
 	KlmStoredMessage *message;
 	int			size;
+	TimestampTz expires_at;		/* 0: never */
 	char	   *identity;		/* the identity lines */
 	bool		account_smtputf8;	/* the account's own addresses need SMTPUTF8 */
 	bool		foreign_sender; /* its From is not the account's own */
@@ -147,7 +152,6 @@ typedef struct KlmSender
 	bool		recovery_wanted;	/* a sender may have died with claims */
 	bool		claim_wanted;
 	bool		claim_again;	/* an account's last claim found something, so there may be more */
-	int			ahead;			/* deliveries of an account to have in hand */
 	int64		last_batch;		/* numbers of rows of _batch that were given */
 	int64	   *done;			/* those that the next transaction deletes */
 	int			done_count;

@@ -32,9 +32,9 @@
 /* Where a sender before us learnt it, most of its ten minutes may be over. */
 #define CEILING_MS			60000
 
-/* Claims that come faster than this become larger, up to so many; slower ones smaller. */
-#define FAST_CLAIM_MS		50
-#define SLOW_CLAIM_MS		200
+/* What is claimed ahead: for so long, as measured over a while, and no more than so many. */
+#define AHEAD_MS			100
+#define MEASURE_MS			50
 #define MAX_AHEAD			1024
 
 static int	vain_claims;		/* in a row, though something was due */
@@ -54,8 +54,8 @@ static void hold_troubled(void);
 static void look_at_accounts(void);
 static void prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *message,
 					KlmPool *pool);
-static int	ahead(void);
-static void adapt(int claimed, int room);
+static int	ahead(KlmPool *pool);
+static void measure(KlmPool *pool);
 static void load_settings(KlmPool *pool, const char *version);
 
 KlmBatch *
@@ -65,7 +65,6 @@ klm_claim(void)
 	KlmBatch   *batch = MemoryContextAllocZero(context, sizeof(KlmBatch));
 
 	batch->context = context;
-	batch->room = ahead();
 	if (klm_sender.recovery_wanted)
 		batch->recovered = klm_outbox_recover();
 	klm_outbox_expire();
@@ -124,7 +123,6 @@ klm_queue_claimed(KlmBatch *batch, KlmGrant *grant)
 		return;
 	}
 	batch->number = grant->number - 1;
-	adapt(list_length(batch->claims), batch->room);
 	if (klm_sender.isolating && ++klm_sender.isolated > batch->room)
 		klm_sender.isolating = false;
 	/* What falls due meanwhile at an account without room here, or without a pool yet. */
@@ -142,29 +140,26 @@ klm_queue_claimed(KlmBatch *batch, KlmGrant *grant)
 }
 
 /*
- * What the connections use up in a tenth of a second or so, in powers of two:
- * a claim costs as much as many mails, and what is claimed cannot be cancelled
- * or overtaken by what is more urgent.
+ * What the pool's connections use up in a tenth of a second: a claim costs as
+ * much as many mails, and what is claimed cannot be cancelled or overtaken by
+ * what is more urgent.
  */
 static int
-ahead(void)
+ahead(KlmPool *pool)
 {
-	return Max(klm_sender.ahead, 4 * klm_sender.connections);
+	return Min(Max(pool->ahead, 4 * klm_sender.connections), MAX_AHEAD);
 }
 
 static void
-adapt(int claimed, int room)
+measure(KlmPool *pool)
 {
-	static int64 last = 0;
 	int64		now = klm_clock_ms();
 
-	if (claimed < room / 2)
+	if (now - pool->measured_at < MEASURE_MS)
 		return;
-	if (now - last < FAST_CLAIM_MS)
-		klm_sender.ahead = Min(2 * ahead(), MAX_AHEAD);
-	else if (now - last > SLOW_CLAIM_MS)
-		klm_sender.ahead /= 2;
-	last = now;
+	pool->ahead = (int) Min(pool->begun * AHEAD_MS / (now - pool->measured_at), MAX_AHEAD);
+	pool->begun = 0;
+	pool->measured_at = now;
 }
 
 bool
@@ -178,7 +173,7 @@ klm_has_room(void)
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
 
 		/* Half of its queue, and of its share of the memory. */
-		if (pool->more && pool->queued + pool->open <= ahead() / 2 &&
+		if (pool->more && pool->queued + pool->open <= ahead(pool) / 2 &&
 			pool->bytes <= (memory - (klm_sender.claimed_bytes - pool->bytes)) / 4)
 			return true;
 	}
@@ -199,6 +194,9 @@ offer_room(KlmBatch *batch)
 		count++;
 	names = palloc(Max(1, count) * sizeof(char *));
 	batch->busy = MemoryContextAlloc(batch->context, Max(1, count) * sizeof(int));
+	batch->rooms = MemoryContextAlloc(batch->context, Max(1, count) * sizeof(int));
+	/* Of an account without a pool yet; also what reading rows one at a time is done for. */
+	batch->room = 4 * klm_sender.connections;
 	held = palloc(Max(1, count) * sizeof(int64));
 	count = 0;
 	dlist_foreach(iter, &klm_sender.pools)
@@ -206,14 +204,16 @@ offer_room(KlmBatch *batch)
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
 
 		names[count] = pool->name;
+		measure(pool);
 		held[count] = pool->bytes;
+		batch->rooms[count] = ahead(pool);
 		batch->busy[count++] = pool->queued + pool->open;
 	}
 	batch->offered = count;
 	batch->claims = klm_outbox_claim(klm_sender.epoch, batch->room,
 									 klm_sender.isolating ? -1
 									 : Max(0, memory - klm_sender.claimed_bytes),
-									 names, batch->busy, held, count,
+									 names, batch->busy, held, batch->rooms, count,
 									 &klm_sender.tried_ids, &klm_sender.tried_count);
 }
 
@@ -391,7 +391,7 @@ note_who_has_more(const KlmBatch *batch)
 	{
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
 
-		if (n < batch->offered && batch->busy[n] < batch->room)
+		if (n < batch->offered && batch->busy[n] < batch->rooms[n])
 			pool->more = false;
 		n++;
 	}
@@ -513,6 +513,7 @@ prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *m
 	delivery->pool = pool;
 	delivery->message = message;
 	delivery->size = claimed->size;
+	delivery->expires_at = claimed->expires_at;
 	if (pool->settings->account->problem == NULL)
 		delivery->identity =
 			klm_compose_identity(pool->settings->account, message, claimed, &from,

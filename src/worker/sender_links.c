@@ -45,6 +45,7 @@ static int64 starved_until;		/* idle connections make room for others */
 static void take_back_waiting(KlmPool *pool);
 static bool is_spent(KlmLink *link);
 static bool keep_pace(KlmPool *pool);
+static KlmDelivery *next_delivery(KlmPool *pool);
 static void begin(KlmLink *link, KlmDelivery *delivery);
 static void open_link(KlmPool *pool);
 static void link_opened(KlmLink *link);
@@ -142,11 +143,8 @@ klm_feed(KlmPool *pool)
 			{
 				KlmDelivery   *delivery;
 
-				if (!keep_pace(pool))
+				if (!keep_pace(pool) || (delivery = next_delivery(pool)) == NULL)
 					return;
-				delivery = dlist_container(KlmDelivery, node, dlist_pop_head_node(&pool->queue));
-				pool->queued--;
-				pool->granted--;
 				begin(link, delivery);
 			}
 		}
@@ -245,10 +243,30 @@ keep_pace(KlmPool *pool)
 	return true;
 }
 
+/* The first one that may begin; what has expired while it waited here goes back; NULL: none. */
+static KlmDelivery *
+next_delivery(KlmPool *pool)
+{
+	while (pool->granted > 0)
+	{
+		KlmDelivery   *delivery = dlist_container(KlmDelivery, node,
+												  dlist_pop_head_node(&pool->queue));
+
+		pool->queued--;
+		pool->granted--;
+		if (delivery->expires_at == 0 || delivery->expires_at > klm_now())
+			return delivery;
+		klm_add_local_outcome(delivery->id, pool, "returned", "");
+		klm_finish_delivery(delivery);
+	}
+	return NULL;
+}
+
 static void
 begin(KlmLink *link, KlmDelivery *delivery)
 {
 	link->begun++;
+	link->pool->begun++;
 	link->largest = Max(link->largest, delivery->size);
 	link->pool->open++;
 	klm_smtp_begin(link->smtp, &delivery->smtp);

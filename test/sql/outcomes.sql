@@ -179,6 +179,13 @@ COMMIT;
 SELECT recipient, status, attempts FROM kliv_mail.deliveries WHERE recipient LIKE 'p_@x.example' ORDER BY 1;
 SELECT used FROM kliv_mail.usage WHERE account = 'out' AND window_name = 'day';
 SELECT count(*) AS left_behind FROM kliv_mail._batch WHERE epoch IN (78, 79);
+-- what began, came back and was claimed again is in doubt no more
+BEGIN;
+UPDATE kliv_mail._outbox SET epoch = 79, account = 'out' WHERE recipient IN ('p1@x.example', 'p3@x.example');
+SELECT kliv_mail._stamp(79, 1, '{}', array_agg(id), '{}') FROM kliv_mail._outbox WHERE epoch = 79;
+SELECT kliv_mail._stamp(79, 3, array_agg(id), '{}', '{}') FROM kliv_mail._outbox WHERE epoch = 79 AND recipient = 'p3@x.example';
+SELECT kliv_mail._recover() AS in_doubt;
+COMMIT;
 SELECT reset();
 
 -- marketing leaves a tenth of the windows free
