@@ -12,9 +12,15 @@ NET_SRCS = src/kliv_mail_net.c \
 	replies.c reports.c test_smtp.c unsubscribe.c)
 NET_OBJS = $(NET_SRCS:.c=.o)
 
+# Loaded by a session at its first use of a template: what needs md4c.
+TEMPLATE_SRCS = src/kliv_mail_template.c $(wildcard src/template/*.c src/functions/template*.c)
+TEMPLATE_OBJS = $(TEMPLATE_SRCS:.c=.o)
+
 # Preloaded into every process of the cluster: all the rest.
 MODULE_big = kliv_mail
-OBJS = $(patsubst %.c,%.o,$(filter-out $(NET_SRCS),$(wildcard src/*.c src/*/*.c)))
+OBJS = $(patsubst %.c,%.o,$(filter-out $(NET_SRCS) $(TEMPLATE_SRCS),$(wildcard src/*.c src/*/*.c)))
+
+LIBRARIES = kliv_mail_net kliv_mail_template
 
 DATA_built = sql/$(EXTENSION)--$(EXTVERSION).sql
 DATA       = $(wildcard sql/*--*--*.sql)
@@ -49,8 +55,10 @@ PG_CFLAGS += $(if $(WERROR),-Werror)
 endif
 SHLIB_LINK  = -lidn2
 NET_LIBS    = -lcurl -lsodium -lidn2
+TEMPLATE_LIBS = -lmd4c
 
-EXTRA_CLEAN = kliv_mail_net.so $(NET_OBJS) $(NET_OBJS:.o=.d) sql/$(EXTENSION)--$(EXTVERSION).sql
+EXTRA_CLEAN = $(LIBRARIES:=.so) $(NET_OBJS) $(TEMPLATE_OBJS) $(NET_OBJS:.o=.d) $(TEMPLATE_OBJS:.o=.d) \
+	sql/$(EXTENSION)--$(EXTVERSION).sql
 
 # No JIT inlining of functions that wait for I/O: no bitcode is built.
 override with_llvm = no
@@ -61,23 +69,25 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
 
-all: kliv_mail_net.so
+all: $(LIBRARIES:=.so)
 
-# -l:kliv_mail.so makes the second library bring the first along; PostgreSQL
-# then runs the first one's _PG_init when the second one's asks for it.
+# -l:kliv_mail.so makes another library bring the first along; PostgreSQL then
+# runs the first one's _PG_init when the other one's asks for it.
+LINK = $(CC) $(CFLAGS) $(LDFLAGS) $(LDFLAGS_SL) -shared -o $@ $(filter %.o,$^) -L. -l:kliv_mail.so -Wl,-rpath,'$$ORIGIN'
 kliv_mail_net.so: $(NET_OBJS) kliv_mail.so
-	$(CC) $(CFLAGS) $(LDFLAGS) $(LDFLAGS_SL) -shared -o $@ $(NET_OBJS) -L. -l:kliv_mail.so \
-		-Wl,-rpath,'$$ORIGIN' $(NET_LIBS)
+	$(LINK) $(NET_LIBS)
+kliv_mail_template.so: $(TEMPLATE_OBJS) kliv_mail.so
+	$(LINK) $(TEMPLATE_LIBS)
 
-$(OBJS) $(NET_OBJS): $(wildcard src/*/*.h) kliv_mail.control
+$(OBJS) $(NET_OBJS) $(TEMPLATE_OBJS): $(wildcard src/*/*.h) kliv_mail.control
 
-install: install-net
-install-net: kliv_mail_net.so
-	$(INSTALL_SHLIB) kliv_mail_net.so '$(DESTDIR)$(pkglibdir)/kliv_mail_net.so'
-uninstall: uninstall-net
-uninstall-net:
-	rm -f '$(DESTDIR)$(pkglibdir)/kliv_mail_net.so'
-.PHONY: install-net uninstall-net
+install: install-libraries
+install-libraries: $(LIBRARIES:=.so)
+	for library in $(LIBRARIES); do $(INSTALL_SHLIB) $$library.so '$(DESTDIR)$(pkglibdir)/' || exit 1; done
+uninstall: uninstall-libraries
+uninstall-libraries:
+	rm -f $(LIBRARIES:%='$(DESTDIR)$(pkglibdir)/%.so')
+.PHONY: install-libraries uninstall-libraries
 endif
 
 # The comments of configure_smtp() and test_smtp() name the providers that there are.

@@ -1,0 +1,106 @@
+/*-------------------------------------------------------------------------
+ *
+ * template_render.c
+ *		kliv_mail.render(): Mustache with jsonb, and nothing around it.
+ *
+ * In kliv_mail_template.  Runs no SQL.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "lib/stringinfo.h"
+#include "nodes/pg_list.h"
+#include "utils/builtins.h"
+
+#include "base/encoding.h"
+#include "base/error.h"
+#include "base/text.h"
+#include "functions/template_values.h"
+#include "template/mustache.h"
+
+PG_FUNCTION_INFO_V1(kliv_mail_render);
+
+/* The partials of a call, each compiled at its first use. */
+typedef struct Partials
+{
+	KlmValue	sources;
+	List	   *names;
+	List	   *compiled;
+} Partials;
+
+static void raise_source_error(const char *argument, const KlmSourceError *failed)
+	pg_attribute_noreturn();
+
+static void
+raise_source_error(const char *argument, const KlmSourceError *failed)
+{
+	KlmError	error = failed->error;
+
+	if (failed->line > 0)
+		error.message = psprintf("line %d, column %d: %s", failed->line, failed->column, error.message);
+	klm_raise(argument, &error, false);
+}
+
+static const KlmTemplate *
+find_partial(void *data, const char *name)
+{
+	Partials   *partials = data;
+	ListCell   *lc;
+	KlmValue	source;
+	KlmTemplate *compiled = NULL;
+
+	foreach(lc, partials->names)
+	{
+		if (strcmp(lfirst(lc), name) == 0)
+			return list_nth(partials->compiled, foreach_current_index(lc));
+	}
+	if (partials->sources.reader->member(&partials->sources, name, strlen(name), &source))
+	{
+		KlmSourceError error;
+
+		if (source.kind != KLM_STRING)
+			klm_refuse("partials", ERRCODE_INVALID_PARAMETER_VALUE, false,
+					   "Write an object of names and sources: {\"footer\": \"...\"}.",
+					   "the source of \"%s\" is not a text", klm_shown(name, strlen(name)));
+		compiled = klm_mustache_compile(pnstrdup(source.text, source.length), &error);
+		if (compiled == NULL)
+		{
+			error.error.message = psprintf("%s (in \"%s\")", error.error.message, klm_shown(name, strlen(name)));
+			raise_source_error("partials", &error);
+		}
+	}
+	partials->names = lappend(partials->names, pstrdup(name));
+	partials->compiled = lappend(partials->compiled, compiled);
+	return compiled;
+}
+
+/* render(source, variables, partials) */
+Datum
+kliv_mail_render(PG_FUNCTION_ARGS)
+{
+	KlmTemplate *template;
+	Partials	partials = {.sources = klm_value_of_jsonb(PG_GETARG_JSONB_P(2))};
+	KlmValue	variables = klm_value_of_jsonb(PG_GETARG_JSONB_P(1));
+	KlmRendering rendering = {
+		.mode = KLM_ESCAPED, .scopes = &variables, .scope_count = 1,
+		.partial = find_partial, .partial_data = &partials
+	};
+	KlmSourceError failed;
+	KlmError	error;
+	StringInfoData out;
+
+	if (partials.sources.kind != KLM_OBJECT)
+		klm_refuse("partials", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "Write an object of names and sources: {\"footer\": \"...\"}.", "is not an object");
+	template = klm_mustache_compile(klm_argument(fcinfo, 0), &failed);
+	if (template == NULL)
+		raise_source_error("source", &failed);
+	initStringInfo(&out);
+	if (!klm_mustache_render(&rendering, template, &out, &error))
+		klm_raise(NULL, &error, false);
+	PG_RETURN_TEXT_P(cstring_to_text(klm_from_utf8(out.data)));
+}

@@ -1,0 +1,244 @@
+/*-------------------------------------------------------------------------
+ *
+ * held.c
+ *		Values that wait outside a text until it has been parsed, and how they
+ *		are put in.
+ *
+ * Pure: palloc and StringInfo.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "template/held.h"
+
+/* A placeholder: the word, and the number of the value in six digits. */
+#define WORD "kLmVaLuE"
+#define WORD_LENGTH 8
+#define DIGITS 6
+
+void
+klm_hold(KlmHolder *holder, StringInfo out, const char *text, int length, bool raw)
+{
+	KlmHeldValue *value;
+
+	if (holder->count == holder->space)
+	{
+		holder->space = Max(16, 2 * holder->space);
+		holder->values = holder->values == NULL ?
+			palloc(holder->space * sizeof(KlmHeldValue)) :
+			repalloc(holder->values, holder->space * sizeof(KlmHeldValue));
+	}
+	value = &holder->values[holder->count];
+	value->text = text;
+	value->length = length;
+	value->raw = raw;
+	appendStringInfo(out, WORD "%06d", holder->count++);
+}
+
+const KlmHeldValue *
+klm_held_next(const KlmHolder *holder, const char *text, const char *end,
+			  const char **at, const char **next)
+{
+	const char *pos = text;
+
+	while (end - pos >= WORD_LENGTH + DIGITS &&
+		   (pos = memchr(pos, WORD[0], end - pos - (WORD_LENGTH + DIGITS) + 1)) != NULL)
+	{
+		if (memcmp(pos, WORD, WORD_LENGTH) == 0)
+		{
+			int			number = 0;
+			int			i;
+
+			for (i = 0; i < DIGITS; i++)
+			{
+				char		ch = pos[WORD_LENGTH + i];
+
+				if (ch < '0' || ch > '9')
+					break;
+				number = 10 * number + (ch - '0');
+			}
+			if (i == DIGITS && number < holder->count)
+			{
+				*at = pos;
+				*next = pos + WORD_LENGTH + DIGITS;
+				return &holder->values[number];
+			}
+		}
+		pos++;
+	}
+	*at = *next = end;
+	return NULL;
+}
+
+static void
+put_escaped(StringInfo out, const char *text, int length, const char *line_end)
+{
+	const char *end = text + length;
+	const char *from = text;
+
+	for (const char *pos = text; pos < end; pos++)
+	{
+		const char *instead;
+
+		switch (*pos)
+		{
+			case '&':
+				instead = "&amp;";
+				break;
+			case '<':
+				instead = "&lt;";
+				break;
+			case '>':
+				instead = "&gt;";
+				break;
+			case '"':
+				instead = "&quot;";
+				break;
+			case '\'':
+				instead = "&#39;";
+				break;
+			case '\r':
+				if (line_end == NULL)
+					continue;
+				instead = pos + 1 < end && pos[1] == '\n' ? "" : line_end;
+				break;
+			case '\n':
+				if (line_end == NULL)
+					continue;
+				instead = line_end;
+				break;
+			default:
+				continue;
+		}
+		appendBinaryStringInfo(out, from, pos - from);
+		appendStringInfoString(out, instead);
+		from = pos + 1;
+	}
+	appendBinaryStringInfo(out, from, end - from);
+}
+
+void
+klm_put_escaped(StringInfo out, const char *text, int length)
+{
+	put_escaped(out, text, length, NULL);
+}
+
+void
+klm_put_lines(StringInfo out, const char *text, int length)
+{
+	put_escaped(out, text, length, "<br>\n");
+}
+
+void
+klm_put_style(StringInfo out, const char *text, int length)
+{
+	for (int i = 0; i < length; i++)
+	{
+		unsigned char ch = text[i];
+
+		if (pg_ascii_tolower(ch) >= 'a' && pg_ascii_tolower(ch) <= 'z')
+			appendStringInfoCharMacro(out, ch);
+		else if ((ch >= '0' && ch <= '9') || (ch != '\0' && strchr("#.,% -", ch) != NULL))
+			appendStringInfoCharMacro(out, ch);
+	}
+}
+
+void
+klm_put_held(const KlmHolder *holder, StringInfo out, const char *text, int length)
+{
+	const char *end = text + length;
+
+	while (text < end)
+	{
+		const char *at;
+		const char *next;
+		const KlmHeldValue *value = klm_held_next(holder, text, end, &at, &next);
+
+		appendBinaryStringInfo(out, text, at - text);
+		if (value != NULL)
+			appendBinaryStringInfo(out, value->text, value->length);
+		text = next;
+	}
+}
+
+/* ----------------------------------------------------------------
+ * URLs
+ * ----------------------------------------------------------------
+ */
+
+static bool
+is_unreserved(unsigned char ch)
+{
+	return (ch >= '0' && ch <= '9') || (ch >= 'a' && ch <= 'z') || (ch >= 'A' && ch <= 'Z') ||
+		(ch != '\0' && strchr("-._~", ch) != NULL);
+}
+
+/* What a URL may hold, percent-encoded where it is something else. */
+static void
+put_url_text(StringInfo out, const char *text, int length, const char *kept)
+{
+	for (int i = 0; i < length; i++)
+	{
+		unsigned char ch = text[i];
+
+		if (is_unreserved(ch) || (ch != '\0' && strchr(kept, ch) != NULL))
+			appendStringInfoCharMacro(out, ch);
+		else
+			appendStringInfo(out, "%%%02X", ch);
+	}
+}
+
+/* As it is, but for what can stand in no URL. */
+#define ANY_OF_URL ":/?#[]@!$&'()*+,;=%"
+
+bool
+klm_put_url(const KlmHolder *holder, StringInfo out, const char *text, int length, bool image)
+{
+	static const char *const schemes[] = {"https://", "http://", "mailto:", "tel:", "cid:"};
+	const char *end = text + length;
+	StringInfoData url;
+	bool		allowed = false;
+
+	initStringInfo(&url);
+	while (text < end)
+	{
+		const char *at;
+		const char *next;
+		const KlmHeldValue *value = klm_held_next(holder, text, end, &at, &next);
+
+		put_url_text(&url, text, at - text, ANY_OF_URL);
+		if (value != NULL)
+		{
+			const char *begin = value->text;
+			const char *stop = begin + value->length;
+
+			while (begin < stop && (unsigned char) *begin <= ' ')
+				begin++;
+			while (begin < stop && (unsigned char) stop[-1] <= ' ')
+				stop--;
+			if (url.len == 0 || value->raw)
+				put_url_text(&url, begin, stop - begin, ANY_OF_URL);
+			else if (pg_strncasecmp(url.data, "mailto:", 7) == 0 && url.len == 7)
+				put_url_text(&url, begin, stop - begin, "@");
+			else if (pg_strncasecmp(url.data, "tel:", 4) == 0)
+				put_url_text(&url, begin, stop - begin, "+");
+			else
+				put_url_text(&url, begin, stop - begin, "");
+		}
+		text = next;
+	}
+	for (int i = 0; i < (image ? lengthof(schemes) : lengthof(schemes) - 1); i++)
+	{
+		int			scheme = strlen(schemes[i]);
+
+		if (pg_strncasecmp(url.data, schemes[i], scheme) == 0 && url.len > scheme)
+			allowed = true;
+	}
+	if (allowed)
+		klm_put_escaped(out, url.data, url.len);
+	pfree(url.data);
+	return allowed;
+}
