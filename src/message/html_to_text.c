@@ -51,7 +51,6 @@ static void text_end_link(TextMaker *maker);
 static bool text_attribute(const char *start, const char *end, const char *name,
 						   const char **value, Size *length);
 static void text_html(TextMaker *maker, const char *html, Size length, bool attribute);
-static const char *decode_entity(const char *pos, const char *end, uint32 *ch);
 
 /* Is the name one of the words? */
 static bool
@@ -484,7 +483,7 @@ text_html(TextMaker *maker, const char *html, Size length, bool attribute)
 		}
 		if (*pos == '&')
 		{
-			pos = decode_entity(pos, end, &ch);
+			pos = klm_html_entity(pos, end, &ch);
 			if (ch == 0)
 				continue;
 		}
@@ -583,9 +582,8 @@ static const uint16 windows_1252[32] = {
 	0x2122, 0x161, 0x203A, 0x153, 0, 0x17E, 0x178
 };
 
-/* What the ampersand at pos begins, and where to go on; ch 0: nothing to show. */
-static const char *
-decode_entity(const char *pos, const char *end, uint32 *ch)
+const char *
+klm_html_entity(const char *pos, const char *end, uint32 *ch)
 {
 	const char *start = pos + 1;
 	const char *stop = start;

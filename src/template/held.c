@@ -199,17 +199,15 @@ klm_put_url(const KlmHolder *holder, StringInfo out, const char *text, int lengt
 {
 	static const char *const schemes[] = {"https://", "http://", "mailto:", "tel:", "cid:"};
 	const char *end = text + length;
-	StringInfoData url;
-	bool		allowed = false;
-
-	initStringInfo(&url);
+	int			start = out->len;
+	const char *url;
 	while (text < end)
 	{
 		const char *at;
 		const char *next;
 		const KlmHeldValue *value = klm_held_next(holder, text, end, &at, &next);
 
-		put_url_text(&url, text, at - text, ANY_OF_URL);
+		put_url_text(out, text, at - text, ANY_OF_URL);
 		if (value != NULL)
 		{
 			const char *begin = value->text;
@@ -219,26 +217,23 @@ klm_put_url(const KlmHolder *holder, StringInfo out, const char *text, int lengt
 				begin++;
 			while (begin < stop && (unsigned char) stop[-1] <= ' ')
 				stop--;
-			if (url.len == 0 || value->raw)
-				put_url_text(&url, begin, stop - begin, ANY_OF_URL);
-			else if (pg_strncasecmp(url.data, "mailto:", 7) == 0 && url.len == 7)
-				put_url_text(&url, begin, stop - begin, "@");
-			else if (pg_strncasecmp(url.data, "tel:", 4) == 0)
-				put_url_text(&url, begin, stop - begin, "+");
+			if (out->len == start || value->raw)
+				put_url_text(out, begin, stop - begin, ANY_OF_URL);
+			else if (out->len == start + 7 && pg_strncasecmp(out->data + start, "mailto:", 7) == 0)
+				put_url_text(out, begin, stop - begin, "@");
+			else if (pg_strncasecmp(out->data + start, "tel:", 4) == 0)
+				put_url_text(out, begin, stop - begin, "+");
 			else
-				put_url_text(&url, begin, stop - begin, "");
+				put_url_text(out, begin, stop - begin, "");
 		}
 		text = next;
 	}
+	url = out->data + start;
 	for (int i = 0; i < (image ? lengthof(schemes) : lengthof(schemes) - 1); i++)
 	{
-		int			scheme = strlen(schemes[i]);
-
-		if (pg_strncasecmp(url.data, schemes[i], scheme) == 0 && url.len > scheme)
-			allowed = true;
+		if (pg_strncasecmp(url, schemes[i], strlen(schemes[i])) == 0 &&
+			strlen(url) > strlen(schemes[i]))
+			return true;
 	}
-	if (allowed)
-		klm_put_escaped(out, url.data, url.len);
-	pfree(url.data);
-	return allowed;
+	return false;
 }

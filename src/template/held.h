@@ -25,6 +25,9 @@
 
 #include "base/kliv_mail.h"
 
+/* Of a mail's HTML, and of its text; and of the two on their way to that. */
+#define KLM_MAX_OUTPUT (2 * 1024 * 1024)
+
 typedef struct KlmHeldValue
 {
 	const char *text;
@@ -59,9 +62,10 @@ extern void klm_put_lines(StringInfo out, const char *text, int length);
 extern void klm_put_style(StringInfo out, const char *text, int length);
 
 /*
- * Append text, with the values that it holds, as a URL: a value that stands at
- * its beginning, or is raw, as it is, each other one percent-encoded.  False: the
- * URL is none of https, http, mailto, tel (and cid, for an image).
+ * Append text, with the values that it holds, as a URL (not escaped for HTML): a
+ * value that stands at its beginning, or is raw, as it is, each other one
+ * percent-encoded.  False: it is none of https, http, mailto, tel (and cid, for an
+ * image).
  */
 extern bool klm_put_url(const KlmHolder *holder, StringInfo out, const char *text, int length,
 						bool image);

@@ -23,8 +23,7 @@
 #include "template/held.h"
 #include "template/value.h"
 
-#define KLM_MAX_SOURCE		(256 * 1024)
-#define KLM_MAX_OUTPUT		(2 * 1024 * 1024)
+#define KLM_MAX_SOURCE	(256 * 1024)
 
 /* An error in a source: its message has no place in it. */
 typedef struct KlmSourceError

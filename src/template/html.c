@@ -1,0 +1,365 @@
+/*-------------------------------------------------------------------------
+ *
+ * html.c
+ *		HTML that an author wrote, with held values put in where they stand.
+ *
+ * Pure: palloc and StringInfo.  One pass.
+ *
+ * A value in a text or an attribute is escaped, in an attribute that is a URL it
+ * goes through klm_put_url() (the attribute is empty where that refuses), in a
+ * style only what is harmless is kept.  In a tag's or an attribute's name, in a
+ * script and in an attribute that is one, it is left out, and misplaced says so.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "template/html.h"
+
+static void begin_value(KlmHtml *html, char quote);
+static void end_value(KlmHtml *html);
+
+void
+klm_html_begin(KlmHtml *html, const KlmHolder *holder, StringInfo out)
+{
+	memset(html, 0, sizeof(*html));
+	html->holder = holder;
+	html->out = out;
+	initStringInfo(&html->value);
+}
+
+static bool
+is_space(char ch)
+{
+	return ch == ' ' || ch == '\t' || ch == '\n' || ch == '\r' || ch == '\f';
+}
+
+static bool
+is_one_of(const char *name, const char *const *names, int count)
+{
+	for (int i = 0; i < count; i++)
+		if (strcmp(name, names[i]) == 0)
+			return true;
+	return false;
+}
+
+static bool
+is_url(const char *attribute)
+{
+	static const char *const names[] = {"href", "src", "action", "background", "poster", "cite",
+	"formaction", "data", "longdesc", "srcset", "xlink:href"};
+
+	return is_one_of(attribute, names, lengthof(names));
+}
+
+static bool
+is_script(const char *attribute)
+{
+	return strncmp(attribute, "on", 2) == 0 || strcmp(attribute, "srcdoc") == 0;
+}
+
+static bool
+is_raw_text(const char *element)
+{
+	static const char *const names[] = {"style", "script", "title", "textarea"};
+
+	return is_one_of(element, names, lengthof(names));
+}
+
+/* A letter of a name, in lower case; what is longer than any that matters is cut. */
+static void
+add_letter(char *name, Size size, char ch)
+{
+	Size		length = strlen(name);
+
+	if (length + 1 < size)
+	{
+		name[length] = pg_ascii_tolower((unsigned char) ch);
+		name[length + 1] = '\0';
+	}
+}
+
+/* A value, not one of an attribute. */
+static void
+put_value(KlmHtml *html, const KlmHeldValue *value)
+{
+	switch (html->state)
+	{
+		case KLM_HTML_TEXT:
+			if (value->raw)
+				appendBinaryStringInfo(html->out, value->text, value->length);
+			else
+				klm_put_lines(html->out, value->text, value->length);
+			break;
+		case KLM_HTML_COMMENT:
+			klm_put_escaped(html->out, value->text, value->length);
+			break;
+		case KLM_HTML_RAWTEXT:
+			if (strcmp(html->element, "style") == 0)
+				klm_put_style(html->out, value->text, value->length);
+			else if (strcmp(html->element, "script") == 0)
+				html->misplaced = "a script";
+			else
+				klm_put_escaped(html->out, value->text, value->length);
+			break;
+		default:
+			html->misplaced = "a tag";
+			break;
+	}
+}
+
+/* Entities of an attribute that matter in a URL. */
+static void
+append_decoded(StringInfo out, const char *text, int length)
+{
+	const char *end = text + length;
+
+	while (text < end)
+	{
+		if (end - text >= 5 && memcmp(text, "&amp;", 5) == 0)
+		{
+			appendStringInfoChar(out, '&');
+			text += 5;
+		}
+		else
+			appendStringInfoChar(out, *text++);
+	}
+}
+
+static void
+begin_value(KlmHtml *html, char quote)
+{
+	html->state = KLM_HTML_VALUE;
+	html->quote = quote;
+	resetStringInfo(&html->value);
+}
+
+/* The attribute's value is whole: write it, always in quotes where it holds a value of ours. */
+static void
+end_value(KlmHtml *html)
+{
+	const char *text = html->value.data;
+	const char *end = text + html->value.len;
+	const char *at;
+	const char *next;
+	char		quote = html->quote ? html->quote : '"';
+
+	html->state = KLM_HTML_TAG;
+	if (klm_held_next(html->holder, text, end, &at, &next) == NULL)
+	{
+		if (html->quote)
+			appendStringInfoChar(html->out, quote);
+		appendBinaryStringInfo(html->out, text, end - text);
+		if (html->quote)
+			appendStringInfoChar(html->out, quote);
+		return;
+	}
+	appendStringInfoChar(html->out, quote);
+	if (is_script(html->attribute))
+		html->misplaced = "a script";
+	else if (is_url(html->attribute))
+	{
+		StringInfoData written;
+		StringInfoData url;
+
+		initStringInfo(&written);
+		initStringInfo(&url);
+		append_decoded(&written, text, end - text);
+		if (klm_put_url(html->holder, &url, written.data, written.len,
+						strcmp(html->attribute, "href") != 0))
+			klm_put_escaped(html->out, url.data, url.len);
+		pfree(written.data);
+		pfree(url.data);
+	}
+	else
+	{
+		while (text < end)
+		{
+			const KlmHeldValue *value = klm_held_next(html->holder, text, end, &at, &next);
+
+			appendBinaryStringInfo(html->out, text, at - text);
+			if (value != NULL && strcmp(html->attribute, "style") == 0)
+				klm_put_style(html->out, value->text, value->length);
+			else if (value != NULL)
+				klm_put_escaped(html->out, value->text, value->length);
+			text = next;
+		}
+	}
+	appendStringInfoChar(html->out, quote);
+}
+
+/* Behind the ">" of a tag. */
+static void
+end_tag(KlmHtml *html)
+{
+	html->state = KLM_HTML_TEXT;
+	html->script |= strcmp(html->element, "script") == 0;
+	if (is_raw_text(html->element))
+		html->state = KLM_HTML_RAWTEXT;
+}
+
+/* Is text at pos this, whatever the case of its letters? */
+static bool
+is_at(const char *pos, const char *end, const char *what)
+{
+	return end - pos >= strlen(what) && pg_strncasecmp(pos, what, strlen(what)) == 0;
+}
+
+/* One character or a token of several; where it ends. */
+static const char *
+step(KlmHtml *html, const char *pos, const char *end)
+{
+	const char *from = pos;
+	char		ch = *pos++;
+
+	switch (html->state)
+	{
+		case KLM_HTML_TEXT:
+			if (ch != '<')
+				break;
+			html->element[0] = html->attribute[0] = '\0';
+			/* <!--[if mso]> and <![endif]--> are for Outlook, and what stands between is HTML. */
+			if (is_at(from, end, "<!--[if") || is_at(from, end, "<!--<![endif]") ||
+				is_at(from, end, "<![endif]"))
+			{
+				const char *close = memchr(from, '>', end - from);
+
+				pos = close ? close + 1 : end;
+			}
+			else if (is_at(from, end, "<!--"))
+			{
+				pos = from + 4;
+				html->state = KLM_HTML_COMMENT;
+			}
+			else if (pos < end && (strchr("/!", *pos) != NULL ||
+								   (pg_ascii_tolower((unsigned char) *pos) >= 'a' &&
+									pg_ascii_tolower((unsigned char) *pos) <= 'z')))
+			{
+				while (pos < end && !is_space(*pos) && *pos != '>' && (*pos != '/' || pos == from +
+																	   1))
+				{
+					const char *at;
+					const char *next;
+
+					/* The value would be a part of the name. */
+					if (klm_held_next(html->holder, pos, Min(end, pos + 14), &at, &next) &&
+						at == pos)
+						break;
+					add_letter(html->element, sizeof(html->element), *pos++);
+				}
+				html->state = KLM_HTML_TAG;
+			}
+			break;
+		case KLM_HTML_COMMENT:
+			if (is_at(from, end, "-->"))
+			{
+				pos = from + 3;
+				html->state = KLM_HTML_TEXT;
+			}
+			break;
+		case KLM_HTML_RAWTEXT:
+			if (ch == '<' && pos < end && *pos == '/' && is_at(pos + 1, end, html->element))
+				html->state = KLM_HTML_TEXT;
+			if (html->state == KLM_HTML_TEXT)
+				return step(html, from, end);
+			break;
+		case KLM_HTML_TAG:
+			if (ch == '>')
+				end_tag(html);
+			else if (!is_space(ch) && ch != '/')
+			{
+				html->attribute[0] = '\0';
+				add_letter(html->attribute, sizeof(html->attribute), ch);
+				html->state = KLM_HTML_NAME;
+			}
+			break;
+		case KLM_HTML_NAME:
+			if (ch == '=')
+				html->state = KLM_HTML_EQUALS;
+			else if (ch == '>')
+				end_tag(html);
+			else if (is_space(ch) || ch == '/')
+			{
+				/* The "=" may stand apart. */
+				const char *peek = pos;
+
+				while (peek < end && is_space(*peek))
+					peek++;
+				if (peek == end || *peek != '=')
+					html->state = KLM_HTML_TAG;
+			}
+			else
+				add_letter(html->attribute, sizeof(html->attribute), ch);
+			if (html->state != KLM_HTML_NAME)
+				html->script |= is_script(html->attribute);
+			break;
+		case KLM_HTML_EQUALS:
+			if (is_space(ch))
+				break;
+			if (ch == '>')
+				end_tag(html);
+			else if (ch == '"' || ch == '\'')
+			{
+				begin_value(html, ch);
+				return pos;
+			}
+			else
+			{
+				begin_value(html, '\0');
+				return from;
+			}
+			break;
+		case KLM_HTML_VALUE:
+			if (html->quote ? ch == html->quote : is_space(ch) || ch == '>')
+			{
+				end_value(html);
+				return html->quote ? pos : from;
+			}
+			appendStringInfoChar(&html->value, ch);
+			return pos;
+	}
+	appendBinaryStringInfo(html->out, from, pos - from);
+	return pos;
+}
+
+void
+klm_html_add(KlmHtml *html, const char *text, int length)
+{
+	const char *end = text + length;
+	const char *at;
+	const char *next;
+	const KlmHeldValue *value = klm_held_next(html->holder, text, end, &at, &next);
+
+	while (text < end)
+	{
+		if (text < at)
+		{
+			/* A token never takes a placeholder along, but for Outlook's conditions. */
+			text = step(html, text, end);
+			if (text > at)
+				value = klm_held_next(html->holder, text, end, &at, &next);
+			continue;
+		}
+		if (html->state == KLM_HTML_EQUALS)
+			begin_value(html, '\0');
+		if (html->state == KLM_HTML_VALUE)
+			appendBinaryStringInfo(&html->value, at, next - at);
+		else
+			put_value(html, value);
+		text = next;
+		value = klm_held_next(html->holder, text, end, &at, &next);
+	}
+}
+
+bool
+klm_html_end(KlmHtml *html)
+{
+	bool		whole = html->state == KLM_HTML_TEXT;
+
+	if (html->state == KLM_HTML_VALUE)
+		end_value(html);
+	pfree(html->value.data);
+	return whole;
+}

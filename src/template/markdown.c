@@ -1,0 +1,762 @@
+/*-------------------------------------------------------------------------
+ *
+ * markdown.c
+ *		Markdown (GitHub's dialect, by md4c) to HTML and to plain text, in one
+ *		pass.
+ *
+ * The only file that includes md4c.  md4c parses a text in which values are
+ * placeholders; its callbacks below write both outputs, and put each value in as
+ * its place asks for.  They raise nothing, so md4c always frees what it has.
+ *
+ * Styles are inline, since some mail clients read no others; what adapts to
+ * darkness has a class, for which the layout (layout.c) has rules.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <md4c.h>
+
+#include "mb/pg_wchar.h"
+
+#include "message/html_to_text.h"
+#include "template/html.h"
+#include "template/markdown.h"
+#include "template/text_writer.h"
+
+#define MAX_BLOCKS 48
+
+#define BORDER	"#d0d7de"
+#define MONO	"font-family:Consolas,Menlo,monospace"
+
+typedef struct Maker
+{
+	KlmMarkdown *markdown;
+	const char *source;
+	int			length;
+	StringInfo	html;
+	KlmTextWriter text;
+	StringInfo	text_out;
+	KlmError   *error;
+
+	int			depth;			/* of blocks */
+	bool		had_h1;
+	bool		in_code;		/* a block of it */
+	int			heading_level;
+	int			heading_start;	/* in text_out; -1: not begun */
+	bool		tight[MAX_BLOCKS + 1];	/* lists, by depth */
+	int			numbers[MAX_BLOCKS + 1];	/* of the next item; -1: unordered */
+	int			lists;
+
+	KlmHtml		raw;			/* the author's HTML */
+	int			raw_start;		/* in html */
+	int			images;			/* open ones: what is in them is the text of the first */
+	bool		image_shown;
+	bool		image_has_text;
+	StringInfoData image_title;
+	int			links;			/* open ones, of which there can be one */
+	bool		link_open;		/* and shown as one */
+	bool		link_button;
+	int			link_start;		/* in text_out, or in the cell */
+	StringInfoData url;			/* of the open link */
+	int			offset;			/* near which we are */
+} Maker;
+
+static int	enter_block(MD_BLOCKTYPE type, void *detail, void *data);
+static int	leave_block(MD_BLOCKTYPE type, void *detail, void *data);
+static int	enter_span(MD_SPANTYPE type, void *detail, void *data);
+static int	leave_span(MD_SPANTYPE type, void *detail, void *data);
+static int	text_callback(MD_TEXTTYPE type, const char *text, MD_SIZE size, void *data);
+
+bool
+klm_markdown_render(KlmMarkdown *markdown, const char *source, int length, StringInfo html,
+					StringInfo text, KlmError *error)
+{
+	MD_PARSER	parser = {
+		.flags = MD_DIALECT_GITHUB | (markdown->raw_html ? 0 : MD_FLAG_NOHTML),
+		.enter_block = enter_block, .leave_block = leave_block,
+		.enter_span = enter_span, .leave_span = leave_span, .text = text_callback
+	};
+	Maker	   *maker = palloc0(sizeof(Maker));
+	int			result;
+
+	maker->markdown = markdown;
+	maker->source = source;
+	maker->length = length;
+	maker->html = html;
+	maker->text_out = text;
+	maker->error = error;
+	klm_text_begin(&maker->text, text);
+	klm_html_begin(&maker->raw, markdown->holder, html);
+	initStringInfo(&maker->url);
+	initStringInfo(&maker->image_title);
+	result = md_parse(source, length, &parser, maker);
+	if (result < 0)
+		return klm_fail(error, ERRCODE_OUT_OF_MEMORY, NULL, "out of memory");
+	return result == 0;
+}
+
+/* ----------------------------------------------------------------
+ * Common to all
+ * ----------------------------------------------------------------
+ */
+
+static void
+put(Maker *maker, const char *html)
+{
+	appendStringInfoString(maker->html, html);
+}
+
+static void
+put_text(Maker *maker, const char *text)
+{
+	klm_text_put(&maker->text, text, strlen(text));
+}
+
+/* Where the text output stands, be it in a table's cell. */
+static StringInfo
+text_target(Maker *maker)
+{
+	return maker->text.in_cell ? &maker->text.cells : maker->text_out;
+}
+
+/* What every callback returns. */
+static int
+check_sizes(Maker *maker)
+{
+	if (maker->html->len <= KLM_MAX_OUTPUT && maker->text_out->len <= KLM_MAX_OUTPUT &&
+		maker->text.cells.len <= KLM_MAX_OUTPUT)
+		return 0;
+	(void) klm_fail(maker->error, ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+					"Show fewer items, or shorter texts.",
+					"over %d kB as rendered", KLM_MAX_OUTPUT / 1024);
+	return 1;
+}
+
+/* Remember where in the source we are, if the text is a part of it. */
+static void
+note_place(Maker *maker, const char *text)
+{
+	if (text >= maker->source && text < maker->source + maker->length)
+		maker->offset = text - maker->source;
+}
+
+static void
+note(Maker *maker, KlmNoteKind kind, const char *detail)
+{
+	KlmNote    *new;
+
+	if (!maker->markdown->wants_notes)
+		return;
+	new = palloc(sizeof(KlmNote));
+	new->kind = kind;
+	new->offset = maker->offset;
+	new->detail = detail ? pstrdup(detail) : NULL;
+	new->next = maker->markdown->notes;
+	maker->markdown->notes = new;
+}
+
+static bool
+has_placeholder(Maker *maker, const char *text, int length)
+{
+	const char *at;
+	const char *next;
+
+	return klm_held_next(maker->markdown->holder, text, text + length, &at, &next) != NULL;
+}
+
+/* A text with values, in which nothing else is left to read. */
+static void
+put_literal(Maker *maker, const char *text, int length, bool code)
+{
+	const char *end = text + length;
+
+	while (text < end)
+	{
+		const char *at;
+		const char *next;
+		const KlmHeldValue *value = klm_held_next(maker->markdown->holder, text, end, &at, &next);
+
+		klm_put_escaped(maker->html, text, at - text);
+		klm_text_put(&maker->text, text, at - text);
+		if (value != NULL)
+		{
+			if (value->raw && maker->markdown->raw_html && maker->images == 0 && !code)
+				appendBinaryStringInfo(maker->html, value->text, value->length);
+			else if (maker->images > 0 || code)
+				klm_put_escaped(maker->html, value->text, value->length);
+			else
+				klm_put_lines(maker->html, value->text, value->length);
+			if (value->raw && !maker->markdown->raw_html)
+				note(maker, KLM_NOTE_RAW_VALUE, NULL);
+			klm_text_put(&maker->text, value->text, value->length);
+		}
+		text = next;
+	}
+}
+
+/* "&amp;" and its kin, which a value behind a bare & looks like. */
+static void
+put_entity(Maker *maker, const char *text, int length)
+{
+	const char *end = text + length;
+	unsigned char utf8[8];
+	uint32		ch;
+
+	if (has_placeholder(maker, text, length))
+		put_literal(maker, text, length, false);
+	else if (klm_html_entity(text, end, &ch) != end)
+		put_literal(maker, text, length, false);
+	else if (ch >= 0x20 && (ch < 0x7F || ch > 0x9F))
+	{
+		unicode_to_utf8(ch == 0xA0 ? ' ' : ch, utf8);
+		appendBinaryStringInfo(maker->html, text, length);
+		klm_text_put(&maker->text, (char *) utf8, pg_utf_mblen(utf8));
+	}
+}
+
+/* An attribute's text with its entities read; placeholders stay. */
+static void
+read_attribute(Maker *maker, const MD_ATTRIBUTE *attribute, StringInfo out)
+{
+	resetStringInfo(out);
+	if (attribute->size == 0)
+		return;
+	note_place(maker, attribute->text);
+	for (int i = 0; attribute->substr_offsets[i] < attribute->size; i++)
+	{
+		const char *text = attribute->text + attribute->substr_offsets[i];
+		const char *end = attribute->text + attribute->substr_offsets[i + 1];
+		unsigned char utf8[8];
+		uint32		ch;
+
+		if (attribute->substr_types[i] == MD_TEXT_ENTITY && !has_placeholder(maker, text, end -
+																			 text) &&
+			klm_html_entity(text, end, &ch) == end)
+		{
+			if (ch == 0)
+				continue;
+			unicode_to_utf8(ch, utf8);
+			appendBinaryStringInfo(out, (char *) utf8, pg_utf_mblen(utf8));
+		}
+		else
+			appendBinaryStringInfo(out, text, end - text);
+	}
+}
+
+/* ----------------------------------------------------------------
+ * Blocks
+ * ----------------------------------------------------------------
+ */
+
+static void
+enter_heading(Maker *maker, int level)
+{
+	static const char *const styles[] = {
+		"margin:0 0 16px;font-size:24px;line-height:32px;font-weight:bold",
+		"margin:24px 0 12px;font-size:20px;line-height:28px;font-weight:bold",
+		"margin:24px 0 8px;font-size:17px;line-height:24px;font-weight:bold"
+	};
+
+	/* A page has one first heading. */
+	if (level == 1 && maker->had_h1)
+		level = 2;
+	maker->had_h1 |= level == 1;
+	appendStringInfo(maker->html, "<h%d style=\"%s\">", level,
+					 styles[Min(level, (int) lengthof(styles)) - 1]);
+	klm_text_break(&maker->text, 2);
+	maker->heading_start = -1;
+	maker->heading_level = level;
+}
+
+/* In the text, the two upper levels are underlined. */
+static void
+leave_heading(Maker *maker)
+{
+	int			level = maker->heading_level;
+	const char *start;
+	const char *line;
+	int			width;
+
+	appendStringInfo(maker->html, "</h%d>\n", level);
+	if (level <= 2 && maker->heading_start >= 0)
+	{
+		start = maker->text_out->data + maker->heading_start;
+		line = strrchr(start, '\n');
+		line = line ? line + 1 : start;
+		width = Min(klm_text_width(line, strlen(line)), 60);
+		klm_text_break(&maker->text, 1);
+		for (int i = 0; i < width; i++)
+			put_text(maker, level == 1 ? "=" : "-");
+	}
+	maker->heading_start = -1;
+	klm_text_break(&maker->text, 2);
+}
+
+static void
+enter_list(Maker *maker, bool tight, int number)
+{
+	maker->lists++;
+	maker->tight[maker->lists] = tight;
+	maker->numbers[maker->lists] = number;
+	if (maker->lists == 1)
+		klm_text_break(&maker->text, 2);
+}
+
+static void
+enter_item(Maker *maker, const MD_BLOCK_LI_DETAIL *item)
+{
+	char		marker[16] = "- ";
+	char		indent[16];
+	int			length;
+
+	klm_text_break(&maker->text, maker->tight[maker->lists] ? 1 : 2);
+	if (maker->numbers[maker->lists] >= 0)
+		snprintf(marker, sizeof(marker), "%d. ", maker->numbers[maker->lists]++);
+	length = strlen(marker);
+	memset(indent, ' ', length);
+	indent[length] = '\0';
+	klm_text_indent(&maker->text, indent, marker);
+	put(maker, item->is_task ? "<li style=\"margin:0 0 4px;list-style:none\">" :
+		"<li style=\"margin:0 0 4px\">");
+	if (item->is_task)
+	{
+		put(maker, item->task_mark == ' ' ? "&#9744; " : "&#9745; ");
+		put_text(maker, item->task_mark == ' ' ? "[ ] " : "[x] ");
+	}
+}
+
+static void
+enter_cell(Maker *maker, bool head, MD_ALIGN align)
+{
+	const char *name = align == MD_ALIGN_RIGHT ? "right" : align == MD_ALIGN_CENTER ? "center" : "left";
+
+	appendStringInfo(maker->html, head ?
+					 "<th scope=\"col\" align=\"%s\" class=\"k-line\" style=\"padding:8px;border-bottom:2px solid "
+					 BORDER ";text-align:%s\">" :
+					 "<td align=\"%s\" class=\"k-line\" style=\"padding:8px;border-bottom:1px solid "
+					 BORDER ";text-align:%s\">", name, name);
+	klm_text_begin_cell(&maker->text, name[0]);
+}
+
+static int
+enter_block(MD_BLOCKTYPE type, void *detail, void *data)
+{
+	Maker	   *maker = data;
+
+	if (++maker->depth > MAX_BLOCKS)
+	{
+		(void) klm_fail(maker->error, ERRCODE_PROGRAM_LIMIT_EXCEEDED, NULL,
+						"lists and quotations are over %d deep", MAX_BLOCKS);
+		return 1;
+	}
+	switch (type)
+	{
+		case MD_BLOCK_DOC:
+		case MD_BLOCK_THEAD:
+			if (type == MD_BLOCK_THEAD)
+				put(maker, "<thead>\n");
+			break;
+		case MD_BLOCK_QUOTE:
+			put(maker, "<blockquote class=\"k-line\" style=\"margin:0 0 16px;padding:0 0 0 12px;border-left:3px solid "
+				BORDER "\">\n");
+			klm_text_break(&maker->text, 2);
+			klm_text_indent(&maker->text, "> ", NULL);
+			break;
+		case MD_BLOCK_UL:
+			put(maker, "<ul style=\"margin:0 0 16px;padding:0 0 0 24px\">\n");
+			enter_list(maker, ((MD_BLOCK_UL_DETAIL *) detail)->is_tight, -1);
+			break;
+		case MD_BLOCK_OL:
+			appendStringInfo(maker->html, "<ol start=\"%u\" style=\"margin:0 0 16px;padding:0 0 0 24px\">\n",
+							 ((MD_BLOCK_OL_DETAIL *) detail)->start);
+			enter_list(maker, ((MD_BLOCK_OL_DETAIL *) detail)->is_tight,
+					   ((MD_BLOCK_OL_DETAIL *) detail)->start);
+			break;
+		case MD_BLOCK_LI:
+			enter_item(maker, detail);
+			break;
+		case MD_BLOCK_HR:
+			put(maker, "<hr class=\"k-line\" style=\"margin:24px 0;border:0;border-top:1px solid " BORDER "\">\n");
+			klm_text_break(&maker->text, 2);
+			put_text(maker, "----------");
+			klm_text_break(&maker->text, 2);
+			break;
+		case MD_BLOCK_H:
+			enter_heading(maker, ((MD_BLOCK_H_DETAIL *) detail)->level);
+			break;
+		case MD_BLOCK_CODE:
+			put(maker, "<pre class=\"k-code\" style=\"margin:0 0 16px;padding:12px;background-color:#f3f4f6;" MONO
+				";font-size:14px;line-height:20px;white-space:pre-wrap;word-wrap:break-word\"><code>");
+			klm_text_break(&maker->text, 2);
+			klm_text_indent(&maker->text, "    ", NULL);
+			maker->in_code = true;
+			break;
+		case MD_BLOCK_HTML:
+			klm_text_break(&maker->text, 2);
+			maker->raw_start = maker->html->len;
+			break;
+		case MD_BLOCK_P:
+			put(maker, "<p style=\"margin:0 0 16px\">");
+			klm_text_break(&maker->text, 2);
+			break;
+		case MD_BLOCK_TABLE:
+			put(maker, "<table cellpadding=\"0\" cellspacing=\"0\" border=\"0\" width=\"100%\" "
+				"style=\"margin:0 0 16px;border-collapse:collapse\">\n");
+			klm_text_break(&maker->text, 2);
+			klm_text_begin_table(&maker->text, ((MD_BLOCK_TABLE_DETAIL *) detail)->col_count);
+			break;
+		case MD_BLOCK_TBODY:
+			put(maker, "<tbody>\n");
+			break;
+		case MD_BLOCK_TR:
+			put(maker, "<tr>\n");
+			break;
+		case MD_BLOCK_TH:
+		case MD_BLOCK_TD:
+			enter_cell(maker, type == MD_BLOCK_TH, ((MD_BLOCK_TD_DETAIL *) detail)->align);
+			break;
+	}
+	return check_sizes(maker);
+}
+
+/* A block of the author's HTML: its text is made from what became of it. */
+static void
+leave_html(Maker *maker)
+{
+	char	   *text = klm_mime_text_from_html(maker->html->data + maker->raw_start);
+
+	klm_text_put(&maker->text, text, strlen(text));
+	klm_text_break(&maker->text, 2);
+	pfree(text);
+}
+
+static int
+leave_block(MD_BLOCKTYPE type, void *detail, void *data)
+{
+	Maker	   *maker = data;
+
+	maker->depth--;
+	switch (type)
+	{
+		case MD_BLOCK_DOC:
+			if (maker->raw.script)
+				note(maker, KLM_NOTE_SCRIPT, NULL);
+			if (maker->raw.misplaced)
+				note(maker, KLM_NOTE_MISPLACED, maker->raw.misplaced);
+			if (!klm_html_end(&maker->raw))
+				note(maker, KLM_NOTE_OPEN_TAG, NULL);
+			break;
+		case MD_BLOCK_HR:
+			break;
+		case MD_BLOCK_QUOTE:
+			put(maker, "</blockquote>\n");
+			klm_text_dedent(&maker->text);
+			klm_text_break(&maker->text, 2);
+			break;
+		case MD_BLOCK_UL:
+		case MD_BLOCK_OL:
+			put(maker, type == MD_BLOCK_UL ? "</ul>\n" : "</ol>\n");
+			maker->lists--;
+			klm_text_break(&maker->text, maker->lists > 0 ? 1 : 2);
+			break;
+		case MD_BLOCK_LI:
+			put(maker, "</li>\n");
+			klm_text_dedent(&maker->text);
+			break;
+		case MD_BLOCK_H:
+			leave_heading(maker);
+			break;
+		case MD_BLOCK_CODE:
+			put(maker, "</code></pre>\n");
+			maker->in_code = false;
+			/* Its last line end is its own. */
+			maker->text.breaks = 0;
+			klm_text_dedent(&maker->text);
+			klm_text_break(&maker->text, 2);
+			break;
+		case MD_BLOCK_HTML:
+			leave_html(maker);
+			break;
+		case MD_BLOCK_P:
+			put(maker, "</p>\n");
+			klm_text_break(&maker->text, 2);
+			break;
+		case MD_BLOCK_TABLE:
+			put(maker, "</table>\n");
+			klm_text_end_table(&maker->text);
+			klm_text_break(&maker->text, 2);
+			break;
+		case MD_BLOCK_THEAD:
+			put(maker, "</thead>\n");
+			break;
+		case MD_BLOCK_TBODY:
+			put(maker, "</tbody>\n");
+			break;
+		case MD_BLOCK_TR:
+			put(maker, "</tr>\n");
+			break;
+		case MD_BLOCK_TH:
+		case MD_BLOCK_TD:
+			put(maker, type == MD_BLOCK_TH ? "</th>\n" : "</td>\n");
+			klm_text_end_cell(&maker->text);
+			break;
+	}
+	return check_sizes(maker);
+}
+
+/* ----------------------------------------------------------------
+ * Spans
+ * ----------------------------------------------------------------
+ */
+
+/* Is the URL one that another page could not read on its way? */
+static bool
+is_open_http(const char *url)
+{
+	return pg_strncasecmp(url, "http:", 5) == 0;
+}
+
+static void
+enter_link(Maker *maker, const MD_SPAN_A_DETAIL *link)
+{
+	StringInfoData written;
+
+	/* In the text of an image there is none. */
+	if (maker->images > 0 || maker->links++ > 0)
+		return;
+	initStringInfo(&written);
+	read_attribute(maker, &link->href, &written);
+	resetStringInfo(&maker->url);
+	maker->link_open = klm_put_url(maker->markdown->holder, &maker->url, written.data, written.len,
+								   false);
+	maker->link_start = text_target(maker)->len;
+	if (!maker->link_open)
+		note(maker, KLM_NOTE_REFUSED_URL, written.data);
+	else if (is_open_http(maker->url.data))
+		note(maker, KLM_NOTE_NOT_HTTPS, maker->url.data);
+	read_attribute(maker, &link->title, &written);
+	maker->link_button = maker->link_open && strcmp(written.data, "button") == 0;
+	if (maker->link_open)
+	{
+		put(maker, "<a href=\"");
+		klm_put_escaped(maker->html, maker->url.data, maker->url.len);
+		if (maker->link_button)
+			/* Outlook knows no padding: there, spaces of that width stand in its place. */
+			appendStringInfo(maker->html, "\" style=\"display:inline-block;padding:12px 24px;background-color:%s;color:%s;"
+							 "border-radius:6px;font-weight:bold;text-decoration:none\">"
+							 "<!--[if mso]><i style=\"mso-font-width:300%%;mso-text-raise:18pt\" hidden>&emsp;</i><span style=\"mso-text-raise:9pt\"><![endif]-->",
+							 maker->markdown->button_color, maker->markdown->button_text_color);
+		else
+		{
+			if (written.len > 0)
+			{
+				StringInfoData title;
+
+				initStringInfo(&title);
+				klm_put_held(maker->markdown->holder, &title, written.data, written.len);
+				put(maker, "\" title=\"");
+				klm_put_escaped(maker->html, title.data, title.len);
+				pfree(title.data);
+			}
+			appendStringInfo(maker->html, "\" class=\"k-link\" style=\"color:%s;text-decoration:underline\">",
+							 maker->markdown->link_color);
+		}
+	}
+	pfree(written.data);
+}
+
+/* The host of a URL, or of what looks like one; its length, 0: it does not. */
+static int
+host_of(const char *text, const char **host)
+{
+	int			length;
+
+	*host = text;
+	if (pg_strncasecmp(text, "https://", 8) == 0)
+		*host = text + 8;
+	else if (pg_strncasecmp(text, "http://", 7) == 0)
+		*host = text + 7;
+	else if (pg_strncasecmp(text, "www.", 4) != 0)
+		return 0;
+	length = strcspn(*host, "/?# \t\n");
+	if (length > 4 && pg_strncasecmp(*host, "www.", 4) == 0)
+	{
+		*host += 4;
+		length -= 4;
+	}
+	return length;
+}
+
+/* In the text, the URL follows what the link is called, unless it is that. */
+static void
+leave_link(Maker *maker)
+{
+	StringInfo	target = text_target(maker);
+	const char *shown;
+	const char *shown_host;
+	const char *host;
+	int			shown_length;
+	int			length;
+
+	if (maker->images > 0 || --maker->links > 0 || !maker->link_open)
+		return;
+	maker->link_open = false;
+	if (maker->link_button)
+		put(maker, "<!--[if mso]></span><i style=\"mso-font-width:300%\" hidden>&emsp;&#8203;</i><![endif]-->");
+	put(maker, "</a>");
+	shown = target->data + Min(maker->link_start, target->len);
+	while (*shown == '\n' || *shown == ' ')
+		shown++;
+	shown_length = host_of(shown, &shown_host);
+	length = host_of(maker->url.data, &host);
+	if (shown_length > 0 && length > 0 &&
+		(shown_length != length || pg_strncasecmp(shown_host, host, length) != 0))
+		note(maker, KLM_NOTE_OTHER_ADDRESS, maker->url.data);
+	if (strcmp(shown, maker->url.data) == 0 ||
+		(pg_strncasecmp(maker->url.data, "mailto:", 7) == 0 && strcmp(shown, maker->url.data + 7) == 0) ||
+		(pg_strncasecmp(maker->url.data, "http://", 7) == 0 && strcmp(shown, maker->url.data + 7) == 0))
+		return;
+	if (*shown == '\0')
+		put_text(maker, maker->url.data);
+	else
+	{
+		put_text(maker, maker->link_button ? ": " : " (");
+		put_text(maker, maker->url.data);
+		if (!maker->link_button)
+			put_text(maker, ")");
+	}
+}
+
+static void
+enter_image(Maker *maker, const MD_SPAN_IMG_DETAIL *image)
+{
+	StringInfoData url;
+	StringInfoData written;
+
+	if (maker->images++ > 0)
+		return;
+	initStringInfo(&url);
+	initStringInfo(&written);
+	read_attribute(maker, &image->src, &written);
+	maker->image_has_text = false;
+	maker->image_shown = klm_put_url(maker->markdown->holder, &url, written.data, written.len,
+									 true);
+	if (!maker->image_shown)
+		note(maker, KLM_NOTE_REFUSED_URL, written.data);
+	else if (is_open_http(url.data))
+		note(maker, KLM_NOTE_NOT_HTTPS, url.data);
+	read_attribute(maker, &image->title, &written);
+	resetStringInfo(&maker->image_title);
+	klm_put_held(maker->markdown->holder, &maker->image_title, written.data, written.len);
+	if (maker->image_shown)
+	{
+		put(maker, "<img src=\"");
+		klm_put_escaped(maker->html, url.data, url.len);
+		put(maker, "\" style=\"max-width:100%;height:auto;border:0\" alt=\"");
+	}
+	pfree(written.data);
+	pfree(url.data);
+}
+
+static void
+leave_image(Maker *maker)
+{
+	if (--maker->images > 0)
+		return;
+	if (!maker->image_has_text)
+		note(maker, KLM_NOTE_NO_ALT, NULL);
+	if (!maker->image_shown)
+		return;
+	if (maker->image_title.len > 0)
+	{
+		put(maker, "\" title=\"");
+		klm_put_escaped(maker->html, maker->image_title.data, maker->image_title.len);
+	}
+	put(maker, "\">");
+}
+
+static int
+enter_span(MD_SPANTYPE type, void *detail, void *data)
+{
+	Maker	   *maker = data;
+
+	if (type == MD_SPAN_A)
+		enter_link(maker, detail);
+	else if (type == MD_SPAN_IMG)
+		enter_image(maker, detail);
+	else if (maker->images == 0)
+	{
+		if (type == MD_SPAN_EM)
+			put(maker, "<em>");
+		else if (type == MD_SPAN_STRONG)
+			put(maker, "<strong>");
+		else if (type == MD_SPAN_DEL)
+			put(maker, "<del>");
+		else if (type == MD_SPAN_CODE)
+			put(maker, "<code class=\"k-code\" style=\"padding:2px 4px;background-color:#f3f4f6;" MONO "\">");
+	}
+	return check_sizes(maker);
+}
+
+static int
+leave_span(MD_SPANTYPE type, void *detail, void *data)
+{
+	Maker	   *maker = data;
+
+	if (type == MD_SPAN_A)
+		leave_link(maker);
+	else if (type == MD_SPAN_IMG)
+		leave_image(maker);
+	else if (maker->images == 0)
+	{
+		if (type == MD_SPAN_EM)
+			put(maker, "</em>");
+		else if (type == MD_SPAN_STRONG)
+			put(maker, "</strong>");
+		else if (type == MD_SPAN_DEL)
+			put(maker, "</del>");
+		else if (type == MD_SPAN_CODE)
+			put(maker, "</code>");
+	}
+	return check_sizes(maker);
+}
+
+static int
+text_callback(MD_TEXTTYPE type, const char *text, MD_SIZE size, void *data)
+{
+	Maker	   *maker = data;
+	int			before = text_target(maker)->len;
+
+	note_place(maker, text);
+	maker->image_has_text |= maker->images > 0;
+	switch (type)
+	{
+		case MD_TEXT_BR:
+			put(maker, maker->images > 0 ? " " : "<br>\n");
+			put_text(maker, "\n");
+			break;
+		case MD_TEXT_SOFTBR:
+			put(maker, "\n");
+			put_text(maker, "\n");
+			break;
+		case MD_TEXT_ENTITY:
+			put_entity(maker, text, size);
+			break;
+		case MD_TEXT_CODE:
+			put_literal(maker, text, size, true);
+			break;
+		case MD_TEXT_HTML:
+			if (maker->images == 0)
+				klm_html_add(&maker->raw, text, size);
+			break;
+		default:
+			put_literal(maker, text, size, false);
+			break;
+	}
+	if (maker->heading_start < 0 && text_target(maker)->len > before)
+		maker->heading_start = before;
+	return check_sizes(maker);
+}
