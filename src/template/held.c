@@ -23,6 +23,7 @@ void
 klm_hold(KlmHolder *holder, StringInfo out, const char *text, int length, bool raw)
 {
 	KlmHeldValue *value;
+	char		word[] = WORD "000000";
 
 	if (holder->count == holder->space)
 	{
@@ -35,7 +36,9 @@ klm_hold(KlmHolder *holder, StringInfo out, const char *text, int length, bool r
 	value->text = text;
 	value->length = length;
 	value->raw = raw;
-	appendStringInfo(out, WORD "%06d", holder->count++);
+	for (int i = WORD_LENGTH + DIGITS - 1, left = holder->count++; left > 0; i--, left /= 10)
+		word[i] = '0' + left % 10;
+	appendBinaryStringInfo(out, word, WORD_LENGTH + DIGITS);
 }
 
 const KlmHeldValue *

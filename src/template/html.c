@@ -207,18 +207,28 @@ is_at(const char *pos, const char *end, const char *what)
 	return end - pos >= strlen(what) && pg_strncasecmp(pos, what, strlen(what)) == 0;
 }
 
-/* One character or a token of several; where it ends. */
+/*
+ * One character, a token of several, or text up to at, before the next
+ * placeholder; where it ends.
+ */
 static const char *
-step(KlmHtml *html, const char *pos, const char *end)
+step(KlmHtml *html, const char *pos, const char *at, const char *end)
 {
 	const char *from = pos;
 	char		ch = *pos++;
 
+	if (ch != '<' && (html->state == KLM_HTML_TEXT || html->state == KLM_HTML_RAWTEXT))
+	{
+		const char *open = memchr(from, '<', at - from);
+
+		pos = open ? open : at;
+		appendBinaryStringInfo(html->out, from, pos - from);
+		return pos;
+	}
+
 	switch (html->state)
 	{
 		case KLM_HTML_TEXT:
-			if (ch != '<')
-				break;
 			html->element[0] = html->attribute[0] = '\0';
 			/* <!--[if mso]> and <![endif]--> are for Outlook, and what stands between is HTML. */
 			if (is_at(from, end, "<!--[if") || is_at(from, end, "<!--<![endif]") ||
@@ -263,7 +273,7 @@ step(KlmHtml *html, const char *pos, const char *end)
 			if (ch == '<' && pos < end && *pos == '/' && is_at(pos + 1, end, html->element))
 				html->state = KLM_HTML_TEXT;
 			if (html->state == KLM_HTML_TEXT)
-				return step(html, from, end);
+				return step(html, from, at, end);
 			break;
 		case KLM_HTML_TAG:
 			if (ch == '>')
@@ -337,7 +347,7 @@ klm_html_add(KlmHtml *html, const char *text, int length)
 		if (text < at)
 		{
 			/* A token never takes a placeholder along, but for Outlook's conditions. */
-			text = step(html, text, end);
+			text = step(html, text, at, end);
 			if (text > at)
 				value = klm_held_next(html->holder, text, end, &at, &next);
 			continue;

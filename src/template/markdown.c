@@ -26,7 +26,9 @@
 #include "template/markdown.h"
 #include "template/text_writer.h"
 
-#define MAX_BLOCKS 48
+#define MAX_BLOCKS		48
+/* Of "[label]: URL", which md4c looks up in a list where labels are the same. */
+#define MAX_DEFINITIONS 1000
 
 #define BORDER	"#d0d7de"
 #define MONO	"font-family:Consolas,Menlo,monospace"
@@ -80,8 +82,14 @@ klm_markdown_render(KlmMarkdown *markdown, const char *source, int length, Strin
 		.enter_span = enter_span, .leave_span = leave_span, .text = text_callback
 	};
 	Maker	   *maker = palloc0(sizeof(Maker));
+	int			definitions = 0;
 	int			result;
 
+	for (const char *pos = source; (pos = strstr(pos, "]:")) != NULL; pos += 2)
+		definitions++;
+	if (definitions > MAX_DEFINITIONS)
+		return klm_fail(error, ERRCODE_PROGRAM_LIMIT_EXCEEDED, "Write the URL into the link: [text](https://...).",
+						"over %d definitions of links", MAX_DEFINITIONS);
 	maker->markdown = markdown;
 	maker->source = source;
 	maker->length = length;

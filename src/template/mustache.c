@@ -17,8 +17,9 @@
 
 /* Sections and partials within one another. */
 #define MAX_DEPTH	64
-/* Nodes that one rendering visits: some 50 ms. */
-#define MAX_STEPS	200000
+/* Tags of a source, and nodes that one rendering visits: some 20 ms. */
+#define MAX_TAGS	20000
+#define MAX_STEPS	50000
 #define MAX_NAME	255
 #define MAX_INDENT	200
 
@@ -151,6 +152,7 @@ klm_mustache_compile(const char *source, KlmSourceError *error)
 	Size		length = strlen(source);
 	int			text_start = 0;
 	int			pos = 0;
+	int			tags = 0;
 
 	memset(error, 0, sizeof(*error));
 	if (length > KLM_MAX_SOURCE)
@@ -187,6 +189,8 @@ klm_mustache_compile(const char *source, KlmSourceError *error)
 				end = tag.end;
 			}
 			add_text(&compiler, text_start, start);
+			if (++tags > MAX_TAGS)
+				break;
 			/* Spaces before a partial alone are those of each of its lines. */
 			if (!add_tag(&compiler, &tag, template->source + start, tag.start - start))
 				return NULL;
@@ -196,9 +200,18 @@ klm_mustache_compile(const char *source, KlmSourceError *error)
 		{
 			if (!add_dollar(&compiler, &pos, &text_start))
 				return NULL;
+			if (++tags > MAX_TAGS)
+				break;
 		}
 		else
 			pos++;
+	}
+	if (tags > MAX_TAGS)
+	{
+		(void) fail_at(&compiler, pos, "Move parts of it into partials, or data into variables.",
+					   "over %d tags", MAX_TAGS);
+		error->error.sqlstate = ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+		return NULL;
 	}
 	add_text(&compiler, text_start, template->length);
 	if (compiler.depth > 0)
@@ -259,7 +272,6 @@ check_name(Compiler *compiler, const char *name, int length, int offset, bool do
 {
 	const char *name_hint =
 		"A name has no space, quote or brace; a.b is b of a. Filters stand behind a bar: {{total | number 2}}.";
-	const char *shown = klm_shown(name, length);
 
 	if (length == 0)
 		return fail_at(compiler, offset, "Write the name of a variable: {{firstName}}.",
@@ -267,20 +279,22 @@ check_name(Compiler *compiler, const char *name, int length, int offset, bool do
 	if (length > MAX_NAME)
 		return fail_at(compiler, offset, NULL, "a name has over %d octets", MAX_NAME);
 	if (name[0] == '$')
-		return fail_at(compiler, offset, psprintf("Write {{%s}} or %s.", shown + 1, shown),
-					   "$ and {{ }} are two ways to write the same: {{%s}}", shown);
+		return fail_at(compiler, offset, "Write {{name}} or $name.",
+					   "$ and {{ }} are two ways to write the same: {{%s}}", klm_shown(name, length));
 	if (name[0] == '<')
 		return fail_at(compiler, offset, "Use a partial, {{> name }}, and a layout.",
-					   "inheritance of templates is not there: {{%s}}", shown);
+					   "inheritance of templates is not there: {{%s}}", klm_shown(name, length));
 	for (int i = 0; i < length; i++)
 	{
 		if ((unsigned char) name[i] <= ' ' || strchr("{}\"'<>$|", name[i]) != NULL)
-			return fail_at(compiler, offset, name_hint, "\"%s\" is not a name", shown);
+			return fail_at(compiler, offset, name_hint, "\"%s\" is not a name",
+						   klm_shown(name, length));
 	}
 	for (int i = 0; i < length && dotted && length > 1; i++)
 	{
 		if (name[i] == '.' && (i == 0 || i == length - 1 || name[i + 1] == '.'))
-			return fail_at(compiler, offset, name_hint, "\"%s\" is not a name", shown);
+			return fail_at(compiler, offset, name_hint, "\"%s\" is not a name",
+						   klm_shown(name, length));
 	}
 	return true;
 }

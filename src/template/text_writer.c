@@ -61,7 +61,7 @@ begin_line(KlmTextWriter *writer)
 		appendStringInfoChar(writer->out, '\n');
 		if (writer->breaks > 1)
 		{
-			int			bare = prefix;
+			int			bare = Min(writer->common, prefix);
 
 			/* An empty line of a quotation carries its sign. */
 			while (bare > 0 && writer->prefix.data[bare - 1] == ' ')
@@ -72,6 +72,7 @@ begin_line(KlmTextWriter *writer)
 	appendBinaryStringInfo(writer->out, writer->prefix.data, prefix - Min(marker, prefix));
 	appendStringInfoString(writer->out, writer->marker);
 	writer->marker[0] = '\0';
+	writer->common = prefix;
 	writer->line_start = false;
 }
 
@@ -136,6 +137,7 @@ klm_text_dedent(KlmTextWriter *writer)
 		begin_line(writer);
 	writer->prefix.len -= writer->widths[--writer->depth];
 	writer->prefix.data[writer->prefix.len] = '\0';
+	writer->common = Min(writer->common, writer->prefix.len);
 }
 
 /* ----------------------------------------------------------------

@@ -32,6 +32,7 @@ typedef struct KlmTextWriter
 	int			breaks;			/* line ends due before the next text */
 	bool		line_start;
 	StringInfoData prefix;		/* of each line */
+	int			common;			/* its octets that the last line has, too */
 	int			depth;
 	int			widths[KLM_TEXT_DEPTH]; /* what each level added to prefix */
 	char		marker[16];		/* an item's, due on its first line; "" */
