@@ -55,6 +55,7 @@ BEGIN
         time_zone = nullif(coalesce(p_time_zone, b.time_zone), '')
     RETURNING b.* INTO v_after;
     PERFORM kliv_mail._label();
+    PERFORM kliv_mail._template_changed();
     PERFORM kliv_mail._log_event('brand_changed', NULL, NULL, (
         SELECT jsonb_object_agg(a.key, jsonb_build_array(o.value, a.value))
         FROM jsonb_each(to_jsonb(v_after)) AS a JOIN jsonb_each(to_jsonb(v_before)) AS o USING (key) WHERE a.value <> o.value), p_caller);

@@ -9,7 +9,8 @@ BEGIN ATOMIC
     SELECT g.grant_name, g.kind, g.object FROM (VALUES
         ('send', 'f', 'send'), ('send', 'f', 'attach'), ('send', 'f', 'attach_text'), ('send', 'f', 'mailbox'),
         ('send', 'f', 'is_address'), ('send', 'f', 'parse_addresses'), ('send', 'f', 'classify_reply'),
-        ('send', 'f', 'render'), ('read', 'f', 'render'), ('send', 'f', 'raw_message'), ('send', 'f', 'csv'), ('send', 'f', 'html_table'),
+        ('send', 'f', 'send_template'), ('send', 'f', 'send_template_batch'), ('send', 'v', 'templates'),
+        ('read', 'v', 'templates'), ('read', 'v', 'template_versions'), ('send', 'f', 'render'), ('read', 'f', 'render'), ('send', 'f', 'raw_message'), ('send', 'f', 'csv'), ('send', 'f', 'html_table'),
         ('send', 'f', 'cancel'), ('send', 'f', 'retry'), ('send', 'f', 'wait'),
         ('send', 'v', 'messages'), ('send', 'v', 'deliveries'), ('send', 'v', 'events'), ('send', 'v', 'usage'),
         ('send', 'f', '_now'), ('send', 'f', '_origin'), ('send', 'f', '_default_account'), ('send', 'f', '_process_status'),

@@ -42,41 +42,18 @@
 #include "cluster/wake.h"
 #include "db/owner_call.h"
 #include "functions/content.h"
+#include "functions/send.h"
 #include "message/address.h"
 
 #define MAX_RECIPIENTS		50
 #define MAX_TAGS			50
 #define MAX_KEY_LENGTH		255
 
-/* The arguments of send(), in order. */
-enum
-{
-	ARG_RECIPIENTS,
-	ARG_SUBJECT,
-	ARG_BODY,
-	ARG_HTML,
-	ARG_CC,
-	ARG_BCC,
-	ARG_FROM_ADDRESS,
-	ARG_FROM_NAME,
-	ARG_REPLY_TO,
-	ARG_HEADERS,
-	ARG_ATTACHMENTS,
-	ARG_MESSAGE_TYPE,
-	ARG_SEND_AT,
-	ARG_EXPIRES_AT,
-	ARG_IDEMPOTENCY_KEY,
-	ARG_TAGS,
-	ARG_METADATA,
-	ARG_ACCOUNT,
-	ARG_ON_LIMIT,
-	SEND_ARGS
-};
-
 /* A send() on its way: its arguments checked, in UTF-8. */
 typedef struct SendRequest
 {
 	KlmContent	content;
+	const KlmFromTemplate *template;	/* or NULL */
 	KlmAddress *recipients;		/* to, then cc, then bcc, exact repeats merged */
 	const char **kinds;
 	int			recipient_count;
@@ -153,6 +130,12 @@ static void add_argument(KlmCall *call, FunctionCallInfo fcinfo, int number, Oid
 Datum
 kliv_mail_send(PG_FUNCTION_ARGS)
 {
+	PG_RETURN_INT64(klm_send(fcinfo, NULL));
+}
+
+int64
+klm_send(FunctionCallInfo fcinfo, const KlmFromTemplate *template)
+{
 	SendRequest request;
 	SendCheck  *check;
 	TimestampTz now = klm_now();
@@ -164,17 +147,18 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("kliv_mail.send()");
 
 	memset(&request, 0, sizeof(request));
+	request.template = template;
 	check_sizes(fcinfo);
 	read_choices(fcinfo, &request);
 	read_recipients(fcinfo, &request);
 	read_identity(fcinfo, &request);
-	klm_read_headers(fcinfo, ARG_HEADERS, &request.content);
-	klm_read_attachments(fcinfo, ARG_ATTACHMENTS, &request.content);
+	klm_read_headers(fcinfo, KLM_SEND_HEADERS, &request.content);
+	klm_read_attachments(fcinfo, KLM_SEND_ATTACHMENTS, &request.content);
 	/* Marketing mail carries a way out of it: the caller's, or set_brand()'s. */
 	request.unsubscribe = request.priority == 2 && !has_header(&request.content, "List-Unsubscribe");
 	check_times(fcinfo, now);
 	check_tags(fcinfo);
-	if (!PG_ARGISNULL(ARG_IDEMPOTENCY_KEY))
+	if (!PG_ARGISNULL(KLM_SEND_IDEMPOTENCY_KEY))
 		fingerprint = fingerprint_arguments(fcinfo, &request);
 
 	check = ask_account(fcinfo, &request);
@@ -205,8 +189,8 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 
 		request.content.message_id = message_id;
 		/* The day that it is for, where that is a later one. */
-		request.content.date = PG_ARGISNULL(ARG_SEND_AT) ? now :
-			Max(now, PG_GETARG_TIMESTAMPTZ(ARG_SEND_AT));
+		request.content.date = PG_ARGISNULL(KLM_SEND_SEND_AT) ? now :
+			Max(now, PG_GETARG_TIMESTAMPTZ(KLM_SEND_SEND_AT));
 		if (request.priority == 2)
 		{
 			request.content.to = &request.recipients[first];
@@ -228,14 +212,14 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 		if (first == 0)
 			first_id = id;
 		if (!is_new)
-			PG_RETURN_INT64(id);
+			return id;
 	}
 
 	tell_what_it_waits_for(check, request.recipient_count, suppressed);
-	klm_wake_at_commit(PG_ARGISNULL(ARG_SEND_AT) ? 0 :
-					   Max(1, PG_GETARG_TIMESTAMPTZ(ARG_SEND_AT) - klm_test_clock_offset));
+	klm_wake_at_commit(PG_ARGISNULL(KLM_SEND_SEND_AT) ? 0 :
+					   Max(1, PG_GETARG_TIMESTAMPTZ(KLM_SEND_SEND_AT) - klm_test_clock_offset));
 
-	PG_RETURN_INT64(first_id);
+	return first_id;
 }
 
 /* Refuse what is too large before anything of that size is detoasted. */
@@ -247,12 +231,12 @@ check_sizes(FunctionCallInfo fcinfo)
 		int			number;
 		const char *name;
 	}			large[] = {
-		{ARG_RECIPIENTS, "recipients"}, {ARG_SUBJECT, "subject"}, {ARG_BODY, "body"}, {ARG_HTML, "html"},
-		{ARG_CC, "cc"}, {ARG_BCC, "bcc"}, {ARG_FROM_NAME, "from_name"}, {ARG_REPLY_TO, "reply_to"},
-		{ARG_HEADERS, "headers"}, {ARG_ATTACHMENTS, "attachments"}, {ARG_METADATA, "metadata"},
-		{ARG_FROM_ADDRESS, "from_address"}, {ARG_MESSAGE_TYPE, "message_type"},
-		{ARG_IDEMPOTENCY_KEY, "idempotency_key"}, {ARG_TAGS, "tags"}, {ARG_ACCOUNT, "account"},
-		{ARG_ON_LIMIT, "on_limit"}
+		{KLM_SEND_RECIPIENTS, "recipients"}, {KLM_SEND_SUBJECT, "subject"}, {KLM_SEND_BODY, "body"}, {KLM_SEND_HTML, "html"},
+		{KLM_SEND_CC, "cc"}, {KLM_SEND_BCC, "bcc"}, {KLM_SEND_FROM_NAME, "from_name"}, {KLM_SEND_REPLY_TO, "reply_to"},
+		{KLM_SEND_HEADERS, "headers"}, {KLM_SEND_ATTACHMENTS, "attachments"}, {KLM_SEND_METADATA, "metadata"},
+		{KLM_SEND_FROM_ADDRESS, "from_address"}, {KLM_SEND_MESSAGE_TYPE, "message_type"},
+		{KLM_SEND_IDEMPOTENCY_KEY, "idempotency_key"}, {KLM_SEND_TAGS, "tags"}, {KLM_SEND_ACCOUNT, "account"},
+		{KLM_SEND_ON_LIMIT, "on_limit"}
 	};
 	Size		limit = (Size) klm_max_message_size * 1024;
 	Size		total = 0;
@@ -294,10 +278,10 @@ refuse_choice(const char *argument, const char *value, const char *hint)
 static void
 read_choices(FunctionCallInfo fcinfo, SendRequest *request)
 {
-	char	   *type = klm_argument(fcinfo, ARG_MESSAGE_TYPE);
-	char	   *limit = klm_argument(fcinfo, ARG_ON_LIMIT);
-	char	   *account = klm_argument(fcinfo, ARG_ACCOUNT);
-	char	   *key = klm_argument(fcinfo, ARG_IDEMPOTENCY_KEY);
+	char	   *type = klm_argument(fcinfo, KLM_SEND_MESSAGE_TYPE);
+	char	   *limit = klm_argument(fcinfo, KLM_SEND_ON_LIMIT);
+	char	   *account = klm_argument(fcinfo, KLM_SEND_ACCOUNT);
+	char	   *key = klm_argument(fcinfo, KLM_SEND_IDEMPOTENCY_KEY);
 
 	static const char *const types[] = {"system", "transactional", "marketing"};
 
@@ -343,7 +327,7 @@ read_recipients(FunctionCallInfo fcinfo, SendRequest *request)
 		const char *name;
 		const char *kind;
 	}			lists[] = {
-		{ARG_RECIPIENTS, "recipients", "to"}, {ARG_CC, "cc", "cc"}, {ARG_BCC, "bcc", "bcc"}
+		{KLM_SEND_RECIPIENTS, "recipients", "to"}, {KLM_SEND_CC, "cc", "cc"}, {KLM_SEND_BCC, "bcc", "bcc"}
 	};
 	KlmAddress *parsed[lengthof(lists)] = {NULL};
 	int			counts[lengthof(lists)] = {0};
@@ -354,15 +338,15 @@ read_recipients(FunctionCallInfo fcinfo, SendRequest *request)
 		char	   *list = klm_argument(fcinfo, lists[i].number);
 		KlmError	error;
 
-		if (list == NULL && lists[i].number != ARG_RECIPIENTS)
+		if (list == NULL && lists[i].number != KLM_SEND_RECIPIENTS)
 			continue;
 		if (list == NULL)
 			klm_refuse("recipients", ERRCODE_INVALID_PARAMETER_VALUE, false,
 					   "Give an address, or several with commas between: 'Ana <ana@example.com>, bob@example.org'.",
 					   "is NULL");
-		if (lists[i].number != ARG_RECIPIENTS && list[strspn(list, " \t")] == '\0')
+		if (lists[i].number != KLM_SEND_RECIPIENTS && list[strspn(list, " \t")] == '\0')
 			continue;
-		if (request->priority == 2 && lists[i].number != ARG_RECIPIENTS)
+		if (request->priority == 2 && lists[i].number != KLM_SEND_RECIPIENTS)
 			klm_refuse(lists[i].name, ERRCODE_INVALID_PARAMETER_VALUE, false,
 					   "Each recipient of marketing mail gets a message of their own; name them all in recipients.",
 					   "marketing mail has no copies");
@@ -394,7 +378,7 @@ read_recipients(FunctionCallInfo fcinfo, SendRequest *request)
 			request->recipients[request->recipient_count] = parsed[i][j];
 			request->kinds[request->recipient_count++] = lists[i].kind;
 			/* An address in To or Cc that is not ASCII stands in every copy's header. */
-			if (parsed[i][j].smtputf8 && lists[i].number != ARG_BCC)
+			if (parsed[i][j].smtputf8 && lists[i].number != KLM_SEND_BCC)
 				request->smtputf8 = true;
 		}
 	}
@@ -404,10 +388,10 @@ read_recipients(FunctionCallInfo fcinfo, SendRequest *request)
 static void
 read_identity(FunctionCallInfo fcinfo, SendRequest *request)
 {
-	char	   *subject = klm_argument(fcinfo, ARG_SUBJECT);
-	char	   *from = klm_argument(fcinfo, ARG_FROM_ADDRESS);
-	char	   *name = klm_argument(fcinfo, ARG_FROM_NAME);
-	char	   *reply_to = klm_argument(fcinfo, ARG_REPLY_TO);
+	char	   *subject = klm_argument(fcinfo, KLM_SEND_SUBJECT);
+	char	   *from = klm_argument(fcinfo, KLM_SEND_FROM_ADDRESS);
+	char	   *name = klm_argument(fcinfo, KLM_SEND_FROM_NAME);
+	char	   *reply_to = klm_argument(fcinfo, KLM_SEND_REPLY_TO);
 	KlmError	error;
 
 	if (subject == NULL)
@@ -418,8 +402,8 @@ read_identity(FunctionCallInfo fcinfo, SendRequest *request)
 		klm_raise("subject", &error, false);
 	request->content.subject = subject;
 
-	request->content.text = klm_argument(fcinfo, ARG_BODY);
-	request->content.html = klm_argument(fcinfo, ARG_HTML);
+	request->content.text = klm_argument(fcinfo, KLM_SEND_BODY);
+	request->content.html = klm_argument(fcinfo, KLM_SEND_HTML);
 	if (request->content.text == NULL && request->content.html == NULL)
 		klm_refuse("body", ERRCODE_INVALID_PARAMETER_VALUE, false,
 				   "Give body (plain text), html, or both.",
@@ -476,7 +460,7 @@ has_header(const KlmContent *content, const char *name)
 static void
 check_times(FunctionCallInfo fcinfo, TimestampTz now)
 {
-	static const int numbers[] = {ARG_SEND_AT, ARG_EXPIRES_AT};
+	static const int numbers[] = {KLM_SEND_SEND_AT, KLM_SEND_EXPIRES_AT};
 	static const char *const names[] = {"send_at", "expires_at"};
 	TimestampTz latest = now + INT64CONST(10) * 366 * USECS_PER_DAY;
 
@@ -492,15 +476,16 @@ check_times(FunctionCallInfo fcinfo, TimestampTz now)
 					   "Leave it NULL for none.",
 					   "%s is not a time within ten years", timestamptz_to_str(at));
 	}
-	if (!PG_ARGISNULL(ARG_EXPIRES_AT))
+	if (!PG_ARGISNULL(KLM_SEND_EXPIRES_AT))
 	{
-		TimestampTz expires_at = PG_GETARG_TIMESTAMPTZ(ARG_EXPIRES_AT);
+		TimestampTz expires_at = PG_GETARG_TIMESTAMPTZ(KLM_SEND_EXPIRES_AT);
 
 		if (expires_at <= now)
 			klm_refuse("expires_at", ERRCODE_INVALID_PARAMETER_VALUE, false,
 					   "Leave it NULL for mail that does not expire.",
 					   "%s has passed", timestamptz_to_str(expires_at));
-		if (!PG_ARGISNULL(ARG_SEND_AT) && expires_at <= PG_GETARG_TIMESTAMPTZ(ARG_SEND_AT))
+		if (!PG_ARGISNULL(KLM_SEND_SEND_AT) &&
+			expires_at <= PG_GETARG_TIMESTAMPTZ(KLM_SEND_SEND_AT))
 			klm_refuse("expires_at", ERRCODE_INVALID_PARAMETER_VALUE, false,
 					   NULL,
 					   "is not after send_at");
@@ -514,13 +499,14 @@ check_tags(FunctionCallInfo fcinfo)
 	bool	   *nulls;
 	int			count;
 
-	if (PG_ARGISNULL(ARG_TAGS))
+	if (PG_ARGISNULL(KLM_SEND_TAGS))
 		return;
-	if (ARR_NDIM(PG_GETARG_ARRAYTYPE_P(ARG_TAGS)) > 1)
+	if (ARR_NDIM(PG_GETARG_ARRAYTYPE_P(KLM_SEND_TAGS)) > 1)
 		klm_refuse("tags", ERRCODE_INVALID_PARAMETER_VALUE, false,
 				   "Write ARRAY['welcome', 'spring'].",
 				   "the array has more than one dimension");
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(ARG_TAGS), TEXTOID, -1, false, TYPALIGN_INT, &elements,
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(KLM_SEND_TAGS), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements,
 					  &nulls, &count);
 	if (count > MAX_TAGS)
 		klm_refuse("tags", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
@@ -567,21 +553,27 @@ fingerprint_arguments(FunctionCallInfo fcinfo, const SendRequest *request)
 	bytea	   *result = palloc(VARHDRSZ + PG_SHA256_DIGEST_LENGTH);
 	bool		ok = context != NULL && pg_cryptohash_init(context) >= 0;
 
-	for (int i = 0; i < SEND_ARGS && ok; i++)
+	for (int i = 0; i < KLM_SEND_ARGS && ok; i++)
 	{
-		if (i == ARG_IDEMPOTENCY_KEY || i == ARG_EXPIRES_AT || i == ARG_ATTACHMENTS)
+		NullableDatum argument;
+
+		if (i == KLM_SEND_IDEMPOTENCY_KEY || i == KLM_SEND_EXPIRES_AT || i == KLM_SEND_ATTACHMENTS)
 			continue;
-		if (PG_ARGISNULL(i))
+		argument = request->template == NULL ? fcinfo->args[i] :
+			i == KLM_SEND_SUBJECT ? request->template->subject :
+			i == KLM_SEND_BODY ? request->template->body :
+			i == KLM_SEND_HTML ? request->template->html : fcinfo->args[i];
+		if (argument.isnull)
 			ok = hash_value(context, NULL, 0);
-		else if (i == ARG_SEND_AT)
+		else if (i == KLM_SEND_SEND_AT)
 		{
-			TimestampTz at = PG_GETARG_TIMESTAMPTZ(i);
+			TimestampTz at = DatumGetTimestampTz(argument.value);
 
 			ok = hash_value(context, &at, sizeof(at));
 		}
 		else
 		{
-			struct varlena *value = PG_DETOAST_DATUM_PACKED(PG_GETARG_DATUM(i));
+			struct varlena *value = PG_DETOAST_DATUM_PACKED(argument.value);
 
 			ok = hash_value(context, VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
 		}
@@ -837,7 +829,7 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 	klm_add_caller(&call, &caller);
 	klm_add_text(&call, request->message_type);
 	klm_add(&call, INT2OID, Int16GetDatum(request->priority), false);
-	klm_add_text(&call, NULL);	/* no template */
+	klm_add_text(&call, request->template ? request->template->name : NULL);
 	klm_add_text(&call, request->route);
 	klm_add_text(&call, request->from_address);
 	klm_add_text(&call, request->from_name);
@@ -847,16 +839,16 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 	klm_add_bytea(&call, (bytea *) entity->data);
 	klm_add_bool(&call, request->smtputf8);
 	klm_add_bool(&call, request->unsubscribe);
-	add_argument(&call, fcinfo, ARG_SEND_AT, TIMESTAMPTZOID);
-	add_argument(&call, fcinfo, ARG_EXPIRES_AT, TIMESTAMPTZOID);
-	add_argument(&call, fcinfo, ARG_TAGS, TEXTARRAYOID);
-	add_argument(&call, fcinfo, ARG_METADATA, JSONBOID);
+	add_argument(&call, fcinfo, KLM_SEND_SEND_AT, TIMESTAMPTZOID);
+	add_argument(&call, fcinfo, KLM_SEND_EXPIRES_AT, TIMESTAMPTZOID);
+	add_argument(&call, fcinfo, KLM_SEND_TAGS, TEXTARRAYOID);
+	add_argument(&call, fcinfo, KLM_SEND_METADATA, JSONBOID);
 	klm_add(&call, TEXTARRAYOID, PointerGetDatum(construct_array(recipients, count, TEXTOID, -1,
 																 false, TYPALIGN_INT)), false);
 	klm_add(&call, TEXTARRAYOID, PointerGetDatum(construct_array(kinds, count, TEXTOID, -1,
 																 false, TYPALIGN_INT)), false);
 	if (fingerprint)
-		add_argument(&call, fcinfo, ARG_IDEMPOTENCY_KEY, TEXTOID);
+		add_argument(&call, fcinfo, KLM_SEND_IDEMPOTENCY_KEY, TEXTOID);
 	else
 		klm_add_text(&call, NULL);
 	klm_add_bytea(&call, fingerprint);

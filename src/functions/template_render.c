@@ -19,8 +19,8 @@
 #include "base/encoding.h"
 #include "base/error.h"
 #include "base/text.h"
+#include "functions/template_mail.h"
 #include "functions/template_values.h"
-#include "template/mustache.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail_render);
 
@@ -31,19 +31,6 @@ typedef struct Partials
 	List	   *names;
 	List	   *compiled;
 } Partials;
-
-static void raise_source_error(const char *argument, const KlmSourceError *failed)
-	pg_attribute_noreturn();
-
-static void
-raise_source_error(const char *argument, const KlmSourceError *failed)
-{
-	KlmError	error = failed->error;
-
-	if (failed->line > 0)
-		error.message = psprintf("line %d, column %d: %s", failed->line, failed->column, error.message);
-	klm_raise(argument, &error, false);
-}
 
 static const KlmTemplate *
 find_partial(void *data, const char *name)
@@ -60,18 +47,12 @@ find_partial(void *data, const char *name)
 	}
 	if (partials->sources.reader->member(&partials->sources, name, strlen(name), &source))
 	{
-		KlmSourceError error;
-
 		if (source.kind != KLM_STRING)
 			klm_refuse("partials", ERRCODE_INVALID_PARAMETER_VALUE, false,
 					   "Write an object of names and sources: {\"footer\": \"...\"}.",
 					   "the source of \"%s\" is not a text", klm_shown(name, strlen(name)));
-		compiled = klm_mustache_compile(pnstrdup(source.text, source.length), &error);
-		if (compiled == NULL)
-		{
-			error.error.message = psprintf("%s (in \"%s\")", error.error.message, klm_shown(name, strlen(name)));
-			raise_source_error("partials", &error);
-		}
+		compiled = klm_compile_source(psprintf("partials: \"%s\"", klm_shown(name, strlen(name))),
+									  pnstrdup(source.text, source.length));
 	}
 	partials->names = lappend(partials->names, pstrdup(name));
 	partials->compiled = lappend(partials->compiled, compiled);
@@ -89,16 +70,13 @@ kliv_mail_render(PG_FUNCTION_ARGS)
 		.mode = KLM_ESCAPED, .scopes = &variables, .scope_count = 1,
 		.partial = find_partial, .partial_data = &partials
 	};
-	KlmSourceError failed;
 	KlmError	error;
 	StringInfoData out;
 
 	if (partials.sources.kind != KLM_OBJECT)
 		klm_refuse("partials", ERRCODE_INVALID_PARAMETER_VALUE, false,
 				   "Write an object of names and sources: {\"footer\": \"...\"}.", "is not an object");
-	template = klm_mustache_compile(klm_argument(fcinfo, 0), &failed);
-	if (template == NULL)
-		raise_source_error("source", &failed);
+	template = klm_compile_source("source", klm_argument(fcinfo, 0));
 	initStringInfo(&out);
 	if (!klm_mustache_render(&rendering, template, &out, &error))
 		klm_raise(NULL, &error, false);

@@ -207,6 +207,47 @@ is_at(const char *pos, const char *end, const char *what)
 	return end - pos >= strlen(what) && pg_strncasecmp(pos, what, strlen(what)) == 0;
 }
 
+/* What begins with "<" in a text: a tag, a comment, or the sign itself; where it ends. */
+static const char *
+open_tag(KlmHtml *html, const char *from, const char *end)
+{
+	const char *pos = from + 1;
+
+	html->element[0] = html->attribute[0] = '\0';
+	/* <!--[if mso]> and <![endif]--> are for Outlook, and what stands between is HTML. */
+	if (is_at(from, end, "<!--[if") || is_at(from, end, "<!--<![endif]") ||
+		is_at(from, end, "<![endif]"))
+	{
+		const char *close = memchr(from, '>', end - from);
+
+		pos = close ? close + 1 : end;
+	}
+	else if (is_at(from, end, "<!--"))
+	{
+		pos = from + 4;
+		html->state = KLM_HTML_COMMENT;
+	}
+	else if (pos < end && (strchr("/!", *pos) != NULL ||
+						   (pg_ascii_tolower((unsigned char) *pos) >= 'a' &&
+							pg_ascii_tolower((unsigned char) *pos) <= 'z')))
+	{
+		while (pos < end && !is_space(*pos) && *pos != '>' && (*pos != '/' || pos == from +
+															   1))
+		{
+			const char *at;
+			const char *next;
+
+			/* The value would be a part of the name. */
+			if (klm_held_next(html->holder, pos, Min(end, pos + 14), &at, &next) &&
+				at == pos)
+				break;
+			add_letter(html->element, sizeof(html->element), *pos++);
+		}
+		html->state = KLM_HTML_TAG;
+	}
+	return pos;
+}
+
 /*
  * One character, a token of several, or text up to at, before the next
  * placeholder; where it ends.
@@ -229,38 +270,7 @@ step(KlmHtml *html, const char *pos, const char *at, const char *end)
 	switch (html->state)
 	{
 		case KLM_HTML_TEXT:
-			html->element[0] = html->attribute[0] = '\0';
-			/* <!--[if mso]> and <![endif]--> are for Outlook, and what stands between is HTML. */
-			if (is_at(from, end, "<!--[if") || is_at(from, end, "<!--<![endif]") ||
-				is_at(from, end, "<![endif]"))
-			{
-				const char *close = memchr(from, '>', end - from);
-
-				pos = close ? close + 1 : end;
-			}
-			else if (is_at(from, end, "<!--"))
-			{
-				pos = from + 4;
-				html->state = KLM_HTML_COMMENT;
-			}
-			else if (pos < end && (strchr("/!", *pos) != NULL ||
-								   (pg_ascii_tolower((unsigned char) *pos) >= 'a' &&
-									pg_ascii_tolower((unsigned char) *pos) <= 'z')))
-			{
-				while (pos < end && !is_space(*pos) && *pos != '>' && (*pos != '/' || pos == from +
-																	   1))
-				{
-					const char *at;
-					const char *next;
-
-					/* The value would be a part of the name. */
-					if (klm_held_next(html->holder, pos, Min(end, pos + 14), &at, &next) &&
-						at == pos)
-						break;
-					add_letter(html->element, sizeof(html->element), *pos++);
-				}
-				html->state = KLM_HTML_TAG;
-			}
+			pos = open_tag(html, from, end);
 			break;
 		case KLM_HTML_COMMENT:
 			if (is_at(from, end, "-->"))

@@ -28,10 +28,6 @@ typedef struct Root
 	KlmValue	built_in;
 } Root;
 
-static const char *const built_in_names[] = {
-	"firstName", "lastName", "email", "timestamp", "brand", "unsubscribe_url", "preheader"
-};
-
 static bool
 root_member(const KlmValue *object, const char *name, int length, KlmValue *member)
 {
@@ -68,17 +64,6 @@ root_json(const KlmValue *value)
 }
 
 static const KlmReader root_reader = {root_member, root_element, root_json};
-
-bool
-klm_is_built_in(const char *name, int length)
-{
-	for (int i = 0; i < lengthof(built_in_names); i++)
-	{
-		if (strncmp(name, built_in_names[i], length) == 0 && built_in_names[i][length] == '\0')
-			return true;
-	}
-	return false;
-}
 
 /* HTML with its values held: the author's, or a layout. */
 static bool
@@ -210,6 +195,19 @@ render_subject(KlmRendering *rendering, const KlmMailSource *source, KlmMail *ma
 	return true;
 }
 
+/* The offset in the source of one in what was rendered from it. */
+static int
+source_offset(StringInfo places, int offset)
+{
+	const KlmPlace *place = (const KlmPlace *) places->data;
+	int			count = places->len / sizeof(KlmPlace);
+	int			found = -1;
+
+	for (int i = 0; i < count && place[i].output <= offset; i++)
+		found = place[i].source + (offset - place[i].output);
+	return found;
+}
+
 /* The content, HTML and text. */
 static bool
 render_body(KlmRendering *rendering, const KlmMailSource *source, const KlmMailInput *input,
@@ -235,14 +233,23 @@ render_body(KlmRendering *rendering, const KlmMailSource *source, const KlmMailI
 	else
 	{
 		StringInfoData held;
+		StringInfoData places;
 
 		initStringInfo(&held);
+		initStringInfo(&places);
+		rendering->places = notes ? &places : NULL;
 		if (!klm_mustache_render(rendering, source->body, &held, error) ||
 			!klm_markdown_render(&markdown, held.data, held.len, html, text, error))
 			return false;
-		pfree(held.data);
+		rendering->places = NULL;
 		if (notes)
+		{
 			*notes = markdown.notes;
+			for (KlmNote *note = *notes; note; note = note->next)
+				note->offset = source_offset(&places, note->offset);
+		}
+		pfree(places.data);
+		pfree(held.data);
 	}
 	if (source->plain_text)
 	{

@@ -72,7 +72,4 @@ typedef struct KlmMail
 extern bool klm_mail_render(const KlmMailSource *source, const KlmMailInput *input, KlmMail *mail,
 							KlmNote **notes, KlmError *error);
 
-/* Is the name one of a mail's own, beside the variables? */
-extern bool klm_is_built_in(const char *name, int length);
-
 #endif							/* KLM_MAIL_H */

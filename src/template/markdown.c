@@ -527,6 +527,14 @@ is_open_http(const char *url)
 	return pg_strncasecmp(url, "http:", 5) == 0;
 }
 
+/* What the author wrote is no URL; of a value nobody knows that. */
+static void
+note_refused(Maker *maker, StringInfo written)
+{
+	if (!has_placeholder(maker, written->data, written->len))
+		note(maker, KLM_NOTE_REFUSED_URL, written->data);
+}
+
 static void
 enter_link(Maker *maker, const MD_SPAN_A_DETAIL *link)
 {
@@ -542,7 +550,7 @@ enter_link(Maker *maker, const MD_SPAN_A_DETAIL *link)
 								   false);
 	maker->link_start = text_target(maker)->len;
 	if (!maker->link_open)
-		note(maker, KLM_NOTE_REFUSED_URL, written.data);
+		note_refused(maker, &written);
 	else if (is_open_http(maker->url.data))
 		note(maker, KLM_NOTE_NOT_HTTPS, maker->url.data);
 	read_attribute(maker, &link->title, &written);
@@ -653,7 +661,7 @@ enter_image(Maker *maker, const MD_SPAN_IMG_DETAIL *image)
 	maker->image_shown = klm_put_url(maker->markdown->holder, &url, written.data, written.len,
 									 true);
 	if (!maker->image_shown)
-		note(maker, KLM_NOTE_REFUSED_URL, written.data);
+		note_refused(maker, &written);
 	else if (is_open_http(url.data))
 		note(maker, KLM_NOTE_NOT_HTTPS, url.data);
 	read_attribute(maker, &image->title, &written);

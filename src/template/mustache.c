@@ -50,6 +50,7 @@ typedef struct Tag
 typedef struct Run
 {
 	KlmRendering *rendering;
+	const KlmTemplate *template;
 	StringInfo	out;
 	KlmError   *error;
 	int			held;			/* octets of the values that are held */
@@ -498,8 +499,9 @@ add_text(Compiler *compiler, int from, int to)
  * ----------------------------------------------------------------
  */
 
-bool
-klm_value_counts(const KlmValue *value)
+/* Is a section with this value shown?  Not for null, false, 0, '' and the empty list. */
+static bool
+counts_as_true(const KlmValue *value)
 {
 	switch (value->kind)
 	{
@@ -592,7 +594,14 @@ static bool
 put_text(Run *run, const char *text, int length)
 {
 	const char *end = text + length;
+	const char *source = run->template->source;
 
+	if (run->rendering->places && text >= source && text < source + run->template->length)
+	{
+		KlmPlace	place = {run->out->len, text - source};
+
+		appendBinaryStringInfo(run->rendering->places, (char *) &place, sizeof(place));
+	}
 	if (run->indent_length == 0)
 	{
 		appendBinaryStringInfo(run->out, text, length);
@@ -764,7 +773,7 @@ render_nodes(Run *run, const KlmTemplate *template, int from, int to, int depth)
 			case KLM_NODE_INVERTED:
 				counts = klm_mustache_find(run->scopes, run->scope_count, node->text, node->length,
 										   &value) &&
-					klm_value_counts(&value);
+					counts_as_true(&value);
 				if (counts && node->kind == KLM_NODE_SECTION)
 					ok = put_section(run, template, i, &value, depth);
 				else if (!counts && node->kind == KLM_NODE_INVERTED)
@@ -787,6 +796,7 @@ klm_mustache_render(KlmRendering *rendering, const KlmTemplate *template, String
 	Assert(rendering->scope_count <= MAX_DEPTH);
 	memset(&run, 0, offsetof(Run, scopes));
 	run.rendering = rendering;
+	run.template = template;
 	run.out = out;
 	run.error = error;
 	run.scope_count = rendering->scope_count;

@@ -79,6 +79,13 @@ typedef enum KlmValueMode
 	KLM_HELD					/* a placeholder is put in (held.h) */
 } KlmValueMode;
 
+/* Where in the source a part of the output comes from. */
+typedef struct KlmPlace
+{
+	int			output;
+	int			source;
+} KlmPlace;
+
 typedef struct KlmRendering
 {
 	KlmValueMode mode;
@@ -88,6 +95,7 @@ typedef struct KlmRendering
 	const KlmTemplate *(*partial) (void *data, const char *name);	/* NULL: empty */
 	void	   *partial_data;
 	const KlmFormats *formats;	/* NULL: English, UTC */
+	StringInfo	places;			/* NULL, or gets a KlmPlace for each text of the template's own */
 
 	/* klm_mustache_render()'s own */
 	int			steps;
@@ -103,8 +111,5 @@ extern bool klm_mustache_render(KlmRendering *rendering, const KlmTemplate *temp
 /* The value of a name in scopes, of which the last one counts first. */
 extern bool klm_mustache_find(const KlmValue *scopes, int count, const char *name, int length,
 							  KlmValue *value);
-
-/* Is a section with this value shown?  Not for null, false, 0, '' and the empty list. */
-extern bool klm_value_counts(const KlmValue *value);
 
 #endif							/* KLM_MUSTACHE_H */
