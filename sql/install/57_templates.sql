@@ -102,9 +102,9 @@ BEGIN
     FOR w IN SELECT * FROM kliv_mail._template_problems(v_name, p_subject, p_body, p_format, p_plain_text, p_message_type, v_locale, v_variables)
              ORDER BY severity, line, "column" LIMIT 5 LOOP
         IF w.severity = 'error' THEN
-            RAISE invalid_parameter_value USING MESSAGE = format('body: %s%s', format('line %s, column %s: ', w.line, w."column"), w.problem), HINT = w.hint;
+            RAISE invalid_parameter_value USING MESSAGE = 'body: ' || CASE WHEN w.line IS NOT NULL THEN format('line %s, column %s: ', w.line, w."column") ELSE '' END || w.problem, HINT = w.hint;
         END IF;
-        RAISE NOTICE USING MESSAGE = coalesce(format('line %s, column %s: ', w.line, w."column"), '') || w.problem, HINT = w.hint;
+        RAISE NOTICE USING MESSAGE = CASE WHEN w.line IS NOT NULL THEN format('line %s, column %s: ', w.line, w."column") ELSE '' END || w.problem, HINT = w.hint;
     END LOOP;
 
     SELECT coalesce(max(v.version), 0) + 1 INTO v_version FROM kliv_mail._template_version AS v WHERE v.name = v_name AND v.locale = v_locale;
@@ -143,7 +143,7 @@ BEGIN
     WHERE x.name = kliv_mail._template_name(p_name, 'name') AND x.locale = kliv_mail._template_locale(p_locale);
     IF NOT FOUND THEN
         RAISE invalid_parameter_value USING
-            MESSAGE = format('name: there is no template "%s"%s', p_name, coalesce(format(' in "%s"', p_locale), '')),
+            MESSAGE = format('name: there is no template "%s"%s', p_name, CASE WHEN p_locale IS NOT NULL THEN format(' in "%s"', p_locale) ELSE '' END),
             HINT = kliv_mail._nearest(p_name, ARRAY(SELECT DISTINCT x.name FROM kliv_mail._template AS x))
                 || 'SELECT name, locale FROM kliv_mail.templates; lists them.';
     END IF;

@@ -133,7 +133,7 @@ load(FunctionCallInfo fcinfo, const char *name, const char *locale)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "kliv_mail template",
 												  ALLOCSET_SMALL_SIZES);
-	MemoryContext old;
+	MemoryContext old = CurrentMemoryContext;
 	Kept	   *new = MemoryContextAllocZero(context, sizeof(Kept));
 	KlmCaller	caller;
 	KlmCall		call = {0};
@@ -149,7 +149,7 @@ load(FunctionCallInfo fcinfo, const char *name, const char *locale)
 	for (int i = 1; i < lengthof(texts); i++)
 		texts[i] = i >= 7 && i <= 9 ? NULL : klm_result_text(i, context);
 	new->required = klm_result_texts(8, context, &new->required_count);
-	old = MemoryContextSwitchTo(context);
+	MemoryContextSwitchTo(context);
 	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 7, &isnull);
 	new->defaults = klm_value_of_jsonb(DatumGetJsonbPCopy(value));
 	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 9, &isnull);

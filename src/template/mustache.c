@@ -589,6 +589,16 @@ check_output(Run *run)
 					"over %d kB as rendered", KLM_MAX_OUTPUT / 1024);
 }
 
+/* What is put out now comes from there, in the template itself. */
+static void
+note_place(Run *run, int source)
+{
+	KlmPlace	place = {run->out->len, source};
+
+	if (run->rendering->places)
+		appendBinaryStringInfo(run->rendering->places, (char *) &place, sizeof(place));
+}
+
 /* A text of the source; each line of a partial's begins with its indent. */
 static bool
 put_text(Run *run, const char *text, int length)
@@ -596,12 +606,8 @@ put_text(Run *run, const char *text, int length)
 	const char *end = text + length;
 	const char *source = run->template->source;
 
-	if (run->rendering->places && text >= source && text < source + run->template->length)
-	{
-		KlmPlace	place = {run->out->len, text - source};
-
-		appendBinaryStringInfo(run->rendering->places, (char *) &place, sizeof(place));
-	}
+	if (text >= source && text < source + run->template->length)
+		note_place(run, text - source);
 	if (run->indent_length == 0)
 	{
 		appendBinaryStringInfo(run->out, text, length);
@@ -675,6 +681,8 @@ put_value(Run *run, const KlmNode *node)
 	if (run->line_start && run->indent_length > 0)
 		appendBinaryStringInfo(run->out, run->indent, run->indent_length);
 	run->line_start = false;
+	if (node >= run->template->nodes && node < run->template->nodes + run->template->count)
+		note_place(run, node->offset);
 	/* A value that alone is too long is not copied. */
 	run->held += length;
 	if (!check_output(run))

@@ -42,7 +42,7 @@ SELECT tried($$kliv_mail.send_template('two', 'a@x.example', '{"name": "Ana", "c
 -- B073
 SELECT tried($$kliv_mail.send_template('one', 'a@x.example', '{"firstName": "Hi\r\nBcc: x"}')$$);
 -- B078
-SELECT n, tried(format('kliv_mail.save_template(%L, ''s'', ''b'')', n)) FROM unnest(ARRAY['a/b', '..', repeat('x', 200), 'a"b', 'a''b', '', NULL]) AS n;
+SELECT left(n, 20) AS n, tried(format('kliv_mail.save_template(%L, ''s'', ''b'')', n)) FROM unnest(ARRAY['a/b', '..', repeat('x', 200), 'a"b', 'a''b', '', NULL]) AS n;
 -- B079
 SELECT tried($$kliv_mail.render(repeat('x', 10485760), '{}')$$);
 SELECT tried($$kliv_mail.render(repeat('{{#a}}', 40000), '{}')$$);
@@ -58,7 +58,7 @@ SELECT tried($$kliv_mail.save_template('two', 's', '{{name}} {{code}} {{more}}')
 SELECT tried($$kliv_mail.save_template('two', 's', '{{name}} {{code}} {{more}}', variables => '{"name": {}, "code": {}, "more": {"default": "m"}}')$$);
 SELECT a, tried('kliv_mail.save_template(' || a || ')') FROM unnest(ARRAY[$$'v', NULL, 'b'$$, $$'v', 's', NULL$$, $$'v', 's', 'b', 'text'$$, $$'v', 's', 'b', message_type => 'spam'$$,
     $$'v', 's', 'b', locale => 'x/y'$$, $$'v', 's', 'b', expires_in => '-1 s'$$, $$'v', 's', 'b', publish => NULL$$, $$'layout', 's', 'b'$$,
-    $$'v', 's', '{{{name}}}'$$, $$'v', 's', '<script>{{name}}</script>', 'html'$$]) AS a;
+    $$'raw', 's', '{{{name}}}'$$, $$'script', 's', '<script>{{name}}</script>', 'html'$$, $$'tag', 's', '<p {{name}}>', 'markdown_html'$$]) AS a;
 
 -- versions and drafts
 SELECT kliv_mail.save_template('one', 'S2 $firstName', 'New', publish => false);
@@ -98,7 +98,7 @@ SELECT kliv_mail.send_template('code', 'Ana <ana@x.example>', '{"code": 123456}'
 SELECT kliv_mail.send_template('code', 'Ana <ana@x.example>', '{"code": 123456}', cc => 'copy@x.example', idempotency_key => 'k', tags => '{t}', metadata => '{"m": 1}') = :first AS same;
 SELECT left(tried($$kliv_mail.send_template('code', 'Ana <ana@x.example>', '{"code": 1}', cc => 'copy@x.example', idempotency_key => 'k', tags => '{t}', metadata => '{"m": 1}')$$), 40);
 SELECT template, message_type, subject, tags, metadata, recipients_total FROM kliv_mail.messages WHERE id = :first;
-SELECT m.expires_at - m.created_at AS expires_in FROM kliv_mail._message AS m WHERE m.id = :first;
+SELECT m.expires_at - m.created_at BETWEEN '9 minutes 50 seconds' AND '10 minutes' AS expires FROM kliv_mail._message AS m WHERE m.id = :first;
 SELECT count(*) FROM kliv_mail.send_template_batch('code', '{}');
 SELECT tried($$count(*) FROM kliv_mail.send_template_batch('code', '{a@x.example}', '{}')$$);
 SELECT tried($$count(*) FROM kliv_mail.send_template_batch('code', '{a@x.example,b}', ARRAY['{"code": 1}', '{"code": 2}']::jsonb[])$$);

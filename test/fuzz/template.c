@@ -1,0 +1,125 @@
+/*-------------------------------------------------------------------------
+ *
+ * template.c
+ *		Fuzz target: a mail from a template, from sources and values that nobody
+ *		has looked at.
+ *
+ * Input: an octet for the format, then texts, a NUL after each: subject, body,
+ * layout, a partial, and three values.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fuzz.h"
+#include "base/text.h"
+#include "template/mail.h"
+
+static char *
+next_text(const uint8 **data, Size *size)
+{
+	const uint8 *end = *size > 0 ? memchr(*data, '\0', *size) : NULL;
+	Size		length = end ? end - *data : *size;
+	char	   *text = palloc(length + 1);
+
+	memcpy(text, *data, length);
+	text[length] = '\0';
+	*data += length + (end ? 1 : 0);
+	*size -= length + (end ? 1 : 0);
+	return text;
+}
+
+/* A list of the same object many times, which has itself as a member. */
+static bool
+member(const KlmValue *object, const char *name, int length, KlmValue *member)
+{
+	if (length == 0 || name[0] == 'z')
+		return false;
+	*member = ((const KlmValue *) object->data)[(unsigned char) name[0] % 5];
+	return true;
+}
+
+static void
+element(const KlmValue *list, int number, KlmValue *element)
+{
+	*element = ((const KlmValue *) list->data)[number % 5];
+}
+
+static char *
+json(const KlmValue *value)
+{
+	return pstrdup("{}");
+}
+
+static const KlmReader reader = {member, element, json};
+static KlmTemplate *partial;
+
+static const KlmTemplate *
+find_partial(void *data, const char *name)
+{
+	return name[0] == 'n' ? NULL : partial;
+}
+
+static KlmTemplate *
+compiled(const char *source)
+{
+	KlmSourceError error;
+	KlmTemplate *template = klm_mustache_compile(source, &error);
+
+	if (template == NULL)
+	{
+		HOLDS(error.error.sqlstate == ERRCODE_SYNTAX_ERROR ||
+			  error.error.sqlstate == ERRCODE_PROGRAM_LIMIT_EXCEEDED);
+		HOLDS(error.error.message[0] != '\0');
+		HOLDS(error.line >= 0 && error.column >= 0);
+	}
+	return template;
+}
+
+int
+LLVMFuzzerTestOneInput(const uint8 *data, Size size)
+{
+	KlmBrand	brand = {.name = "Brand"};
+	KlmMailSource source = {0};
+	KlmMailInput input = {.email = "a@x.example", .timestamp = "now", .brand = &brand,
+	.partial = find_partial};
+	KlmFormats	formats = {0};
+	KlmValue	values[5];
+	KlmMail		mail;
+	KlmNote    *notes = NULL;
+	KlmError	error;
+
+	if (size < 1)
+		return 0;
+	source.format = data[0] % 3;
+	formats.locale = data[0] & 4 ? "ja" : data[0] & 8 ? "de" : NULL;
+	input.locale = formats.locale;
+	input.formats = &formats;
+	data++;
+	size--;
+	source.subject = compiled(next_text(&data, &size));
+	source.body = compiled(next_text(&data, &size));
+	source.layout = compiled(next_text(&data, &size));
+	partial = compiled(next_text(&data, &size));
+	for (int i = 0; i < 3; i++)
+		values[i] = klm_value_text(next_text(&data, &size));
+	values[2].kind = KLM_NUMBER;
+	values[3] = (KlmValue) {.kind = KLM_LIST, .count = 3, .reader = &reader, .data = values};
+	values[4] = (KlmValue) {.kind = KLM_OBJECT, .count = 1, .reader = &reader, .data = values};
+	input.variables = values[4];
+	if (source.subject && source.body && source.layout)
+	{
+		if (klm_mail_render(&source, &input, &mail, &notes, &error))
+		{
+			HOLDS(strlen(mail.html) <= KLM_MAX_OUTPUT && strlen(mail.text) <= 2 * KLM_MAX_OUTPUT);
+			HOLDS(strpbrk(mail.subject, "\r\n") == NULL);
+		}
+		else
+			HOLDS(error.sqlstate == ERRCODE_INVALID_PARAMETER_VALUE ||
+				  error.sqlstate == ERRCODE_PROGRAM_LIMIT_EXCEEDED);
+	}
+	fuzz_free_all();
+	return 0;
+}
