@@ -466,6 +466,7 @@ kliv_mail_send_template_batch(PG_FUNCTION_ARGS)
 	char	   *locale = klm_argument(fcinfo, BATCH_LOCALE);
 	char	   *on_invalid = klm_argument(fcinfo, BATCH_ON_INVALID);
 	Jsonb	   *none = DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
+	Kept	   *template;
 	bool		skip;
 	Datum	   *recipients;
 	Datum	   *variables = NULL;
@@ -498,6 +499,7 @@ kliv_mail_send_template_batch(PG_FUNCTION_ARGS)
 					   "%d elements for %d recipients", variable_count, count);
 	}
 	InitMaterializedSRF(fcinfo, 0);
+	template = find_template(fcinfo, name, locale);
 	each = AllocSetContextCreate(CurrentMemoryContext, "kliv_mail batch", ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(each);
 	for (int i = 0; i < count; i++)
@@ -517,9 +519,7 @@ kliv_mail_send_template_batch(PG_FUNCTION_ARGS)
 		for (int j = 0; j < lengthof(same); j++)
 			send->args[same[j][1]] = fcinfo->args[same[j][0]];
 		set_text(&send->args[KLM_SEND_ON_LIMIT], "defer");
-		/* (a trigger of the caller's own could change it meanwhile) */
-		if (send_one(fcinfo, send, find_template(fcinfo, name, locale), recipient, own, &id,
-					 &error))
+		if (send_one(fcinfo, send, template, recipient, own, &id, &error))
 			nulls[2] = true;
 		else if (!skip)
 			klm_raise(psprintf("element %d", i + 1), &error, false);

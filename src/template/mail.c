@@ -115,9 +115,9 @@ make_preheader(const char *text)
 	const char *end;
 	int			shown = 0;
 
-	/* A heading says what the subject says. */
-	end = strchr(text, '\n');
-	if (end && (end[1] == '=' || end[1] == '-') && (end = strstr(end + 1, "\n\n")) != NULL)
+	/* A heading, which is underlined, says what the subject says. */
+	end = strstr(text, "\n\n");
+	if (end != NULL && end > text && (end[-1] == '=' || end[-1] == '-'))
 		pos = end;
 	initStringInfo(&out);
 	end = text + strlen(text);

@@ -61,7 +61,9 @@ https://x.example/auto/{{v}}
 
 <p title="R {{v}}" data-x=S{{v}} style="color:{{v}}">W {{v}}</p><a href="{{v}}">X</a><a href="https://x.example/{{v}}">Y</a>
 END
-$node->sql("SELECT kliv_mail.save_template('places', 'S {{v}}', " . quoted($markdown) . ", format => 'markdown_html', variables => '{\"v\": {\"example\": \"e\"}}')");
+$node->sql("SELECT kliv_mail.save_template('places', 'S', " . quoted($markdown) . ", format => 'markdown_html', variables => '{\"v\": {\"example\": \"e\"}}')");
+
+$node->sql(q{SELECT kliv_mail.save_template('subject', 'S {{v}}', 'b')});
 
 # What Python's parser sees: tags with their attributes, and the text.
 my $reader = <<'END';
@@ -119,9 +121,9 @@ for my $i (0 .. $#values)
     is_deeply(\@wrong, [], '... the same attributes, with the value');
     my $wanted = $text =~ s/Zq7/$value/gr;
     is($norm->($its_text), $norm->($wanted), '... and the same text') or diag($its_text);
-    $wanted = 'S ' . $value;
-    if ($value =~ /\n/) { pass('(no subject)') }
-    else { is($rows[ $i + 1 ]{subject}, $wanted, '... the subject is the value') }
+    my $subject = "SELECT subject FROM kliv_mail.preview_template('subject', jsonb_build_object('v', " . quoted($values[$i]) . '))';
+    if ($value =~ /\n/) { is($node->try($subject)->{state}, '22023', '... is no subject') }
+    else                { is($node->sql($subject), "S $values[$i]", '... the subject is the value') }
     like($rows[ $i + 1 ]{plain_text}, qr/Q \Q@{[ $value =~ s,\n.*,,sr ]}\E/, '... and the text part has it');
 }
 
