@@ -1,6 +1,7 @@
 -- Templates: what is refused where (B070 to B079 of the catalogue of bad inputs),
 -- versions and drafts, locales, variables, warnings, and what is queued.
 SET client_min_messages = warning;
+SET intervalstyle = postgres;
 SELECT kliv_mail.pause(reason => 'regression test') >= 0 AS paused;
 
 CREATE FUNCTION tried(statement text) RETURNS text LANGUAGE plpgsql AS $$
