@@ -13,7 +13,7 @@
 #include "base/kliv_mail.h"
 
 /* The code point at *text, which moves on; a byte that is no UTF-8 counts as U+FFFD. */
-extern uint32 klm_utf8_next(const char **text, const char *end);
+extern PGDLLEXPORT uint32 klm_utf8_next(const char **text, const char *end);
 
 /* A space of any width. */
 extern bool klm_is_space(uint32 ch);

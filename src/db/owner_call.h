@@ -73,7 +73,7 @@ extern TimestampTz klm_result_time(int column); /* 0 for NULL */
 extern PGDLLEXPORT char *klm_result_text(int column, MemoryContext context);	/* UTF-8, or NULL */
 
 /* The elements of a text[] in UTF-8, without the NULLs; none for NULL. */
-extern char **klm_result_texts(int column, MemoryContext context, int *count);
+extern PGDLLEXPORT char **klm_result_texts(int column, MemoryContext context, int *count);
 
 /* The value of that column becomes the result of the SQL function that was called. */
 extern Datum klm_return_value(FunctionCallInfo fcinfo, int column);

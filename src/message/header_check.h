@@ -41,6 +41,6 @@ extern bool klm_mime_check_header(const char *name, const char *value, KlmError 
 extern bool klm_mime_check_headers(const KlmHeader *headers, int count, KlmError *error);
 
 /* May this be a subject?  CR, LF, controls 22023; over 16,000 octets 54000. */
-extern bool klm_mime_check_subject(const char *subject, KlmError *error);
+extern PGDLLEXPORT bool klm_mime_check_subject(const char *subject, KlmError *error);
 
 #endif							/* KLM_HEADER_CHECK_H */

@@ -15,7 +15,7 @@
 #include "base/kliv_mail.h"
 
 /* A readable plain text for an HTML body; palloc'd. */
-extern char *klm_mime_text_from_html(const char *html);
+extern PGDLLEXPORT char *klm_mime_text_from_html(const char *html);
 
 /*
  * What the ampersand at pos begins, and where to go on: behind the ampersand
