@@ -120,6 +120,7 @@ is_own_address(int family, const void *address)
 	struct ifaddrs *own;
 	bool		found = false;
 
+	address = klm_unmap_address(&family, address);
 	if (getifaddrs(&own) != 0)
 		return false;
 	for (struct ifaddrs *p = own; p != NULL && !found; p = p->ifa_next)

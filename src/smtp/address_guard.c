@@ -68,7 +68,6 @@ is_public6(const uint8 *address)
 	}			embedded[] =
 	{
 		{{{0}, 96}, 12},		/* ::, ::1, compatible */
-		{{{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}, 96}, 12}, /* mapped */
 		{{{0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}, 96}, 12}, /* translated */
 		{{{0x00, 0x64, 0xff, 0x9b}, 96}, 12},	/* NAT64 */
 		{{{0x20, 0x02}, 16}, 2},	/* 6to4 */
@@ -132,10 +131,22 @@ is_allowed(const char *allowed, const char *host, int family, const uint8 *addre
 	return false;
 }
 
+const void *
+klm_unmap_address(int *family, const void *address)
+{
+	static const uint8 mapped[12] = {[10] = 0xff, 0xff};
+
+	if (*family != AF_INET6 || memcmp(address, mapped, sizeof(mapped)) != 0)
+		return address;
+	*family = AF_INET;
+	return (const uint8 *) address + sizeof(mapped);
+}
+
 bool
 klm_address_closed(const char *allowed, const char *host, int family, const void *address,
 				   bool own)
 {
+	address = klm_unmap_address(&family, address);
 	return (own || !(family == AF_INET ? is_public4(address) : is_public6(address))) &&
 		!is_allowed(allowed, host, family, address);
 }

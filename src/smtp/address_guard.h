@@ -23,4 +23,10 @@
 extern bool klm_address_closed(const char *allowed, const char *host, int family,
 							   const void *address, bool own);
 
+/*
+ * The address that the network sees: where one of IPv6 is one of IPv4 in
+ * disguise (::ffff:192.0.2.1), that one, and family is AF_INET then.
+ */
+extern const void *klm_unmap_address(int *family, const void *address);
+
 #endif							/* KLM_ADDRESS_GUARD_H */

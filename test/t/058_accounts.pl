@@ -81,12 +81,14 @@ $node->sql(q{SELECT * FROM kliv_mail.update_sender(reply_to => '')});
 
 # ---- this machine ----
 
-for my $host ('93.184.216.34')
+for my $host ('93.184.216.34', '::ffff:93.184.216.34', '::ffff:5db8:d822')
 {
     my $row = $node->sql("SELECT step, ok, detail FROM kliv_mail.test_smtp(host => '$host', port => 2525, username => '', encryption => 'none', from_address => 'a\@shop.example') ORDER BY ok LIMIT 1");
     like($row, qr/^connect\|f\|/, "$host, which is a public address of this machine, is not connected to");
     is($node->try("SELECT * FROM kliv_mail.configure_smtp(host => '$host', port => 2525, username => '', encryption => 'none', from_address => 'a\@shop.example')")->{state}, '42501', '... and refused');
 }
+is($node->sql("SELECT bool_and(ok) FROM kliv_mail.test_smtp(host => '::ffff:127.0.0.1', port => " . $smtp->port . ", username => '', encryption => 'none', from_address => 'a\@shop.example')"),
+    't', 'an address that is allowed is so in its form for IPv6, too');
 
 # ---- EHLO ----
 
