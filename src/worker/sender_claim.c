@@ -461,9 +461,9 @@ look_at_accounts(void)
 				pool->ceiling = state->connections;
 				pool->ceiling_until = klm_clock_ms() + CEILING_MS;
 			}
-			/* One that could not be used is read anew when its hold is over. */
+			/* One that is held is read anew when mail is claimed for it, and no sooner. */
 			if (pool->version != NULL && strcmp(pool->version, state->settings) != 0 &&
-				!(pool->settings && pool->settings->account->problem))
+				(pool->version[0] != '\0' || pool->queued > 0))
 				load_settings(pool, state->settings);
 		}
 	}
