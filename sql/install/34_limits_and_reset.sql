@@ -77,8 +77,9 @@ BEGIN
     RETURNING a.* INTO after;
     IF FOUND THEN
         -- '' is the way of the account in use, so what waits comes back when
-        -- custom is configured again.
-        UPDATE kliv_mail._outbox AS o SET route = '' WHERE o.route = v_account;
+        -- custom is configured again.  What is claimed, or locked by a caller, goes by _own_routes().
+        UPDATE kliv_mail._outbox AS o SET route = ''
+        WHERE o.id IN (SELECT x.id FROM kliv_mail._outbox AS x WHERE x.route = v_account AND x.epoch IS NULL FOR NO KEY UPDATE SKIP LOCKED);
         GET DIAGNOSTICS v_moved = ROW_COUNT;
         IF v_account = 'custom' THEN
             SELECT count(*) INTO v_moved FROM kliv_mail._outbox AS o WHERE o.route = '';

@@ -114,13 +114,15 @@ BEGIN
 END;
 $$;
 
--- Finish the waiting deliveries to an address (in lower case) that are suppressed.
+-- Finish the waiting deliveries to an address (in lower case) that are suppressed; a claim ends those that
+-- another session has locked now.
 CREATE FUNCTION kliv_mail._stop_suppressed(p_address text, at timestamptz) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     v_ids bigint[] := ARRAY(
         SELECT o.id FROM kliv_mail._outbox AS o
-        WHERE lower(o.recipient COLLATE "C") = p_address AND kliv_mail._suppressed(o.recipient, o.priority, at) IS NOT NULL);
+        WHERE lower(o.recipient COLLATE "C") = p_address AND kliv_mail._suppressed(o.recipient, o.priority, at) IS NOT NULL
+          AND o.epoch IS NULL FOR UPDATE SKIP LOCKED);
     v_count integer;
 BEGIN
     IF v_ids = '{}' THEN
@@ -164,7 +166,7 @@ DECLARE
     v_total bigint := 0;
 BEGIN
     DELETE FROM kliv_mail._delivery AS d
-    WHERE d.id IN (SELECT x.id FROM kliv_mail._delivery AS x WHERE x.finished_at < p_before ORDER BY x.finished_at LIMIT p_limit);
+    WHERE d.id IN (SELECT x.id FROM kliv_mail._delivery AS x WHERE x.finished_at < p_before ORDER BY x.finished_at LIMIT p_limit FOR UPDATE SKIP LOCKED);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_total := v_total + v_count;
     DELETE FROM kliv_mail._message AS m
@@ -172,7 +174,7 @@ BEGIN
                    WHERE x.created_at < p_before
                      AND NOT EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.message_id = x.id)
                      AND NOT EXISTS (SELECT FROM kliv_mail._delivery AS d WHERE d.message_id = x.id)
-                   ORDER BY x.created_at LIMIT p_limit);
+                   ORDER BY x.created_at LIMIT p_limit FOR UPDATE SKIP LOCKED);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_total := v_total + v_count;
     -- A key lives as long as its message.
@@ -180,7 +182,7 @@ BEGIN
     WHERE (i.sender_role, i.key) IN (SELECT x.sender_role, x.key FROM kliv_mail._idempotency AS x
                                      WHERE x.created_at < p_before
                                        AND NOT EXISTS (SELECT FROM kliv_mail._message AS m WHERE m.id = x.message_id)
-                                     ORDER BY x.created_at LIMIT p_limit);
+                                     ORDER BY x.created_at LIMIT p_limit FOR UPDATE SKIP LOCKED);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_total := v_total + v_count;
     DELETE FROM kliv_mail._event AS e

@@ -1,10 +1,12 @@
 -- Which account a delivery goes by: its own, or the one that takes over while that is in trouble.
 
--- The routes that are an account's own: its name, and '' while it is the one in use.
+-- The routes that are an account's own: its name, and while it is the one in use also '' and those
+-- that are not in use, where reset_smtp() could not reach a row.
 CREATE FUNCTION kliv_mail._own_routes(p_account text) RETURNS text[]
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN CASE WHEN p_account = kliv_mail._default_account() THEN ARRAY[p_account, ''] ELSE ARRAY[p_account] END;
+    RETURN CASE WHEN p_account = kliv_mail._default_account() THEN ARRAY[p_account, '']
+        || ARRAY(SELECT a.name FROM kliv_mail._snapshot_rows(NULL::kliv_mail._account) AS a WHERE NOT a.in_use) ELSE ARRAY[p_account] END;
 END;
 $$;
 

@@ -52,13 +52,14 @@ $$;
 
 -- Suspects whose account turned out to be well, or is another one by now: they go on at once.
 -- p_print: others went through with these settings; met again, the refusal is the delivery's own.
+-- What a caller's cancel() or retry() has locked keeps its time: nobody's open transaction may stop the sender.
 CREATE FUNCTION kliv_mail._release_suspects(p_ids bigint[], p_print text, at timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE kliv_mail._outbox AS o
     SET due = least(o.due, at), held_by = NULL,
         refused = CASE WHEN p_print IS NOT NULL THEN kliv_mail._refusal(o.last_stage, o.last_code, o.last_enhanced, p_print) END
-    WHERE o.id = ANY (p_ids) AND o.epoch IS NULL;
+    WHERE o.id IN (SELECT x.id FROM kliv_mail._outbox AS x WHERE x.id = ANY (p_ids) AND x.epoch IS NULL FOR NO KEY UPDATE SKIP LOCKED);
 END;
 $$;
 

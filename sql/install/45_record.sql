@@ -193,10 +193,11 @@ BEGIN
         WHERE o.id = x.id AND o.epoch = p_epoch
         RETURNING o.message_id, CASE WHEN o.doubtful THEN 'in_doubt' WHEN x.verdict = 'returned' THEN 'queued' ELSE 'deferred' END;
 
-    -- Suspects of earlier batches wait as long as those that joined them.
+    -- Suspects of earlier batches wait as long as those that joined them, but for what a caller has locked.
     IF v_waits <> '{}' THEN
         UPDATE kliv_mail._outbox AS o SET due = greatest(o.due, v_until[array_position(v_waits, o.id)])
-        WHERE o.id = ANY (v_waits) AND o.epoch IS NULL AND o.held_by IS NOT NULL;
+        WHERE o.id IN (SELECT x.id FROM kliv_mail._outbox AS x
+                       WHERE x.id = ANY (v_waits) AND x.epoch IS NULL AND x.held_by IS NOT NULL FOR NO KEY UPDATE SKIP LOCKED);
     END IF;
 END;
 $$;
