@@ -20,7 +20,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_caller name := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role')::name END;
 BEGIN
-    looked := kliv_mail._setting('kliv_mail.key_command') = '' OR has_table_privilege(v_caller, 'kliv_mail._manages_all', 'SELECT');
+    looked := kliv_mail._setting('kliv_mail.key_command') = '' OR has_function_privilege(v_caller, 'kliv_mail.grant_admin(name)', 'EXECUTE');
     IF looked THEN
         SELECT r.ids, r.missing, r.problem, r.hint INTO ids, missing, problem, hint FROM kliv_mail._key_ring() AS r;
     END IF;

@@ -4,7 +4,8 @@
 CREATE FUNCTION kliv_mail._may_touch(p_role name, p_sender name) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT has_table_privilege(p_role, 'kliv_mail._manages_all', 'SELECT')
+    -- (a function's privilege: pg_read_all_data has that of each table, and manages nothing)
+    SELECT has_function_privilege(p_role, 'kliv_mail.grant_admin(name)', 'EXECUTE')
         OR coalesce(pg_has_role(p_role, to_regrole(quote_ident(p_sender))::oid, 'MEMBER'), false);
 END;
 

@@ -1,9 +1,7 @@
 -- The view deliveries, and who sees what.  Each view filters by membership in sender_role; who holds SELECT on
--- _sees_all (grant_read, grant_admin) sees every role's mail.  _manages_all is
--- the same for cancel() and its kin.
+-- _sees_all (grant_read, grant_admin) sees every role's mail.
 
 CREATE VIEW kliv_mail._sees_all AS SELECT true AS yes;
-CREATE VIEW kliv_mail._manages_all AS SELECT true AS yes;
 
 -- Every delivery, finished or not, with the bare facts.  account: by which it
 -- goes or went.

@@ -52,7 +52,7 @@ BEGIN
             UNION ALL
             SELECT 'v', c.oid::regclass::text FROM pg_class AS c
             WHERE p_grant = 'admin' AND c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v'
-              AND (c.relname !~ '^_' OR c.relname IN ('_sees_all', '_manages_all'))) AS c
+              AND (c.relname !~ '^_' OR c.relname = '_sees_all')) AS c
     LOOP
         EXECUTE CASE g.kind WHEN 'f' THEN format('GRANT EXECUTE ON FUNCTION %s TO %I', g.object_name, p_role)
                             ELSE format('GRANT SELECT ON %s TO %I', g.object_name, p_role) END;

@@ -144,6 +144,8 @@ SELECT verdict FROM kliv_mail.classify_reply('rcpt', '550 5.1.1 <a@x.example>: R
 SELECT kliv_mail.retry(:id);
 SELECT kliv_mail.cancel(:id);
 \c -
+-- Who reads all data manages nothing.
+SELECT kliv_mail._may_touch('pg_read_all_data', 'postgres');
 SET client_min_messages = warning;
 DELETE FROM kliv_mail._outbox;
 DELETE FROM kliv_mail._delivery;

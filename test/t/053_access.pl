@@ -74,7 +74,7 @@ my @public_functions = split /\n/, $node->sql(q{SELECT DISTINCT proname FROM pg_
 my @public_views = split /\n/, $node->sql(q{SELECT relname FROM pg_class WHERE relnamespace = 'kliv_mail'::regnamespace AND relkind = 'v' AND relname !~ '^_' ORDER BY 1});
 $functions{admin} = [ @public_functions, grep { /^_/ } @{ $functions{send} }, @{ $functions{read} } ];
 $views{read} = [ @public_views, '_sees_all' ];
-$views{admin} = [ @public_views, '_sees_all', '_manages_all' ];
+$views{admin} = [ @public_views, '_sees_all' ];
 
 my @grants = qw(send read ingest admin);
 $node->sql("CREATE ROLE can_$_; SELECT kliv_mail.grant_$_('can_$_')") for @grants;
