@@ -155,6 +155,7 @@ SELECT headers, refused(headers => headers) FROM (VALUES
     ('{"Message-ID":"x"}'), ('{"Return-Path":"x"}'), ('{"Received":"x"}'), ('{"DKIM-Signature":"x"}'),
     ('{"Content-Type":"x"}'), ('{"content-transfer-encoding":"x"}'), ('{"MIME-Version":"1.0"}'), ('{"Subject":"x"}'),
     ('{"Resent-To":"x"}'), ('{"ARC-Seal":"x"}'), ('{"Authentication-Results":"x"}'),
+    ('{"Apparently-To":"x"}'), ('{"Errors-To":"x"}'), ('{"return-receipt-to":"x"}'),
     -- What steers a provider past recipients, quota and account, in any case; and what we write ourselves.
     ('{"X-SMTPAPI":"{\"to\":[\"eve@evil.example\"]}"}'), ('{"x-smtpapi ":"{}"}'), ('{"X-MSYS-API":"{}"}'),
     ('{"X-MC-BccAddress":"bcc@evil.example"}'), ('{"x-mc-subaccount":"other"}'), ('{"X-MC-TagsX":"a"}'), ('{"X-MC-Tags":"a"}'),
