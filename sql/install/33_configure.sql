@@ -160,14 +160,15 @@ Example: SELECT * FROM kliv_mail.configure_smtp(host => 'smtp.example.com', port
 Example: SELECT * FROM kliv_mail.configure_smtp(password => 'the new password');$$;
 
 -- A connection test of an account as it is ended.  A success ends a hold that
--- its steps could have met.  One that a mail met later stays; its reason is returned.
+-- its steps could have met, and one for a limit, which whoever tests may have raised.  Another
+-- one that a mail met later stays; its reason is returned.
 CREATE FUNCTION kliv_mail._record_test(p_account text, p_ok boolean) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_at timestamptz := kliv_mail._now();
     v_stays text := (SELECT q.held_reason FROM kliv_mail._quota AS q JOIN kliv_mail._accounts() AS x ON x.name = q.account
                      WHERE q.account = p_account AND q.held_until > v_at AND q.fingerprint IS NOT DISTINCT FROM x.fingerprint
-                       AND q.held_stage IN ('rcpt', 'data', 'dot'));
+                       AND q.held_stage IN ('rcpt', 'data', 'dot') AND q.held_by <> 'quota');
     v_ends boolean := p_ok AND v_stays IS NULL;
 BEGIN
     IF p_account = 'platform' THEN

@@ -215,7 +215,9 @@ blank_hosts(char *words)
 static void
 cut_quotation(char *words)
 {
-	static const char *const markers[] = {"said: ", "responded: ", "response: ", "server was: "};
+	static const char *const markers[] = {
+		"said: ", "responded: ", "response: ", "server was: ", "refused to talk to me: "
+	};
 
 	for (int i = 0; i < lengthof(markers); i++)
 	{

@@ -339,4 +339,17 @@ klm_classify_reply(const KlmReply *reply, const char *provider, const char *reci
 	/* A TimestampTz counts from a midnight of UTC. */
 	if (decision->pause_s == KLM_UTC_DAY)
 		decision->pause_s = SECS_PER_DAY - (int) (now % USECS_PER_DAY / USECS_PER_SEC);
+
+	/*
+	 * A day's limit with a status of an address, a mailbox or a policy may be the
+	 * recipient's server's word, which an unknown relay passes on: whoever has that
+	 * server shall not stop the account for a day.  A true limit says it again.
+	 */
+	if (decision->verdict == KLM_PROVIDER_LIMIT && decision->pause_s > SECS_PER_HOUR &&
+		stage >= KLM_STAGE_RCPT && klm_find_provider(provider) == NULL &&
+		token_matches("x.1.* x.2.* x.7.*", reply->enhanced))
+	{
+		decision->pause_s = 15 * SECS_PER_MINUTE;
+		decision->hint = KLM_AGAIN;
+	}
 }

@@ -103,6 +103,11 @@ SELECT held_until, failures, suspects FROM kliv_mail._quota WHERE account = 'out
 SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 SELECT reset();
 
+-- a limit that mail met: a good test ends its hold
+SELECT count(*) FROM play('{j1@x.example,j2@x.example}', 'provider_limit', 'account', 'rcpt', 550, NULL, 900);
+SELECT held_by, held_stage, kliv_mail._record_test('out', true) IS NULL AS ended FROM kliv_mail._quota WHERE account = 'out';
+SELECT reset();
+
 -- settings that changed: what waited for the account is free at once
 SELECT recipient, status, held_by FROM play('{k1@x.example}', 'account_trouble', 'account', 'mail', 530, NULL, 3600);
 UPDATE kliv_mail._account SET renewed_at = renewed_at + interval '1 s' WHERE name = 'out';

@@ -101,6 +101,10 @@ INSERT INTO expected VALUES
 ('dot', 'gmail', 'provider_limit account', '1 day', E'550-5.4.5 Daily user sending\r\n550-5.4.5 limit exceeded. - gsmtp\r\n550 5.4.5 - gsmtp'),
 ('rcpt', NULL, 'provider_limit account', '1 day', '550 5.4.5 Daily SMTP relay limit exceeded for customer.'),
 ('mail', NULL, 'provider_limit account', '1 day', '550 5.7.1 Daily SMTP relay limit exceeded for user'),
+('rcpt', 'gmail', 'provider_limit account', '1 day', '550 5.7.1 Daily SMTP relay limit exceeded for user'),
+-- ... but not for a day where it may be the recipient's server that says so behind an unknown relay.
+('rcpt', NULL, 'provider_limit account', '15 minutes', '550 5.7.1 Your mail was rejected: daily sending limit exceeded'),
+('dot', NULL, 'provider_limit account', '15 minutes', '452 4.2.2 You have reached your monthly limit'),
 ('rcpt', 'gmail', 'provider_limit account', '1 hour', '450 4.2.1 Peak SMTP relay limit exceeded for customer. This is a temporary error.'),
 ('mail', 'gmail', 'provider_limit account', '1 hour', '421 4.7.0 Try again later, closing connection. (MAIL) - gsmtp'),
 ('auth', 'gmail', 'provider_limit account', '1 hour', '454 4.7.0 Too many login attempts, please try again later. - gsmtp'),
@@ -142,6 +146,7 @@ INSERT INTO expected VALUES
 ('rcpt', NULL, 'permanent recipient soft', NULL, '550 5.4.5@x.example is not welcome'),
 ('rcpt', NULL, 'temporary recipient soft', NULL, '450 4.1.1 <bob@x.example>: Recipient address rejected: unverified address: host mx.x.example[192.0.2.1] said: 450 4.7.1 too many messages, slow down'),
 ('rcpt', NULL, 'temporary recipient soft', NULL, '450 unverified address: host mx.throttle.example[192.0.2.1] said: 450 4.7.1 too many messages, slow down'),
+('rcpt', NULL, 'temporary recipient soft', NULL, '450 unverified address: host mx.x.example[192.0.2.1] refused to talk to me: 421 4.7.0 too many connections'),
 ('rcpt', NULL, 'permanent recipient hard', NULL, '550 5.1.1 <bob@x.example>: Recipient address rejected: undeliverable address: host mx.x.example[192.0.2.1] said: 550 5.7.1 Relay access denied'),
 ('rcpt', NULL, 'permanent recipient hard', NULL, '550 5.1.1 Relaying denied, unauthenticated senders, daily limit'),
 -- A sender that is not the one who logged in.

@@ -227,6 +227,7 @@ static const struct
 	{KLM_STAGE_RCPT, "421", NULL, "Too many concurrent SMTP connections"},
 	{KLM_STAGE_RCPT, "550", "5.4.5", "Daily user sending limit exceeded", "gmail"},
 	{KLM_STAGE_RCPT, "550", "5.4.5", "Daily SMTP relay limit exceeded"},
+	{KLM_STAGE_RCPT, "550", "5.7.1", "Your mail was rejected: daily sending limit exceeded"},
 	{KLM_STAGE_DOT, "421", "4.7.28", "unusual rate of unsolicited mail"},
 	{KLM_STAGE_RCPT, "432", "4.3.2", "Concurrent connections limit exceeded; sender thread limit exceeded"},
 	{KLM_STAGE_DOT, "554", "5.2.0", "STOREDRV.Submission.Exception:SubmissionQuotaExceeded"},
@@ -254,6 +255,8 @@ static const struct
 	"mx.throttle.example[192.0.2.1] said: 450 4.7.1 too many messages, slow down"},
 	{KLM_STAGE_RCPT, "550", "5.1.1", "Recipient address rejected: undeliverable address: host "
 	"mx.x.example[192.0.2.1] said: 550 5.7.1 Relay access denied"},
+	{KLM_STAGE_RCPT, "450", NULL, "unverified address: host "
+	"mx.x.example[192.0.2.1] refused to talk to me: 421 4.7.0 too many connections"},
 	{KLM_STAGE_RCPT, "450", NULL, "unverified address: connect to mx.throttle.example[192.0.2.1]:25: timed out"},
 	{KLM_STAGE_RCPT, "450", NULL, "Host or domain name not found. Name service error for name=throttle.example type=MX"},
 	{KLM_STAGE_RCPT, "450", NULL, "some words that no rule knows"},
