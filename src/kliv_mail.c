@@ -27,7 +27,6 @@
 #include "hooks/ddl.h"
 #include "hooks/secrets_in_logs.h"
 #include "message/address.h"
-#include "worker/key_check.h"
 #include "worker/launcher.h"
 
 KLM_MODULE_MAGIC("kliv_mail");
@@ -54,7 +53,6 @@ _PG_init(void)
 	klm_shmem_init();
 	klm_utility_init();
 	klm_launcher_init();
-	klm_keycheck_init();
 }
 
 /* The check hook of settings that hold an address: base/ has them, message/ the grammar. */

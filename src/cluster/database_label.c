@@ -12,12 +12,18 @@
  */
 #include "postgres.h"
 
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_shseclabel.h"
 #include "commands/seclabel.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
 
 #include "base/kliv_mail.h"
 #include "cluster/database_label.h"
@@ -67,6 +73,41 @@ klm_keys_of_label(const char *label)
 		ids[strspn(ids, "abcdefghijklmnopqrstuvwxyz0123456789,")] != '\0')
 		return NULL;
 	return ids;
+}
+
+/* A process without a database reads shared catalogues by their heaps alone. */
+List *
+klm_database_labels(void)
+{
+	List	   *labels = NIL;
+	Relation	relation = table_open(SharedSecLabelRelationId, AccessShareLock);
+	TableScanDesc scan = table_beginscan_catalog(relation, 0, NULL);
+	HeapTuple	tuple;
+
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		Form_pg_shseclabel form = (Form_pg_shseclabel) GETSTRUCT(tuple);
+		Datum		provider;
+		Datum		string;
+		bool		no_provider;
+		bool		no_string;
+		KlmLabel   *label;
+
+		provider = heap_getattr(tuple, Anum_pg_shseclabel_provider, RelationGetDescr(relation),
+								&no_provider);
+		string = heap_getattr(tuple, Anum_pg_shseclabel_label, RelationGetDescr(relation),
+							  &no_string);
+		if (form->classoid != DatabaseRelationId || no_provider || no_string ||
+			strcmp(TextDatumGetCString(provider), LABEL_PROVIDER) != 0)
+			continue;
+		label = palloc(sizeof(KlmLabel));
+		label->database = form->objoid;
+		label->text = TextDatumGetCString(string);
+		labels = lappend(labels, label);
+	}
+	table_endscan(scan);
+	table_close(relation, AccessShareLock);
+	return labels;
 }
 
 bool

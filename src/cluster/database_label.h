@@ -10,10 +10,21 @@
 #ifndef KLM_DATABASE_LABEL_H
 #define KLM_DATABASE_LABEL_H
 
+#include "nodes/pg_list.h"
+
 #include "base/kliv_mail.h"
 
 /* From _PG_init: the provider of the label; needed without the preload too. */
 extern void klm_label_init(void);
+
+/* For processes without a database, in a transaction: all labels, in the current context. */
+typedef struct KlmLabel
+{
+	Oid			database;
+	char	   *text;
+} KlmLabel;
+
+extern List *klm_database_labels(void);
 
 /* In a transaction: does the database bear the label? */
 extern bool klm_database_labelled(Oid database);

@@ -29,7 +29,6 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_database.h"
-#include "catalog/pg_shseclabel.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "pgstat.h"
@@ -38,7 +37,6 @@
 #include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -72,23 +70,6 @@ static List *read_needs(void);
 static List *read_key_ids(char **problem, bool *comparable);
 static bool has_id(List *ids, const char *id);
 static bool is_repeated(Oid database, const char *id);
-
-void
-klm_keycheck_init(void)
-{
-	BackgroundWorker worker = {0};
-
-	if (IsBinaryUpgrade)
-		return;
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_ConsistentState;
-	worker.bgw_restart_time = 60;
-	strlcpy(worker.bgw_name, "kliv_mail key check", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "kliv_mail key check", BGW_MAXLEN);
-	strlcpy(worker.bgw_library_name, "kliv_mail", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "klm_keycheck_main", BGW_MAXLEN);
-	RegisterBackgroundWorker(&worker);
-}
 
 void
 klm_keycheck_main(Datum argument)
@@ -164,7 +145,7 @@ klm_check_keys(void)
 	MemoryContextDelete(context);
 }
 
-/* A process without a database reads shared catalogues by their heaps alone. */
+/* The databases whose labels name keys. */
 static List *
 read_needs(void)
 {
@@ -177,38 +158,22 @@ read_needs(void)
 
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
-	relation = table_open(SharedSecLabelRelationId, AccessShareLock);
-	scan = table_beginscan_catalog(relation, 0, NULL);
-	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
-	{
-		Form_pg_shseclabel form = (Form_pg_shseclabel) GETSTRUCT(tuple);
-		Datum		provider;
-		Datum		label;
-		bool		no_provider;
-		bool		no_label;
-		const char *ids;
+	MemoryContextSwitchTo(caller);
 
-		provider = heap_getattr(tuple, Anum_pg_shseclabel_provider,
-								RelationGetDescr(relation), &no_provider);
-		label = heap_getattr(tuple, Anum_pg_shseclabel_label,
-							 RelationGetDescr(relation), &no_label);
-		if (form->classoid != DatabaseRelationId || no_provider || no_label ||
-			strcmp(TextDatumGetCString(provider), "kliv_mail") != 0)
-			continue;
-		ids = klm_keys_of_label(TextDatumGetCString(label));
+	foreach(cell, klm_database_labels())
+	{
+		KlmLabel   *label = lfirst(cell);
+		const char *ids = klm_keys_of_label(label->text);
+
 		if (ids != NULL)
 		{
-			MemoryContext transaction = MemoryContextSwitchTo(caller);
 			Needs	   *database = palloc0(sizeof(Needs));
 
-			database->database = form->objoid;
+			database->database = label->database;
 			database->ids = pstrdup(ids);
 			needs = lappend(needs, database);
-			MemoryContextSwitchTo(transaction);
 		}
 	}
-	table_endscan(scan);
-	table_close(relation, AccessShareLock);
 
 	relation = table_open(DatabaseRelationId, AccessShareLock);
 	scan = table_beginscan_catalog(relation, 0, NULL);
@@ -221,7 +186,7 @@ read_needs(void)
 			Needs	   *database = lfirst(cell);
 
 			if (database->database == form->oid)
-				database->name = MemoryContextStrdup(caller, NameStr(form->datname));
+				database->name = pstrdup(NameStr(form->datname));
 		}
 	}
 	table_endscan(scan);

@@ -10,9 +10,6 @@
 #ifndef KLM_KEY_CHECK_H
 #define KLM_KEY_CHECK_H
 
-/* From _PG_init while preloading: register the process that looks on a standby. */
-extern void klm_keycheck_init(void);
-
 /* For the launcher: look now.  Outside of a transaction. */
 extern void klm_check_keys(void);
 

@@ -30,7 +30,6 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
-#include "catalog/pg_shseclabel.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -48,6 +47,7 @@
 #include "base/clock.h"
 #include "base/compat.h"
 #include "base/guc.h"
+#include "cluster/database_label.h"
 #include "cluster/slots.h"
 #include "worker/key_check.h"
 #include "worker/launcher.h"
@@ -104,6 +104,8 @@ static int64 last_shortage = 0;
 static int64 next_overflow_scan = KLM_NEVER;
 static bool overflow_reported = false;
 
+static void register_process(const char *name, const char *main_function,
+							 BgWorkerStartTime start, int restart_s);
 static void read_databases(bool mark_due, bool look_at_others);
 static void warn_of_moved_clock(void);
 static bool clock_was_set(void);
@@ -116,19 +118,28 @@ static int64 look_at_next(void);
 void
 klm_launcher_init(void)
 {
-	BackgroundWorker worker = {0};
-
 	/* pg_upgrade must meet nobody who connects to its databases. */
 	if (IsBinaryUpgrade)
 		return;
 
+	register_process("kliv_mail launcher", "klm_launcher_main", BgWorkerStart_RecoveryFinished, 5);
+	register_process("kliv_mail key check", "klm_keycheck_main", BgWorkerStart_ConsistentState, 60);
+}
+
+/* One that lives with the server, and comes back so many seconds after it failed. */
+static void
+register_process(const char *name, const char *main_function, BgWorkerStartTime start,
+				 int restart_s)
+{
+	BackgroundWorker worker = {0};
+
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = 5;
-	strlcpy(worker.bgw_name, "kliv_mail launcher", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "kliv_mail launcher", BGW_MAXLEN);
+	worker.bgw_start_time = start;
+	worker.bgw_restart_time = restart_s;
+	strlcpy(worker.bgw_name, name, BGW_MAXLEN);
+	strlcpy(worker.bgw_type, name, BGW_MAXLEN);
 	strlcpy(worker.bgw_library_name, "kliv_mail", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "klm_launcher_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, main_function, BGW_MAXLEN);
 	RegisterBackgroundWorker(&worker);
 }
 
@@ -249,29 +260,10 @@ read_databases(bool mark_due, bool look_at_others)
 
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
+	MemoryContextSwitchTo(caller);
 
-	relation = table_open(SharedSecLabelRelationId, AccessShareLock);
-	scan = table_beginscan_catalog(relation, 0, NULL);
-	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
-	{
-		Form_pg_shseclabel form = (Form_pg_shseclabel) GETSTRUCT(tuple);
-		Datum		provider;
-		bool		null;
-
-		if (form->classoid != DatabaseRelationId)
-			continue;
-		provider = heap_getattr(tuple, Anum_pg_shseclabel_provider,
-								RelationGetDescr(relation), &null);
-		if (!null && strcmp(TextDatumGetCString(provider), "kliv_mail") == 0)
-		{
-			MemoryContext transaction = MemoryContextSwitchTo(caller);
-
-			labelled = lappend_oid(labelled, form->objoid);
-			MemoryContextSwitchTo(transaction);
-		}
-	}
-	table_endscan(scan);
-	table_close(relation, AccessShareLock);
+	foreach(cell, klm_database_labels())
+		labelled = lappend_oid(labelled, ((KlmLabel *) lfirst(cell))->database);
 	list_sort(labelled, list_oid_cmp);
 
 	relation = table_open(DatabaseRelationId, AccessShareLock);

@@ -10,7 +10,7 @@
 #ifndef KLM_LAUNCHER_H
 #define KLM_LAUNCHER_H
 
-/* From _PG_init while preloading: register the process. */
+/* From _PG_init while preloading: register it, and the one that checks keys on a standby. */
 extern void klm_launcher_init(void);
 
 #endif							/* KLM_LAUNCHER_H */
