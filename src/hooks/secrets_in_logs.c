@@ -137,7 +137,8 @@ static const char *next_token(const char *at, const char *end, int quotes, Token
 static const char *literal_end(const char *at, const char *end, int quotes, bool escapes);
 static const char *skip_space(const char *at, const char *end, int quotes);
 static bool begins_call(SqlScan *scan_state, const char *word, const char *word_end,
-						const char *end, int quotes);
+						const char *end, int quotes, bool foreign);
+static bool is_name(const char *word, const char *word_end, const char *name);
 static bool is_secret_name(const char *word, const char *word_end);
 static bool is_mistyped(const char *word, const char *word_end, const char *end, int quotes);
 static bool is_prepared(SqlScan *scan_state, const char *word, const char *word_end,
@@ -342,14 +343,22 @@ has_call(const char *text)
 static bool
 context_has_call(const char *context)
 {
+	const Size	schema = strlen(KLM_SCHEMA);
+
 	for (int i = 0; context != NULL && i < lengthof(secret_functions); i++)
 	{
 		const char *found = context;
 
 		while ((found = find_word(found, secret_functions[i].name)) != NULL)
 		{
+			/* (of a schema in quotes it is taken for ours) */
+			bool		foreign = found - context > 1 && found[-1] == '.' &&
+				is_word_char(found[-2]) &&
+				(found - context <= schema ||
+				 pg_strncasecmp(found - 1 - schema, KLM_SCHEMA, schema) != 0);
+
 			found += strlen(secret_functions[i].name);
-			if (found[strspn(found, "\" \t\r\n")] == '(')
+			if (!foreign && found[strspn(found, "\" \t\r\n")] == '(')
 				return true;
 		}
 	}
@@ -476,11 +485,30 @@ scan(SqlScan *scan_state, const char *from, const char *end, int quotes)
 	int			parentheses = 0;	/* of a call that we are in */
 	bool		call = false;	/* the next opens one */
 	bool		joined = false; /* to a literal that ended in one */
+	bool		other = false;	/* the last token is a name, and not our schema's, */
+	bool		foreign = false;	/* or the dot behind it */
+	bool		format = false; /* the last token is the name of that function */
+	bool		in_format = false;	/* it is what we are in, not a call */
+	uint64		formats = 0;	/* is a parenthesis around us its?  bit 0: the innermost */
 
 	while (at < end)
 	{
 		Token		token;
 		const char *next = next_token(at, end, quotes, &token);
+		bool		word = token == TOKEN_WORD || token == TOKEN_QUOTED;
+		bool		now_other = word && !is_name(at, next, KLM_SCHEMA);
+		bool		now_foreign = other && token == TOKEN_OTHER && *at == '.';
+		bool		now_format = word && is_name(at, next, "format");
+		bool		found_before = scan_state->found;
+
+		/* What a literal holds is found anew, for its format(). */
+		if (token == TOKEN_LITERAL || token == TOKEN_DOLLAR)
+			scan_state->found = false;
+		if (token == TOKEN_OTHER && *at == '(' && !call && parentheses == 0)
+			formats = formats << 1 | format;
+		else if (token == TOKEN_OTHER && *at == ')' &&
+				 (parentheses == 0 || (parentheses == 1 && in_format)))
+			formats >>= 1;
 
 		if (joined && (token == TOKEN_LITERAL || token == TOKEN_DOLLAR || token == TOKEN_NUMBER))
 			mask(scan_state, at, next, token, quotes);
@@ -504,8 +532,7 @@ scan(SqlScan *scan_state, const char *from, const char *end, int quotes)
 			else
 				copy(scan_state, at, next);
 		}
-		else if ((token == TOKEN_WORD || token == TOKEN_QUOTED) && !call &&
-				 begins_call(scan_state, at, next, end, quotes))
+		else if (word && !call && begins_call(scan_state, at, next, end, quotes, foreign))
 		{
 			call = scan_state->found = true;
 			copy(scan_state, at, next);
@@ -537,6 +564,26 @@ scan(SqlScan *scan_state, const char *from, const char *end, int quotes)
 			if (token == TOKEN_OTHER && strchr("|()", *at) == NULL)
 				joined = false;
 			copy(scan_state, at, next);
+		}
+
+		/*
+		 * format('SELECT kliv_mail.configure_smtp(password => %L)', ...): as if
+		 * its arguments were the call's.
+		 */
+		if ((token == TOKEN_LITERAL || token == TOKEN_DOLLAR) && scan_state->found &&
+			parentheses == 0 && (formats & 1) != 0)
+		{
+			parentheses = 1;
+			in_format = true;
+		}
+		scan_state->found |= found_before;
+		if (parentheses == 0)
+			in_format = false;
+		if (token != TOKEN_SPACE)
+		{
+			other = now_other;
+			foreign = now_foreign;
+			format = now_format;
 		}
 		at = next;
 	}
@@ -689,15 +736,20 @@ skip_space(const char *at, const char *end, int quotes)
 	return at;
 }
 
-/* Is the word what a call of a function with secrets begins with? */
+/*
+ * Is the word what a call of a function with secrets begins with?  foreign: behind
+ * the name of a schema that is not ours, whose function is none of ours either.
+ */
 static bool
 begins_call(SqlScan *scan_state, const char *word, const char *word_end, const char *end,
-			int quotes)
+			int quotes, bool foreign)
 {
 	const char *next;
 
 	if (is_secret_name(word, word_end))
 	{
+		if (foreign)
+			return false;
 		next = skip_space(word_end, end, quotes);
 		return next < end && *next == '(';
 	}
@@ -708,15 +760,21 @@ begins_call(SqlScan *scan_state, const char *word, const char *word_end, const c
 static bool
 is_secret_name(const char *word, const char *word_end)
 {
-	if (*word == '"')
-		word++, word_end--;
 	for (int i = 0; i < lengthof(secret_functions); i++)
 	{
-		if (word_end - word == strlen(secret_functions[i].name) &&
-			pg_strncasecmp(word, secret_functions[i].name, word_end - word) == 0)
+		if (is_name(word, word_end, secret_functions[i].name))
 			return true;
 	}
 	return false;
+}
+
+/* With or without quotes. */
+static bool
+is_name(const char *word, const char *word_end, const char *name)
+{
+	if (*word == '"')
+		word++, word_end--;
+	return word_end - word == strlen(name) && pg_strncasecmp(word, name, word_end - word) == 0;
 }
 
 /* kliv_mail.configur_smtp(password => ...) */

@@ -60,6 +60,14 @@ unlike($log, qr/CANARY/, '... and with a quote too few');
 
 $log = logged(q{do $$ begin execute 'select kliv_mail.test_smtp(host => ''a b'', password => ' || quote_literal('CANARY-7') || ')'; perform 'exfiltrate'; end $$});
 like($log, qr/quote_literal\('\*\*\*\*'\) \|\| '\*'; perform 'exfiltrate'/, '... put together from parts');
+$log = logged(q{do $$ begin execute format('select kliv_mail.test_smtp(hosst => %L, password => %L)', (1)::text, 'CANARY-8'); perform 'exfiltrate'; end $$});
+like($log, qr/%\*\)', \(\*\)::text, '\*\*\*\*'\); perform 'exfiltrate'/, '... or by format()');
+$log = logged(q{select format('select kliv_mail.configure_smtp(password => %L)', 'CANARY-9') || 1/0});
+unlike($log, qr/CANARY/, '... at the top, too');
+$log = logged(q{select pg_temp.configure_smtp('shown'), x . test_smtp(format('shown too'))});
+like($log, qr/statement: select pg_temp\.configure_smtp\('shown'\), x \. test_smtp\(format\('shown too'\)\)/, 'a function of another schema is none of ours');
+$log = logged(q{select 1; select postgres . "kliv_mail" . configure_smtp(password => 'CANARY-a', host => 'a b')});
+unlike($log, qr/CANARY/, '... but one of ours, however qualified');
 $log = logged(q{prepare p as select 'execute p', $1::text}, role => 'nobody_');
 $log = logged(q{prepare p as select 'execute p'; execute p});
 like($log, qr/statement: .*execute p/, '(a statement that names itself ends the scan)');
