@@ -60,7 +60,9 @@ DECLARE
     v_name text;
 BEGIN
     -- Only those that are held, and whose address it may send for, can have it as their fallback.
-    IF p_account <> 'platform' THEN
+    -- Who may not send stands in for nobody: else a database full of held accounts would ask each of them about each other.
+    IF p_account <> 'platform' AND EXISTS (SELECT FROM kliv_mail._quota AS q WHERE q.held_until > v_at AND q.held_by IN ('account', 'key') AND q.account <> p_account)
+       AND (SELECT v.blocked_until IS NULL FROM kliv_mail._availability(p_account, v_at) AS v) THEN
         FOR v_name IN SELECT a.name FROM kliv_mail._quota AS q JOIN kliv_mail._account AS a ON a.name = q.account
                       WHERE q.held_until > v_at AND q.held_by IN ('account', 'key')
                         AND a.in_use AND a.name <> p_account AND kliv_mail._may_send(p_account, a.from_address) LOOP
