@@ -12,12 +12,6 @@ DECLARE
     names text := (SELECT string_agg(format('%s (%s a day)', a.name, a.daily_limit), ', ' ORDER BY a.name)
                    FROM kliv_mail._account AS a WHERE a.name <> p_account AND a.daily_limit > 0);
 BEGIN
-    -- Each claim looks at all of them, for each of them.
-    IF (SELECT count(*) >= 20 AND bool_and(a.name <> p_account) FROM kliv_mail._account AS a) THEN
-        RAISE EXCEPTION USING ERRCODE = '54000', MESSAGE = format('account: "%s" would be one more than the 20 that a database may have', p_account),
-            HINT = format('Save it in place of one that is needed no more: SELECT * FROM kliv_mail.configure_smtp(..., account => ''its name''); saved are %s.',
-                          (SELECT string_agg(a.name, ', ' ORDER BY a.name) FROM kliv_mail._account AS a));
-    END IF;
     IF p_hourly < 0 THEN
         RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = format('hourly_limit: %s is negative', p_hourly),
             HINT = '0 pauses the account.';
@@ -160,7 +154,7 @@ provider: @PROVIDERS@
 encryption: tls | starttls | none
 auth: password | oauth2
 A provider's arguments are in the view providers (required, example); without one give host, username and password. Left out, encryption is tls on the ports 465 and 2465 and starttls on others; none is only for a relay without password. With oauth2 the password is an access token. Instead of password: password_sealed (crypto_box_seal of the lines account, host, password for public_key()) or password_file (on the server, for members of pg_read_server_files). from_address: default is a username that is an address; it goes with it, another one is kept. test: connect, log in and ask whether from_address may send first. dry_run: check, and test, but save nothing. account: a further account's name.
-Returns the account in short, its password masked, and what changed. Errors: 22023 bad value, 42501 host not allowed or account platform, 54000 too long or more than 20 accounts, 55000 key, 08xxx failed test.
+Returns the account in short, its password masked, and what changed. Errors: 22023 bad value, 42501 host not allowed or account platform, 54000 too long, 55000 key, 08xxx failed test.
 Example: SELECT * FROM kliv_mail.configure_smtp(provider => 'sendgrid', password => 'SG.your-api-key', from_address => 'noreply@example.com');
 Example: SELECT * FROM kliv_mail.configure_smtp(host => 'smtp.example.com', port => 465, username => 'app@example.com', password => 'the mailbox password');
 Example: SELECT * FROM kliv_mail.configure_smtp(password => 'the new password');$$;
