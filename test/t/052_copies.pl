@@ -34,6 +34,7 @@ $source->sql(qq{
     SELECT * FROM kliv_mail.configure_smtp(host => 'relay.example', username => '', port => 25, encryption => 'none', from_address => 'a\@shop.example', account => 'relay', test => false);
     SELECT kliv_mail.pause('relay', 'not yet');
     SELECT kliv_mail.suppress('no\@customer.example', reason => 'asked for it');
+    SELECT kliv_mail.save_template('welcome', 'Welcome', 'Hello {{name}}');
     SELECT kliv_mail.set_brand(name => 'Shop', unsubscribe_url => 'https://shop.example/u')}, @in);
 my $link = $source->sql(q{SELECT kliv_mail.unsubscribe_url('c@customer.example')}, @in);
 my @sent = map { $source->sql("SELECT kliv_mail.send('done$_\@customer.example', 'x', 'x', idempotency_key => 'key $_', tags => ARRAY['t'], metadata => '{\"n\": $_}')", @in, role => 'clerk') } 1 .. 3;
