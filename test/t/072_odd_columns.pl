@@ -23,6 +23,7 @@ for my $account (qw(victim other))
 }
 $session->sql(q{
     SELECT kliv_mail.set_brand(name => 'Shop', unsubscribe_url => 'https://shop.example/u');
+    SELECT kliv_mail.save_template('welcome', 'Welcome', 'Hello {{name}}');
     SELECT kliv_mail.suppress('gone@x.example');
     INSERT INTO kliv_mail._pause VALUES ('nobody', 'x', now(), 'x');
     INSERT INTO kliv_mail._platform_test (tested_at, ok) VALUES (now(), true);
@@ -48,7 +49,7 @@ is($session->sql('SELECT count(*) FROM ' . join(' CROSS JOIN ', map { "(SELECT F
 my %odd = (
     text => q{E'\r\nX-Evil: 1'}, name => q{''}, bigint => '-9223372036854775808', integer => '-2147483648', smallint => '2', boolean => 'NOT %',
     bytea => q{'\x00ff0d0a2e0d0a'}, 'text[]' => q{'{{NULL,x},{a,b}}'}, 'bigint[]' => q{'{{NULL,2},{1,3}}'}, jsonb => q{'[null]'},
-    'timestamp with time zone' => q{'-infinity'});
+    'timestamp with time zone' => q{'-infinity'}, interval => q{'-178000000 years'}, uuid => q{'00000000-0000-0000-0000-000000000000'});
 my ($tries, $refused) = (0, 0);
 for my $column (@columns)
 {
