@@ -76,7 +76,7 @@ extern PGDLLEXPORT char *klm_result_text(int column, MemoryContext context);	/* 
 extern PGDLLEXPORT char **klm_result_texts(int column, MemoryContext context, int *count);
 
 /* The value of that column becomes the result of the SQL function that was called. */
-extern Datum klm_return_value(FunctionCallInfo fcinfo, int column);
+extern PGDLLEXPORT Datum klm_return_value(FunctionCallInfo fcinfo, int column);
 
 /* The rows that klm_run() got become the result of the SQL function that was called. */
 extern PGDLLEXPORT void klm_return_rows(FunctionCallInfo fcinfo);

@@ -12,9 +12,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
-#include "catalog/pg_proc.h"
-#include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -43,23 +40,15 @@ kliv_mail_as_owner(PG_FUNCTION_ARGS)
 	if (strcmp(name, "unsubscribe_url") != 0)
 		PreventCommandIfReadOnly(psprintf("kliv_mail.%s()", name));
 	(void) get_func_signature(function, &types, &count);
-	klm_become_owner(function, &caller);
+	klm_enter_owner(fcinfo, &caller);
 	klm_add_caller(&call, &caller);
 	for (int i = 0; i < count; i++)
 		klm_add(&call, types[i], PG_GETARG_DATUM(i), PG_ARGISNULL(i));
-	SPI_connect();
 	klm_run(&call, name, false);
 	if (get_func_retset(function))
 		klm_return_rows(fcinfo);
 	else
-	{
-		Form_pg_attribute column = TupleDescAttr(SPI_tuptable->tupdesc, 0);
-
-		result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &fcinfo->isnull);
-		if (!fcinfo->isnull)
-			result = SPI_datumTransfer(result, column->attbyval, column->attlen);
-	}
-	SPI_finish();
-	klm_become_caller(&caller);
+		result = klm_return_value(fcinfo, 1);
+	klm_leave_owner(&caller);
 	return result;
 }
