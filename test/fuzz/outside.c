@@ -19,7 +19,6 @@
 
 #include "fuzz.h"
 
-#define OUTSIDE_CALENDAR_ONLY
 #include "../unit/outside.h"
 
 typedef struct Chunk
@@ -32,8 +31,6 @@ typedef struct Chunk
 #define CHUNK_HEADER MAXALIGN(sizeof(Chunk))
 
 static Chunk chunks = {&chunks, &chunks, 0};
-
-MemoryContext CurrentMemoryContext = NULL;
 
 void
 fuzz_free_all(void)
@@ -144,31 +141,5 @@ ExceptionalCondition(const char *condition,
 					 const char *file, int line)
 {
 	fuzz_check(false, condition, file, line);
-	abort();
-}
-
-/* The pure modules never raise. */
-bool
-errstart(int elevel, const char *domain)
-{
-	fuzz_check(false, "no error is raised", __FILE__, __LINE__);
-	return false;
-}
-
-bool
-errstart_cold(int elevel, const char *domain)
-{
-	return errstart(elevel, domain);
-}
-
-int
-errmsg_internal(const char *format,...)
-{
-	return 0;
-}
-
-void
-errfinish(const char *file, int line, const char *function)
-{
 	abort();
 }

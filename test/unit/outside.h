@@ -4,7 +4,7 @@
  *		What the pure modules need of the server and PostgreSQL's frontend
  *		libraries lack; for programs that run them without a server.
  *
- * Included once, by the program's main file.
+ * Included once: by the program's main file, or by test/fuzz/outside.c.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -37,8 +37,6 @@ j2day(int jd)
 	return (int) (((int64) jd + 1) % 7 + 7) % 7;
 }
 
-#ifndef OUTSIDE_CALENDAR_ONLY
-
 MemoryContext CurrentMemoryContext = NULL;
 
 /* The pure modules never raise. */
@@ -66,7 +64,5 @@ errfinish(const char *file, int line, const char *function)
 {
 	abort();
 }
-
-#endif							/* OUTSIDE_CALENDAR_ONLY */
 
 #endif							/* OUTSIDE_H */
