@@ -44,7 +44,7 @@ typedef struct Parser
 } Parser;
 
 static bool check_characters(const char *list, Size length, KlmError *error);
-static const char *element_end(const char *pos, const char *end);
+static const char *find_plain(const char *characters, const char *pos, const char *end);
 static bool has_colon(const char *pos, const char *end);
 static bool parse_mailbox(Parser *parser, KlmAddress *address);
 static bool parse_phrase(Parser *parser, char **name);
@@ -113,8 +113,9 @@ parse_list(const char *list, bool single, KlmAddress **addresses, int *count, Kl
 	result = palloc(sizeof(KlmAddress) * allocated);
 	for (;;)
 	{
-		Parser		parser = {.pos = pos, .end = element_end(pos, end)};
-		const char *stop = parser.end;
+		/* A comma; a semicolon should have been one. */
+		const char *stop = find_plain(",;", pos, end);
+		Parser		parser = {.pos = pos, .end = stop};
 		const char *hint;
 		bool		good;
 
@@ -254,12 +255,9 @@ check_characters(const char *list, Size length, KlmError *error)
 					"\"%s\" contains the character U+%04X", klm_shown(from, to - from), ch);
 }
 
-/*
- * The comma that ends the list's element at pos, the semicolon that should
- * have been one, or the list's end.
- */
+/* The first of these characters outside of quotes and comments, or the end. */
 static const char *
-element_end(const char *pos, const char *end)
+find_plain(const char *characters, const char *pos, const char *end)
 {
 	bool		quoted = false;
 	int			comments = 0;
@@ -279,35 +277,18 @@ element_end(const char *pos, const char *end)
 			comments -= (*pos == ')');
 		else if (*pos == '"')
 			quoted = true;
-		else if (*pos == ',' || *pos == ';')
+		else if (strchr(characters, *pos) != NULL)
 			break;
 	}
 	return pos;
 }
 
-/* Does a colon stand there, outside of quotes and comments, before any at sign? */
+/* Does a colon stand there before any at sign? */
 static bool
 has_colon(const char *pos, const char *end)
 {
-	bool		quoted = false;
-	int			comments = 0;
-
-	for (; pos < end; pos++)
-	{
-		if (*pos == '\\' && (quoted || comments > 0) && pos + 1 < end)
-			pos++;
-		else if (comments == 0 && *pos == '"')
-			quoted = !quoted;
-		else if (quoted)
-			continue;
-		else if (*pos == '(')
-			comments++;
-		else if (comments > 0)
-			comments -= (*pos == ')');
-		else if (*pos == ':' || *pos == '@')
-			return *pos == ':';
-	}
-	return false;
+	pos = find_plain(":@", pos, end);
+	return pos < end && *pos == ':';
 }
 
 /* The whole of the parser's text as: [name] <addr-spec>, or addr-spec. */
