@@ -16,6 +16,10 @@
 extern int	LLVMFuzzerTestOneInput(const uint8 *data, Size size);
 
 extern void fuzz_free_all(void);
+
+/* The text up to the next NUL of the input, or to its end; palloc'd. */
+extern char *fuzz_text(const uint8 **data, Size *size);
+
 extern void fuzz_check(bool ok, const char *what, const char *file, int line);
 
 #define HOLDS(condition) fuzz_check(condition, #condition, __FILE__, __LINE__)

@@ -18,31 +18,17 @@
 #include "message/compose.h"
 #include "message/html_to_text.h"
 
-static char *
-next_text(const uint8 **data, Size *size)
-{
-	const uint8 *end = *size > 0 ? memchr(*data, '\0', *size) : NULL;
-	Size		length = end ? end - *data : *size;
-	char	   *text = palloc(length + 1);
-
-	memcpy(text, *data, length);
-	text[length] = '\0';
-	*data += length + (end ? 1 : 0);
-	*size -= length + (end ? 1 : 0);
-	return text;
-}
-
 int
 LLVMFuzzerTestOneInput(const uint8 *data, Size size)
 {
 	static const char *const names[] = {"X-Test", "References", "List-Unsubscribe", "Comments"};
-	char	   *html = next_text(&data, &size);
-	char	   *text = next_text(&data, &size);
-	char	   *subject = next_text(&data, &size);
-	char	   *value = next_text(&data, &size);
-	KlmAttachment attachment = {.filename = next_text(&data, &size)};
-	char	   *type = next_text(&data, &size);
-	char	   *id = next_text(&data, &size);
+	char	   *html = fuzz_text(&data, &size);
+	char	   *text = fuzz_text(&data, &size);
+	char	   *subject = fuzz_text(&data, &size);
+	char	   *value = fuzz_text(&data, &size);
+	KlmAttachment attachment = {.filename = fuzz_text(&data, &size)};
+	char	   *type = fuzz_text(&data, &size);
+	char	   *id = fuzz_text(&data, &size);
 	KlmContent	content = {.message_id = "id@example.com", .subject = subject, .text = text};
 	KlmHeader	headers[lengthof(names)];
 	KlmError	error;

@@ -39,6 +39,20 @@ fuzz_free_all(void)
 		pfree((char *) chunks.next + CHUNK_HEADER);
 }
 
+char *
+fuzz_text(const uint8 **data, Size *size)
+{
+	const uint8 *end = *size > 0 ? memchr(*data, '\0', *size) : NULL;
+	Size		length = end ? end - *data : *size;
+	char	   *text = palloc(length + 1);
+
+	memcpy(text, *data, length);
+	text[length] = '\0';
+	*data += length + (end ? 1 : 0);
+	*size -= length + (end ? 1 : 0);
+	return text;
+}
+
 void
 fuzz_check(bool ok, const char *what, const char *file, int line)
 {

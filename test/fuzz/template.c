@@ -17,20 +17,6 @@
 #include "base/text.h"
 #include "template/mail.h"
 
-static char *
-next_text(const uint8 **data, Size *size)
-{
-	const uint8 *end = *size > 0 ? memchr(*data, '\0', *size) : NULL;
-	Size		length = end ? end - *data : *size;
-	char	   *text = palloc(length + 1);
-
-	memcpy(text, *data, length);
-	text[length] = '\0';
-	*data += length + (end ? 1 : 0);
-	*size -= length + (end ? 1 : 0);
-	return text;
-}
-
 /* A list of the same object many times, which has itself as a member. */
 static bool
 member(const KlmValue *object, const char *name, int length, KlmValue *member)
@@ -99,12 +85,12 @@ LLVMFuzzerTestOneInput(const uint8 *data, Size size)
 	input.formats = &formats;
 	data++;
 	size--;
-	source.subject = compiled(next_text(&data, &size));
-	source.body = compiled(next_text(&data, &size));
-	source.layout = compiled(next_text(&data, &size));
-	partial = compiled(next_text(&data, &size));
+	source.subject = compiled(fuzz_text(&data, &size));
+	source.body = compiled(fuzz_text(&data, &size));
+	source.layout = compiled(fuzz_text(&data, &size));
+	partial = compiled(fuzz_text(&data, &size));
 	for (int i = 0; i < 3; i++)
-		values[i] = klm_value_text(next_text(&data, &size));
+		values[i] = klm_value_text(fuzz_text(&data, &size));
 	values[2].kind = KLM_NUMBER;
 	values[3] = (KlmValue) {.kind = KLM_LIST, .count = 3, .reader = &reader, .data = values};
 	values[4] = (KlmValue) {.kind = KLM_OBJECT, .count = 1, .reader = &reader, .data = values};

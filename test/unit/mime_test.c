@@ -20,38 +20,10 @@
 #include "message/compose.h"
 #include "message/html_to_text.h"
 
+#include "counting.h"
 #include "outside.h"
 
-/* ---- counting ---- */
-
-static int	passed;
-static int	failed;
-
-static bool
-check(bool ok, const char *what, const char *input)
-{
-	if (ok)
-		passed++;
-	else
-	{
-		failed++;
-		printf("failed: %s: %s\n", what, input);
-	}
-	return ok;
-}
-
 /* ---- hostile text ---- */
-
-static uint64 state = 88172645463325252;
-
-static uint32
-any(uint32 below)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return (uint32) (state >> 33) % below;
-}
 
 static const char *const address_pieces[] = {
 	"a", "ana", "@", "@", "example.com", ".", "..", "\"", "\\", "(", ")", "<", ">", ",", ";", ":",

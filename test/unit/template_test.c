@@ -24,25 +24,8 @@
 #include "template/layout.h"
 #include "template/mail.h"
 
+#include "counting.h"
 #include "outside.h"
-
-/* ---- counting ---- */
-
-static int	passed;
-static int	failed;
-
-static bool
-check(bool ok, const char *what, const char *input)
-{
-	if (ok)
-		passed++;
-	else
-	{
-		failed++;
-		printf("failed: %s: %.2000s\n", what, input);
-	}
-	return ok;
-}
 
 static void
 same(const char *got, const char *wanted, const char *input)
@@ -359,17 +342,6 @@ test_subject(void)
 }
 
 /* ---- the property: a value is never parsed ---- */
-
-static uint64 state = 88172645463325252;
-
-static uint32
-any(uint32 below)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return (uint32) (state >> 33) % below;
-}
 
 static const char *const pieces[] = {
 	"{{v}}", "{{v}}", "{{v}}", "$v", "{{{v}}}", "a", " ", " ", "\n", "\n", "\n\n", "# ", "*", "**", "_", "`", "```\n",
