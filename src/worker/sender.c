@@ -72,7 +72,7 @@
 #define BACKLOG_MS			1000
 
 static WaitEventSet *wait_set;
-static List *changes = NIL;	/* for NOTIFY: KlmChange, in the outcomes' context */
+static List *changes = NIL;	/* for NOTIFY: KlmChange */
 static int	failures;			/* transactions failed in a row */
 static int64 retry_at;
 
@@ -724,24 +724,16 @@ forget_recorded(bool claimed)
 }
 
 /*
- * In the transaction; what became of the deliveries is kept for NOTIFY, in the
- * outcomes' context.
+ * In the transaction; what became of the deliveries is kept for NOTIFY, as long as
+ * the results of this transaction are.
  */
 static void
 record(const KlmOutcome *outcomes, int count)
 {
 	List	   *recorded = klm_outbox_record(klm_sender.epoch, outcomes, count);
 	MemoryContext old = MemoryContextSwitchTo(klm_sender.outcome_context);
-	ListCell   *lc;
 
-	foreach(lc, recorded)
-	{
-		KlmChange  *change = palloc(sizeof(KlmChange));
-
-		change->message_id = ((KlmChange *) lfirst(lc))->message_id;
-		change->status = pstrdup(((KlmChange *) lfirst(lc))->status);
-		changes = lappend(changes, change);
-	}
+	changes = list_concat(changes, recorded);
 	MemoryContextSwitchTo(old);
 }
 
@@ -843,6 +835,7 @@ record_singly(void)
 	volatile int done = 0;
 	volatile bool ok = true;
 
+	changes = NIL;				/* those of the transaction that failed */
 	while (ok && done < klm_sender.outcome_count)
 	{
 		PG_TRY();
@@ -884,6 +877,7 @@ record_singly(void)
 		klm_sender.outcome_count -= done;
 		memmove(klm_sender.outcomes, &klm_sender.outcomes[done],
 				klm_sender.outcome_count * sizeof(KlmOutcome));
+		notify();
 	}
 	return ok;
 }

@@ -37,8 +37,7 @@ klm_wants_grants(void)
 	{
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
 
-		if (pool->queued > pool->granted && !pool->paused &&
-			pool->granted == 0 && pool->open == 0)
+		if (pool->queued > 0 && !pool->paused && pool->granted == 0 && pool->open == 0)
 			return true;
 	}
 	return false;
