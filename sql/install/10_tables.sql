@@ -1,8 +1,9 @@
--- The tables.  Hot and cold apart: _outbox holds only unfinished deliveries,
--- finishing moves a row to _delivery, _message holds what was composed once.
--- No foreign keys on the hot path.  Every table has a primary key, and no
--- table holds a row that this script makes, so that dump and restore meet no
--- conflict.  (What is dumped is registered in 95_dump.sql.)
+-- The tables but those of deliveries and templates (11_).  Hot and cold apart:
+-- _outbox holds only unfinished deliveries, finishing moves a row to _delivery,
+-- _message holds what was composed once.  No foreign keys on the hot path.  Every
+-- table has a primary key, and no row that this script makes (_state, _salt) has
+-- the key of another database's, so that dump and restore meet no conflict.  (What
+-- is dumped is registered in 95_dump.sql.)
 
 CREATE TYPE kliv_mail.attachment AS (
     filename     text,

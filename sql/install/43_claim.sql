@@ -1,7 +1,8 @@
 -- A claim: which deliveries a sender takes now, counted in the windows of their account in the same transaction.
 --
 -- Lock order: _quota (by account name), then _outbox, then _usage; but the rows that
--- a sender has claimed are its own, and taken first.
+-- a sender has claimed are its own, and taken first; so are a dead sender's, by who
+-- has locked its rows of _batch.
 
 -- Take the lock under which an account's windows are read and counted in, or
 -- that of the own accounts together (''); false: another sender has it.

@@ -115,7 +115,7 @@ $$;
 
 -- Must a caller give it?  Where nothing is said: if there is no default.
 CREATE FUNCTION kliv_mail._is_required(p_declared jsonb) RETURNS boolean
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT coalesce((p_declared -> 'required')::boolean, NOT p_declared ? 'default') AND NOT p_declared ? 'default';
 END;

@@ -4,7 +4,7 @@
  *		What the SQL behind templates asks of C: the names in a source, and a mail
  *		made from sources.
  *
- * In kliv_mail_template.  Runs no SQL; 56_templates.sql decides.
+ * In kliv_mail_template.  Runs no SQL; 56_template_rules.sql and 57_templates.sql decide.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *

@@ -6,7 +6,8 @@
  *
  * The only file that includes md4c.  md4c parses a text in which values are
  * placeholders; its callbacks below write both outputs, and put each value in as
- * its place asks for.  They raise nothing, so md4c always frees what it has.
+ * its place asks for.  They raise nothing of their own; where palloc fails in one,
+ * what md4c has allocated in that call is lost.
  *
  * Styles are inline, since some mail clients read no others; what adapts to
  * darkness has a class, for which the layout (layout.c) has rules.
