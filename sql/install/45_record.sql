@@ -143,9 +143,10 @@ BEGIN
                 CASE WHEN x.verdict = 'temporary' THEN 'it was tried for ' || current_setting('kliv_mail.retry_for') || '; last: ' ELSE '' END
                     || x.reason, x.hint, x.server_id, x.identity, x.fingerprint)::kliv_mail._outcome
             FROM unnest(v_refused) AS x JOIN kliv_mail._outbox AS o ON o.id = x.id
-            WHERE x.scope IS DISTINCT FROM 'account'
-              AND (x.verdict IN ('suppressed', 'permanent', 'policy_block', 'message_fault')
-                   OR (x.verdict = 'temporary' AND v_at >= o.first_attempt_at + v_retry_for))), v_at) AS f;
+            WHERE (x.scope IS DISTINCT FROM 'account' AND x.verdict IN ('suppressed', 'permanent', 'policy_block', 'message_fault'))
+               -- Where all that is left meets the same, nothing goes through that could tell whose fault it is.
+               OR (x.verdict = 'temporary' AND (x.scope IS DISTINCT FROM 'account' OR x.id = ANY (v_waits))
+                   AND v_at >= o.first_attempt_at + v_retry_for)), v_at) AS f;
 
     -- A sender that spam filters block five of a hundred times stops for a while,
     -- before its name is worth nothing.
@@ -161,8 +162,9 @@ BEGIN
     END LOOP;
 
     -- The rest goes back: at its old time where nobody is to blame or the account may be (no
-    -- attempt burned), later where it waits for the account, or where the recipient or the
-    -- message is to blame, and in doubt at once, or never without a call.
+    -- attempt burned, but by what is only for now: retry_for ends that), later where it waits
+    -- for the account, or where the recipient or the message is to blame, and in doubt at once,
+    -- or never without a call.
     RETURN QUERY
         UPDATE kliv_mail._outbox AS o
         SET epoch = NULL,
@@ -188,7 +190,8 @@ BEGIN
             last_reply = CASE WHEN x.verdict = 'returned' THEN o.last_reply ELSE x.reply END,
             last_reason = CASE WHEN x.verdict = 'returned' THEN o.last_reason ELSE x.reason END,
             last_hint = CASE WHEN x.verdict = 'returned' THEN o.last_hint ELSE x.hint END
-        FROM (SELECT y.*, y.verdict IN ('returned', 'postponed') OR (y.scope = 'account' AND y.verdict <> 'in_doubt') AS unburned
+        FROM (SELECT y.*, y.verdict IN ('returned', 'postponed')
+                          OR (y.scope = 'account' AND y.verdict <> 'in_doubt' AND NOT (y.verdict = 'temporary' AND y.id = ANY (v_waits))) AS unburned
               FROM unnest(v_refused) AS y) AS x
         WHERE o.id = x.id AND o.epoch = p_epoch
         RETURNING o.message_id, CASE WHEN o.doubtful THEN 'in_doubt' WHEN x.verdict = 'returned' THEN 'queued' ELSE 'deferred' END;

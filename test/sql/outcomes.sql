@@ -103,6 +103,16 @@ SELECT held_until, failures, suspects FROM kliv_mail._quota WHERE account = 'out
 SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 SELECT reset();
 
+-- all that is left loses its connection: nothing tells whose fault it is, and each has its time to try in
+SELECT recipient, status, held_by, attempts, used FROM play('{r1@x.example,r2@x.example}', 'temporary', 'account', 'rcpt', 0);
+SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-04 16:00:00+00' - clock_timestamp())::text, false) <> '' AS clock;
+SELECT count(*) FROM play('{}', 'temporary', 'account', 'rcpt', 0);
+SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-04 18:00:00+00' - clock_timestamp())::text, false) <> '' AS clock;
+SELECT count(*) FROM play('{}', 'temporary', 'account', 'rcpt', 0);
+SELECT recipient, status, held_by, attempts, reason FROM kliv_mail.deliveries WHERE recipient ~ '^r\d@x' ORDER BY 1;
+SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-01 15:00:00+00' - clock_timestamp())::text, false) <> '' AS clock;
+SELECT reset();
+
 -- a limit that mail met: a good test ends its hold
 SELECT count(*) FROM play('{j1@x.example,j2@x.example}', 'provider_limit', 'account', 'rcpt', 550, NULL, 900);
 SELECT held_by, held_stage, kliv_mail._record_test('out', true) IS NULL AS ended FROM kliv_mail._quota WHERE account = 'out';
