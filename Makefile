@@ -93,8 +93,16 @@ endif
 # The comments of configure_smtp() and test_smtp() name the providers that there are.
 PROVIDERS = $(shell sed -n 's/^\t\t\.name = "\(.*\)",/\1/p' src/smtp/providers.c | paste -sd ' ' | sed 's/ / | /g')
 
-sql/$(EXTENSION)--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) src/smtp/providers.c kliv_mail.control
-	cat $(sort $(wildcard sql/install/*.sql)) | sed 's/@PROVIDERS@/$(PROVIDERS)/' > $@
+# Templates to begin with: a row ('en', 'welcome', '...') each.
+STARTERS = $(sort $(wildcard sql/templates/*/*.md))
+
+sql/$(EXTENSION)--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) $(STARTERS) src/smtp/providers.c kliv_mail.control
+	for file in $(STARTERS); do \
+		echo "        ('$$(basename $$(dirname $$file))', '$$(basename $$file .md)', '$$(base64 $$file | tr -d '\n')'),"; \
+	done | sed '$$s/,$$//' > $@.starters
+	cat $(sort $(wildcard sql/install/*.sql)) | \
+		sed -e 's/@PROVIDERS@/$(PROVIDERS)/' -e '/@STARTER_TEMPLATES@/r $@.starters' -e '/@STARTER_TEMPLATES@/d' > $@
+	rm $@.starters
 
 ## demo: from packages to a mail that a real SMTP server received (root or sudo)
 demo:

@@ -47,6 +47,8 @@ typedef struct Maker
 	int			depth;			/* of blocks */
 	bool		had_h1;
 	bool		in_code;		/* a block of it */
+	int			head_start;		/* in html, of the table's headings */
+	bool		headings;		/* is there anything in them? */
 	int			heading_level;
 	int			heading_start;	/* in text_out; -1: not begun */
 	bool		tight[MAX_BLOCKS + 1];	/* lists, by depth */
@@ -350,6 +352,13 @@ enter_cell(Maker *maker, bool head, MD_ALIGN align)
 	klm_text_begin_cell(&maker->text, name[0]);
 }
 
+/* "```big": a code that somebody is to read and type. */
+static bool
+is_big(const MD_BLOCK_CODE_DETAIL *code)
+{
+	return code->lang.size == 3 && memcmp(code->lang.text, "big", 3) == 0;
+}
+
 static int
 enter_block(MD_BLOCKTYPE type, void *detail, void *data)
 {
@@ -364,9 +373,11 @@ enter_block(MD_BLOCKTYPE type, void *detail, void *data)
 	switch (type)
 	{
 		case MD_BLOCK_DOC:
+			break;
 		case MD_BLOCK_THEAD:
-			if (type == MD_BLOCK_THEAD)
-				put(maker, "<thead>\n");
+			maker->head_start = maker->html->len;
+			maker->headings = false;
+			put(maker, "<thead>\n");
 			break;
 		case MD_BLOCK_QUOTE:
 			put(maker, "<blockquote class=\"k-line\" style=\"margin:0 0 16px;padding:0 0 0 12px;border-left:3px solid "
@@ -397,8 +408,10 @@ enter_block(MD_BLOCKTYPE type, void *detail, void *data)
 			enter_heading(maker, ((MD_BLOCK_H_DETAIL *) detail)->level);
 			break;
 		case MD_BLOCK_CODE:
-			put(maker, "<pre class=\"k-code\" style=\"margin:0 0 16px;padding:12px;background-color:#f3f4f6;" MONO
-				";font-size:14px;line-height:20px;white-space:pre-wrap;word-wrap:break-word\"><code>");
+			appendStringInfo(maker->html, "<pre class=\"k-code\" style=\"margin:0 0 16px;padding:12px;background-color:#f3f4f6;" MONO
+							 ";%swhite-space:pre-wrap;word-wrap:break-word\"><code>",
+							 is_big(detail) ? "font-size:28px;line-height:40px;letter-spacing:4px;text-align:center;" :
+							 "font-size:14px;line-height:20px;");
 			klm_text_break(&maker->text, 2);
 			klm_text_indent(&maker->text, "    ", NULL);
 			maker->in_code = true;
@@ -500,6 +513,12 @@ leave_block(MD_BLOCKTYPE type, void *detail, void *data)
 			break;
 		case MD_BLOCK_THEAD:
 			put(maker, "</thead>\n");
+			/* Markdown has no table without headings, but one where they are empty. */
+			if (!maker->headings)
+			{
+				maker->html->len = maker->head_start;
+				maker->html->data[maker->head_start] = '\0';
+			}
 			break;
 		case MD_BLOCK_TBODY:
 			put(maker, "</tbody>\n");
@@ -700,6 +719,7 @@ enter_span(MD_SPANTYPE type, void *detail, void *data)
 {
 	Maker	   *maker = data;
 
+	maker->headings = true;
 	if (type == MD_SPAN_A)
 		enter_link(maker, detail);
 	else if (type == MD_SPAN_IMG)
@@ -748,6 +768,7 @@ text_callback(MD_TEXTTYPE type, const char *text, MD_SIZE size, void *data)
 	int			before = text_target(maker)->len;
 
 	note_place(maker, text);
+	maker->headings = true;
 	maker->image_has_text |= maker->images > 0;
 	switch (type)
 	{

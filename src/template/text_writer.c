@@ -241,34 +241,61 @@ put_list(KlmTextWriter *writer)
 	}
 }
 
+/* A table of two columns without headings: what each row is about, and the rest. */
+static void
+put_pairs(KlmTextWriter *writer)
+{
+	for (int first = 2; first < writer->cell_count; first += 2)
+	{
+		put_cell(writer, &writer->cell[first]);
+		if (writer->cell[first].length > 0 && writer->cell[first + 1].length > 0)
+			klm_text_put(writer, ": ", 2);
+		put_cell(writer, &writer->cell[first + 1]);
+		klm_text_break(writer, 1);
+	}
+}
+
+/* Rows of columns, with a line below the headings. */
+static void
+put_rows(KlmTextWriter *writer, const int *widths, int total, bool headings)
+{
+	int			columns = writer->columns;
+
+	for (int first = headings ? 0 : columns; first < writer->cell_count; first += columns)
+	{
+		put_row(writer, first, widths);
+		if (first == 0)
+		{
+			for (int i = 0; i < total; i++)
+				klm_text_put(writer, "-", 1);
+			klm_text_break(writer, 1);
+		}
+	}
+}
+
 void
 klm_text_end_table(KlmTextWriter *writer)
 {
 	int			columns = writer->columns;
 	int		   *widths;
 	int			total = 2 * (columns - 1);
+	bool		headings = false;
 
 	if (columns <= 0 || writer->cell_count % columns != 0)
 		return;
 	widths = palloc0(columns * sizeof(int));
 	for (int i = 0; i < writer->cell_count; i++)
+	{
 		widths[i % columns] = Max(widths[i % columns], writer->cell[i].width);
+		headings |= i < columns && writer->cell[i].length > 0;
+	}
 	for (int i = 0; i < columns; i++)
 		total += widths[i];
-	if (total > MOST_TABLE_WIDTH)
+	if (!headings && columns == 2)
+		put_pairs(writer);
+	else if (total > MOST_TABLE_WIDTH)
 		put_list(writer);
 	else
-	{
-		for (int first = 0; first < writer->cell_count; first += columns)
-		{
-			put_row(writer, first, widths);
-			if (first == 0)
-			{
-				for (int i = 0; i < total; i++)
-					klm_text_put(writer, "-", 1);
-				klm_text_break(writer, 1);
-			}
-		}
-	}
+		put_rows(writer, widths, total, headings);
 	pfree(widths);
 }
