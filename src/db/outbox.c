@@ -54,10 +54,21 @@ static Oid	saved_user;
 static int	saved_security;
 static volatile sig_atomic_t committing = false;
 
+/*
+ * Who must go waits for no statement longer than this, in seconds: not one that a
+ * trigger, a huge table or a slow disk lets take minutes.
+ */
+#define LEAVING_STATEMENT_S 3
+
+static bool (*must_go) (void);
+static TimeoutId tick = MAX_TIMEOUTS;
+static volatile sig_atomic_t ticks_left;
+
 /* Of kliv_mail._outcome. */
 #define OUTCOME_COLUMNS 15
 
 static bool find_extension(void);
+static void on_tick(void);
 static char *column_text(int row, int column);
 static int64 column_int64(int row, int column);
 static void add_text_lossy(KlmCall *call, const char *utf8);
@@ -66,12 +77,36 @@ static void add_int8s(KlmCall *call, const int64 *values, int count);
 static void add_int4s(KlmCall *call, const int *values, int count);
 static void add_outcomes(KlmCall *call, const KlmOutcome *outcomes, int count);
 
+void
+klm_outbox_may_be_told_to_go(bool (*told) (void))
+{
+	must_go = told;
+	tick = RegisterTimeout(USER_TIMEOUT, on_tick);
+}
+
+/*
+ * In a signal handler, once a second of a transaction: statement_timeout is for
+ * what the server's own loop reads, and does nothing in a background worker.
+ */
+static void
+on_tick(void)
+{
+	if (!must_go())
+		ticks_left = LEAVING_STATEMENT_S;
+	else if (ticks_left > 0)
+		ticks_left--;
+	else
+		InterruptPending = QueryCancelPending = true;
+}
+
 bool
 klm_outbox_begin(MemoryContext results)
 {
 	caller_context = CurrentMemoryContext;
 	result_context = results;
 	SetCurrentStatementStartTimestamp();
+	ticks_left = LEAVING_STATEMENT_S;
+	enable_timeout_every(tick, GetCurrentStatementStartTimestamp() + USECS_PER_SEC, 1000);
 	StartTransactionCommand();
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
@@ -93,6 +128,7 @@ klm_outbox_commit(void)
 	SetUserIdAndSecContext(saved_user, saved_security);
 	SPI_finish();
 	PopActiveSnapshot();
+	disable_timeout(tick, false);
 	committing = true;
 	if (ShutdownRequestPending)
 		QueryCancelPending = true;
@@ -106,6 +142,7 @@ klm_outbox_commit(void)
 void
 klm_outbox_abort(void)
 {
+	disable_timeout(tick, false);
 	committing = false;
 	QueryCancelPending = false;
 	/* Restores the user, ends SPI and drops the snapshot. */

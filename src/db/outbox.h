@@ -93,6 +93,12 @@ typedef struct KlmChange
 } KlmChange;
 
 /*
+ * Before the first klm_outbox_begin().  told: must this process go?  A statement that
+ * lasts on after that is cancelled, within some seconds.  It is asked in a signal handler.
+ */
+extern void klm_outbox_may_be_told_to_go(bool (*told) (void));
+
+/*
  * false: the extension is not here (any more), and nothing was begun.  The
  * owner is looked up each time, since he may have changed.
  */

@@ -91,6 +91,7 @@ static bool notify_apart;		/* NOTIFY failed: not in the transactions that record
 PGDLLEXPORT void klm_sender_main(Datum argument) pg_attribute_noreturn();
 
 static bool must_go(void);
+static bool turn_is_over(void);
 static void pin_session(void);
 static bool open_for_business(void);
 static void read_shared_state(void);
@@ -153,6 +154,7 @@ klm_sender_main(Datum argument)
 	seen_deaths = klm_sender.shared.deaths;
 	klm_sender.next_claim = KLM_NEVER;
 	klm_key_wait_ends = must_go;
+	klm_outbox_may_be_told_to_go(turn_is_over);
 	if (!open_for_business())
 		leave(KLM_NEVER);
 
@@ -170,6 +172,15 @@ static bool
 must_go(void)
 {
 	return ShutdownRequestPending || klm_sender_must_leave();
+}
+
+/* So it is, too, where other databases wait for the slot.  In a signal handler. */
+static bool
+turn_is_over(void)
+{
+	long		check_ms;
+
+	return must_go() || klm_sender_slot_wanted(&check_ms);
 }
 
 /* As autovacuum does: what a role or the database sets must not change what the sender does. */

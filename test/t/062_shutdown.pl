@@ -144,6 +144,24 @@ $drain->('raising', qr/ERROR:  not today/,
     },
     sub { $node->sql('DROP TRIGGER raises ON kliv_mail._delivery') });
 
+# ---- a statement that takes minutes ----
+
+$node->sql(q{
+    CREATE FUNCTION lasts() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(600); RETURN NEW; END $$;
+    CREATE TRIGGER lasts BEFORE INSERT ON kliv_mail._delivery FOR EACH ROW EXECUTE FUNCTION lasts();
+    ALTER TABLE kliv_mail._delivery ENABLE ALWAYS TRIGGER lasts});
+configure('lasts', $smtp->port('plain'));
+$node->sql(q{SELECT kliv_mail.send('lasts@statement.example', 'x', 'x', account => 'lasts')});
+$node->wait_until(q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'kliv_mail sender' AND wait_event = 'PgSleep'});
+my $from = Time::HiRes::time();
+$node->stop('fast');
+my $lasted = Time::HiRes::time() - $from;
+cmp_ok($lasted, '<', 15, sprintf 'fast shutdown (%.1f s) ends a statement that would take minutes', $lasted);
+start();
+$node->sql('DROP TRIGGER lasts ON kliv_mail._delivery');
+$node->wait_until(q{SELECT status = 'sent' FROM kliv_mail.deliveries WHERE recipient = 'lasts@statement.example'});
+pass('... and what it would have recorded is recorded later');
+
 # ---- fast shutdown ----
 
 configure('never', 587, host => 'never.example');
