@@ -139,6 +139,7 @@ CREATE TABLE kliv_mail._message (
     entity        bytea NOT NULL,               -- from Date on, CRLF, as it goes on the wire
     smtputf8      boolean NOT NULL DEFAULT false,   -- an address in its header is not ASCII
     unsubscribe   boolean NOT NULL DEFAULT false,   -- the sender adds each recipient's unsubscribe link
+    topic         text COLLATE "C",             -- of marketing mail
     send_at       timestamptz,
     expires_at    timestamptz,
     recipients    integer NOT NULL,
@@ -149,16 +150,29 @@ ALTER TABLE kliv_mail._message ALTER entity SET STORAGE EXTERNAL;
 CREATE INDEX _message_created ON kliv_mail._message (created_at);
 CREATE INDEX _message_header_id ON kliv_mail._message (header_id);
 
--- Addresses that get no mail, in lower case.  scope marketing: no marketing mail.
+-- Addresses, and whole domains (@example.com), that get no mail, in lower case.
+-- scope: all, marketing (all of that), or a topic of it.
 CREATE TABLE kliv_mail._suppression (
     address    text COLLATE "C" NOT NULL,
-    scope      text COLLATE "C" NOT NULL CHECK (scope IN ('all', 'marketing')),
+    scope      text COLLATE "C" NOT NULL CHECK (scope ~ '^[a-z0-9_-]{1,63}$'),
     reason     text,
     created_at timestamptz NOT NULL,
     created_by name NOT NULL,
     expires_at timestamptz,
     PRIMARY KEY (address, scope),
     CHECK (address = lower(address COLLATE "C") AND address ~ '@')
+);
+
+-- save_topic(): what a page shows of the topics of marketing mail.  Mail may name
+-- others as well.
+CREATE TABLE kliv_mail._topic (
+    name        text COLLATE "C" NOT NULL,
+    locale      text COLLATE "C" NOT NULL,      -- '': for all that have no own
+    title       text,
+    description text,
+    saved_at    timestamptz NOT NULL,
+    saved_by    name NOT NULL,
+    PRIMARY KEY (name, locale)
 );
 
 -- set_brand(): one row, made at the first call.

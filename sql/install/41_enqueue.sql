@@ -1,24 +1,33 @@
 -- Queueing: a message and its deliveries in, and what takes deliveries out again that
 -- no server was given: suppressed, expired, old.
 
--- Why an address gets no mail of this priority; NULL: it does.
-CREATE FUNCTION kliv_mail._suppressed(p_recipient text, p_priority smallint, at timestamptz) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    RETURN (SELECT 'the address is suppressed' || CASE s.scope WHEN 'marketing' THEN ' for marketing mail' ELSE '' END
-                   || coalesce(': ' || s.reason, '')
-            FROM kliv_mail._current_rows(NULL::kliv_mail._suppression, '_suppression_pkey', lower(p_recipient COLLATE "C")) AS s
-            WHERE (s.scope = 'all' OR p_priority = 2) AND (s.expires_at IS NULL OR s.expires_at > at)
-            ORDER BY s.scope LIMIT 1);
+-- What an address and its domain are called in _suppression.
+CREATE FUNCTION kliv_mail._suppression_keys(p_recipient text) RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT ARRAY[lower(p_recipient COLLATE "C"), '@' || split_part(lower(p_recipient COLLATE "C"), '@', -1)];
 END;
-$$;
 
--- The call that lets mail to it leave again.
-CREATE FUNCTION kliv_mail._suppressed_hint(p_recipient text, at timestamptz) RETURNS text
+-- Why an address gets no mail of this priority and topic, and the call that lets it
+-- leave again; NULL: it gets it.
+CREATE FUNCTION kliv_mail._suppressed(p_recipient text, p_priority smallint, p_topic text, at timestamptz, OUT reason text, OUT hint text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    s record;
 BEGIN
-    RETURN format('SELECT kliv_mail.unsuppress(%L%s); lets mail to it leave again.', p_recipient,
-                  CASE WHEN kliv_mail._suppressed(p_recipient, 0::smallint, at) IS NULL THEN ', ''marketing''' END);
+    SELECT x.* INTO s
+    FROM unnest(kliv_mail._suppression_keys(p_recipient)) AS k (address),
+         kliv_mail._current_rows(NULL::kliv_mail._suppression, '_suppression_pkey', k.address) AS x
+    WHERE (x.scope = 'all' OR p_priority = 2 AND x.scope IN ('marketing', p_topic)) AND (x.expires_at IS NULL OR x.expires_at > at)
+    ORDER BY x.scope <> 'all', x.scope <> 'marketing', x.address ^@ '@' LIMIT 1;
+    IF FOUND THEN
+        reason := CASE WHEN s.address ^@ '@' THEN format('mail to %s is suppressed', s.address) ELSE 'the address is suppressed' END
+            || CASE s.scope WHEN 'all' THEN '' WHEN 'marketing' THEN ' for marketing mail' ELSE format(' for the topic "%s"', s.scope) END
+            || coalesce(': ' || s.reason, '');
+        hint := format('SELECT kliv_mail.unsuppress(%L%s); lets mail to it leave again.', s.address,
+                       CASE WHEN s.scope <> 'all' THEN ', ' || quote_literal(s.scope) END);
+    END IF;
 END;
 $$;
 
@@ -67,7 +76,7 @@ $$;
 CREATE FUNCTION kliv_mail._enqueue(
     p_sender name, p_type text, p_priority smallint, p_template text, p_route text,
     p_from_address text, p_from_name text, p_reply_to text, p_subject text,
-    p_header_id text, p_entity bytea, p_smtputf8 boolean, p_unsubscribe boolean,
+    p_header_id text, p_entity bytea, p_smtputf8 boolean, p_unsubscribe boolean, p_topic text,
     p_send_at timestamptz, p_expires_at timestamptz, p_tags text[], p_metadata jsonb,
     p_recipients text[], p_kinds text[], p_key text, p_fingerprint bytea, p_now timestamptz,
     OUT message_id bigint, OUT is_new boolean, OUT suppressed integer)
@@ -77,6 +86,7 @@ DECLARE
     v_id bigint := nextval('kliv_mail._message_id');
     v_origin text := kliv_mail._origin();
     v_reasons text[];
+    v_hints text[];
 BEGIN
     message_id := v_id;
     is_new := true;
@@ -89,15 +99,15 @@ BEGIN
         END IF;
     END IF;
     INSERT INTO kliv_mail._message (id, created_at, sender_role, message_type, template, account, from_address, from_name,
-        reply_to, subject, header_id, entity, smtputf8, unsubscribe, send_at, expires_at, recipients, tags, metadata)
+        reply_to, subject, header_id, entity, smtputf8, unsubscribe, topic, send_at, expires_at, recipients, tags, metadata)
     VALUES (v_id, p_now, p_sender, p_type, p_template, nullif(p_route, ''), p_from_address, p_from_name,
-        p_reply_to, p_subject, p_header_id, p_entity, p_smtputf8, p_unsubscribe, p_send_at, p_expires_at, cardinality(p_recipients),
+        p_reply_to, p_subject, p_header_id, p_entity, p_smtputf8, p_unsubscribe, p_topic, p_send_at, p_expires_at, cardinality(p_recipients),
         p_tags, p_metadata);
     -- Who is suppressed already goes no further; who will be is caught by suppress()
     -- or, at the latest, by the claim.  Most databases have suppressed nobody.
     IF pg_relation_size('kliv_mail._suppression') > 0 THEN
-        v_reasons := ARRAY(SELECT kliv_mail._suppressed(r.recipient, p_priority, p_now)
-                           FROM unnest(p_recipients) WITH ORDINALITY AS r (recipient, n) ORDER BY r.n);
+        SELECT array_agg(s.reason ORDER BY r.n), array_agg(s.hint ORDER BY r.n) INTO v_reasons, v_hints
+        FROM unnest(p_recipients) WITH ORDINALITY AS r (recipient, n), kliv_mail._suppressed(r.recipient, p_priority, p_topic, p_now) AS s;
         suppressed := cardinality(array_remove(v_reasons, NULL));
     END IF;
     INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at, expires_at)
@@ -108,30 +118,30 @@ BEGIN
         INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
             attempts, doubts, reason, hint, finished_at)
         SELECT nextval('kliv_mail._delivery_id'), v_id, r.recipient, r.kind, p_priority, p_route, 'suppressed', p_now, p_expires_at,
-               0, 0, r.reason, kliv_mail._suppressed_hint(r.recipient, p_now), p_now
-        FROM unnest(p_recipients, p_kinds, v_reasons) AS r (recipient, kind, reason) WHERE r.reason IS NOT NULL;
+               0, 0, r.reason, r.hint, p_now
+        FROM unnest(p_recipients, p_kinds, v_reasons, v_hints) AS r (recipient, kind, reason, hint) WHERE r.reason IS NOT NULL;
     END IF;
 END;
 $$;
 
--- Finish the waiting deliveries to an address (in lower case) that are suppressed; a claim ends those that
--- another session has locked now.
-CREATE FUNCTION kliv_mail._stop_suppressed(p_address text, at timestamptz) RETURNS integer
+-- Finish the waiting deliveries to addresses (as _suppression has them) that are suppressed; a claim ends
+-- those that another session has locked now.
+CREATE FUNCTION kliv_mail._stop_suppressed(p_addresses text[], at timestamptz) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     v_ids bigint[] := ARRAY(
         SELECT o.id FROM kliv_mail._outbox AS o
-        WHERE lower(o.recipient COLLATE "C") = p_address AND kliv_mail._suppressed(o.recipient, o.priority, at) IS NOT NULL
-          AND o.epoch IS NULL FOR UPDATE SKIP LOCKED);
+        WHERE kliv_mail._suppression_keys(o.recipient) && p_addresses AND o.epoch IS NULL FOR UPDATE SKIP LOCKED);
     v_count integer;
 BEGIN
     IF v_ids = '{}' THEN
         RETURN 0;
     END IF;
     PERFORM FROM kliv_mail._finish(NULL, ARRAY(
-        SELECT kliv_mail._ended(o.id, 'suppressed', kliv_mail._suppressed(o.recipient, o.priority, at),
-            kliv_mail._suppressed_hint(o.recipient, at))
-        FROM kliv_mail._outbox AS o WHERE o.id = ANY (v_ids)), at);
+        SELECT kliv_mail._ended(o.id, 'suppressed', s.reason, s.hint)
+        FROM kliv_mail._outbox AS o JOIN kliv_mail._message AS m ON m.id = o.message_id,
+             kliv_mail._suppressed(o.recipient, o.priority, m.topic, at) AS s
+        WHERE o.id = ANY (v_ids) AND s.reason IS NOT NULL), at);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
 END;

@@ -139,7 +139,9 @@ BEGIN
             SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
         SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts,
                coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = c.message_id), 0),
-               CASE WHEN EXISTS (SELECT FROM kliv_mail._suppression) THEN kliv_mail._suppressed(c.recipient, c.priority, v_at) END,
+               CASE WHEN EXISTS (SELECT FROM kliv_mail._suppression)
+                    THEN (SELECT s.reason FROM kliv_mail._suppressed(c.recipient, c.priority,
+                              (SELECT m.topic FROM kliv_mail._message AS m WHERE m.id = c.message_id), v_at) AS s) END,
                f.from_address, f.from_name, c.expires_at
         FROM claimed AS c LEFT JOIN kliv_mail._account AS f ON f.name = c.instead_of ORDER BY c.priority, c.due, c.id;
 END;
@@ -242,10 +244,10 @@ $$;
 
 -- What the sender needs of the messages it does not hold yet.
 CREATE FUNCTION kliv_mail._messages(p_ids bigint[])
-RETURNS TABLE (id bigint, header_id text, from_address text, from_name text, reply_to text, smtputf8 boolean, unsubscribe boolean, entity bytea)
+RETURNS TABLE (id bigint, header_id text, from_address text, from_name text, reply_to text, smtputf8 boolean, unsubscribe boolean, topic text, entity bytea)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN QUERY SELECT m.id, m.header_id, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.unsubscribe, m.entity
+    RETURN QUERY SELECT m.id, m.header_id, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.unsubscribe, m.topic, m.entity
     FROM kliv_mail._message AS m WHERE m.id = ANY (p_ids);
 END;
 $$;

@@ -90,12 +90,12 @@ $$;
 
 -- The link of a marketing mail's body.  Where the key cannot be read the mail waits
 -- anyway; the page behind the link is to ask for the address then.
-CREATE FUNCTION kliv_mail._template_unsubscribe(p_address text, OUT url text)
+CREATE FUNCTION kliv_mail._template_unsubscribe(p_address text, p_topic text, OUT url text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_url text := (SELECT b.unsubscribe_url FROM kliv_mail._current_rows(NULL::kliv_mail._brand) AS b);
 BEGIN
-    url := kliv_mail._unsubscribe_link(v_url, p_address, 'marketing', false);
+    url := kliv_mail._unsubscribe_link(v_url, p_address, coalesce(p_topic, 'marketing'), false);
 EXCEPTION WHEN object_not_in_prerequisite_state THEN
     url := v_url;
 END;
@@ -105,7 +105,8 @@ CREATE FUNCTION kliv_mail.send_template(
     template text, recipients text, variables jsonb DEFAULT '{}', locale text DEFAULT NULL,
     cc text DEFAULT NULL, bcc text DEFAULT NULL, from_address text DEFAULT NULL, from_name text DEFAULT NULL, reply_to text DEFAULT NULL,
     headers jsonb DEFAULT NULL, attachments kliv_mail.attachment[] DEFAULT NULL, send_at timestamptz DEFAULT NULL, expires_at timestamptz DEFAULT NULL,
-    idempotency_key text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL, account text DEFAULT NULL, on_limit text DEFAULT 'defer')
+    idempotency_key text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL, account text DEFAULT NULL, on_limit text DEFAULT 'defer',
+    topic text DEFAULT NULL)
 RETURNS bigint
 AS '$libdir/kliv_mail_template', 'kliv_mail_send_template' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.send_template IS
@@ -116,7 +117,8 @@ Example: SELECT kliv_mail.send_template('welcome', 'ana@example.com', '{"firstNa
 
 CREATE FUNCTION kliv_mail.send_template_batch(
     template text, recipients text[], variables jsonb[] DEFAULT NULL, locale text DEFAULT NULL, send_at timestamptz DEFAULT NULL,
-    expires_at timestamptz DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL, account text DEFAULT NULL, on_invalid text DEFAULT 'error')
+    expires_at timestamptz DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL, account text DEFAULT NULL, on_invalid text DEFAULT 'error',
+    topic text DEFAULT NULL)
 RETURNS TABLE (ordinality bigint, message_id bigint, error text)
 AS '$libdir/kliv_mail_template', 'kliv_mail_send_template_batch' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.send_template_batch IS

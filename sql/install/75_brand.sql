@@ -72,39 +72,47 @@ $$Sets what the application's mail looks like and where its recipients unsubscri
 Returns the brand. Errors: 22023 a bad value, 54000 too long, 55000 the key of the links cannot be read or made.
 Example: SELECT kliv_mail.set_brand(name => 'Example', unsubscribe_url => 'https://example.com/unsubscribe');$$;
 
-CREATE FUNCTION kliv_mail._unsubscribe_url(p_caller name, p_address text, p_list text) RETURNS text
+CREATE FUNCTION kliv_mail._unsubscribe_url(p_caller name, p_address text, p_topic text) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_url text := kliv_mail._brand_unsubscribe_url();
+    v_topic text := kliv_mail._topic_name(p_topic, 'topic');
 BEGIN
-    IF p_list IS NULL OR p_list NOT IN ('marketing', 'all') THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('list: %s is not a list', coalesce(quote_ident(p_list), 'NULL')), HINT = 'Use marketing or all.';
-    ELSIF v_url IS NULL THEN
+    IF v_url IS NULL THEN
         RAISE object_not_in_prerequisite_state USING MESSAGE = 'there is no unsubscribe URL',
             HINT = 'SELECT kliv_mail.set_brand(unsubscribe_url => ''https://example.com/unsubscribe''); sets it.';
     END IF;
-    RETURN kliv_mail._unsubscribe_link(v_url, kliv_mail._one_address(p_address), p_list, false);
+    RETURN kliv_mail._unsubscribe_link(v_url, kliv_mail._one_address(p_address), v_topic, false);
 END;
 $$;
 
-CREATE FUNCTION kliv_mail.unsubscribe_url(address text, list text DEFAULT 'marketing') RETURNS text
+CREATE FUNCTION kliv_mail.unsubscribe_url(address text, topic text DEFAULT 'marketing') RETURNS text
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.unsubscribe_url IS
-$$The link by which this address leaves a list; the same before and after rotate_key().
-list: marketing | all
-Errors: 22023 not an address or no such list, 55000 no unsubscribe_url in set_brand(), or the key cannot be read.
-Example: SELECT kliv_mail.unsubscribe_url('ana@example.com');$$;
+$$The link by which this address leaves a topic of marketing mail, or with topic marketing all of it; it works for years, before and after rotate_key(), and for no other address or topic.
+Errors: 22023 not an address or not a topic's name, 55000 no unsubscribe_url in set_brand(), or the key cannot be read.
+Example: SELECT kliv_mail.unsubscribe_url('ana@example.com', 'news');$$;
 
+-- What a token names is a topic.  Links to all mail, which were once made on demand,
+-- are for all that can be left.
 CREATE FUNCTION kliv_mail._unsubscribe(p_caller name, p_token text) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v record;
+    at timestamptz := kliv_mail._now();
+    v_address text;
+    v_topic text;
 BEGIN
-    SELECT * INTO v FROM kliv_mail._unsubscribe_read(p_token) AS r;
-    IF v.address IS NULL OR v.list NOT IN ('marketing', 'all') THEN
+    SELECT r.address, CASE r.list WHEN 'all' THEN 'marketing' ELSE r.list END INTO v_address, v_topic FROM kliv_mail._unsubscribe_read(p_token) AS r;
+    IF v_address IS NULL OR v_topic = '' THEN
         RETURN false;
     END IF;
-    PERFORM kliv_mail._suppress(p_caller, v.address, v.list, 'unsubscribed', NULL);
+    v_address := lower(v_address COLLATE "C");
+    IF NOT EXISTS (SELECT FROM kliv_mail._suppression AS s WHERE s.address = v_address AND s.scope = v_topic AND s.expires_at IS NULL) THEN
+        PERFORM kliv_mail._add_suppressions(p_caller, ARRAY[v_address], v_topic, 'unsubscribed', NULL);
+        IF kliv_mail._stop_suppressed(ARRAY[v_address], at) > 0 THEN
+            PERFORM kliv_mail._wake();
+        END IF;
+    END IF;
     RETURN true;
 END;
 $$;
@@ -112,5 +120,5 @@ $$;
 CREATE FUNCTION kliv_mail.unsubscribe(token text) RETURNS boolean
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.unsubscribe IS
-$$Takes the address of an unsubscribe link off its list, as the page behind unsubscribe_url does with its parameter token; true if the token is one of ours. Calling it again does nothing more. Errors: 55000 the key cannot be read.
+$$Takes the address of an unsubscribe link off its topic, as the page behind unsubscribe_url does with its parameter token, also for the POST of RFC 8058 (List-Unsubscribe=One-Click), whose URL has it; true if the token is one of ours. Marketing mail of that topic stops, queued mail included; other topics, transactional and system mail do not. Calling it again does nothing more. Errors: 55000 the key cannot be read.
 Example: SELECT kliv_mail.unsubscribe('token from the link');$$;

@@ -12,6 +12,7 @@ SELECT pg_extension_config_dump('kliv_mail._outbox', '');
 SELECT pg_extension_config_dump('kliv_mail._batch', '');
 SELECT pg_extension_config_dump('kliv_mail._delivery', '');
 SELECT pg_extension_config_dump('kliv_mail._suppression', '');
+SELECT pg_extension_config_dump('kliv_mail._topic', '');
 SELECT pg_extension_config_dump('kliv_mail._brand', '');
 SELECT pg_extension_config_dump('kliv_mail._template', '');
 SELECT pg_extension_config_dump('kliv_mail._template_version', '');

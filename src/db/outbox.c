@@ -304,7 +304,8 @@ klm_outbox_messages(const int64 *ids, int count)
 		message->reply_to = column_text(i, 5);
 		message->smtputf8 = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
 		message->unsubscribe = DatumGetBool(SPI_getbinval(tuple, desc, 7, &isnull));
-		entity = SPI_getbinval(tuple, desc, 8, &isnull);
+		message->topic = column_text(i, 8);
+		entity = SPI_getbinval(tuple, desc, 9, &isnull);
 		if (!isnull)
 		{
 			/* Detoasted straight into the caller's context, once. */

@@ -57,6 +57,7 @@ typedef struct KlmStoredMessage
 	char	   *reply_to;
 	bool		smtputf8;
 	bool		unsubscribe;	/* add the recipient's link */
+	char	   *topic;			/* of marketing mail, or NULL */
 	char	   *entity;
 	Size		entity_length;
 	int			users;			/* the sender's deliveries that need the entity */

@@ -48,6 +48,10 @@
 #define MAX_RECIPIENTS		50
 #define MAX_TAGS			50
 #define MAX_KEY_LENGTH		255
+#define MAX_TOPIC_LENGTH	63
+
+/* In the order in which mail leaves; the last one is also the topic of what names none. */
+static const char *const types[] = {"system", "transactional", "marketing"};
 
 /* A send() on its way: its arguments checked, in UTF-8. */
 typedef struct SendRequest
@@ -65,6 +69,7 @@ typedef struct SendRequest
 	const char *reply_to;
 	bool		smtputf8;
 	bool		unsubscribe;	/* the sender is to add each recipient's link */
+	const char *topic;			/* of marketing mail, else NULL */
 	bool		error_on_limit;
 } SendRequest;
 
@@ -108,6 +113,7 @@ static void read_recipients(FunctionCallInfo fcinfo, SendRequest *request);
 static void read_identity(FunctionCallInfo fcinfo, SendRequest *request);
 static bool has_header(const KlmContent *content, const char *name);
 static void read_choices(FunctionCallInfo fcinfo, SendRequest *request);
+static void read_topic(FunctionCallInfo fcinfo, SendRequest *request);
 static void check_times(FunctionCallInfo fcinfo, TimestampTz now);
 static void check_tags(FunctionCallInfo fcinfo);
 static bytea *fingerprint_arguments(FunctionCallInfo fcinfo, const SendRequest *request);
@@ -150,6 +156,7 @@ klm_send(FunctionCallInfo fcinfo, const KlmFromTemplate *template)
 	request.template = template;
 	check_sizes(fcinfo);
 	read_choices(fcinfo, &request);
+	read_topic(fcinfo, &request);
 	read_recipients(fcinfo, &request);
 	read_identity(fcinfo, &request);
 	klm_read_headers(fcinfo, KLM_SEND_HEADERS, &request.content);
@@ -235,7 +242,7 @@ check_sizes(FunctionCallInfo fcinfo)
 		{KLM_SEND_CC, "cc"}, {KLM_SEND_BCC, "bcc"}, {KLM_SEND_FROM_NAME, "from_name"}, {KLM_SEND_REPLY_TO, "reply_to"},
 		{KLM_SEND_HEADERS, "headers"}, {KLM_SEND_ATTACHMENTS, "attachments"}, {KLM_SEND_METADATA, "metadata"},
 		{KLM_SEND_FROM_ADDRESS, "from_address"}, {KLM_SEND_MESSAGE_TYPE, "message_type"},
-		{KLM_SEND_IDEMPOTENCY_KEY, "idempotency_key"}, {KLM_SEND_TAGS, "tags"}, {KLM_SEND_ACCOUNT, "account"},
+		{KLM_SEND_IDEMPOTENCY_KEY, "idempotency_key"}, {KLM_SEND_TAGS, "tags"}, {KLM_SEND_TOPIC, "topic"}, {KLM_SEND_ACCOUNT, "account"},
 		{KLM_SEND_ON_LIMIT, "on_limit"}
 	};
 	Size		limit = (Size) klm_max_message_size * 1024;
@@ -283,8 +290,6 @@ read_choices(FunctionCallInfo fcinfo, SendRequest *request)
 	char	   *account = klm_argument(fcinfo, KLM_SEND_ACCOUNT);
 	char	   *key = klm_argument(fcinfo, KLM_SEND_IDEMPOTENCY_KEY);
 
-	static const char *const types[] = {"system", "transactional", "marketing"};
-
 	request->message_type = NULL;
 	for (int i = 0; i < lengthof(types); i++)
 	{
@@ -315,6 +320,26 @@ read_choices(FunctionCallInfo fcinfo, SendRequest *request)
 		klm_refuse("idempotency_key", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
 				   NULL,
 				   "%zu octets, over %d", strlen(key), MAX_KEY_LENGTH);
+}
+
+/* What the recipients can leave by themselves; marketing mail has one in any case. */
+static void
+read_topic(FunctionCallInfo fcinfo, SendRequest *request)
+{
+	char	   *topic = klm_argument(fcinfo, KLM_SEND_TOPIC);
+
+	if (topic && request->priority != 2)
+		klm_refuse("topic", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "Use it with message_type => 'marketing': recipients cannot leave other mail.",
+				   "%s mail has no topic", request->message_type);
+	/* As kliv_mail._topic_name() has it; what stops all mail is no topic. */
+	if (topic && (topic[0] == '\0' || strlen(topic) > MAX_TOPIC_LENGTH ||
+				  topic[strspn(topic, "abcdefghijklmnopqrstuvwxyz0123456789_-")] != '\0' ||
+				  strcmp(topic, "all") == 0))
+		klm_refuse("topic", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "It has 1 to 63 of a-z, 0-9, _ and -, and is not all.",
+				   "\"%s\" is not a topic", klm_shown(topic, strlen(topic)));
+	request->topic = topic ? topic : request->priority == 2 ? types[2] : NULL;
 }
 
 /* The three lists, and the deliveries they make. */
@@ -839,6 +864,7 @@ enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int coun
 	klm_add_bytea(&call, (bytea *) entity->data);
 	klm_add_bool(&call, request->smtputf8);
 	klm_add_bool(&call, request->unsubscribe);
+	klm_add_text(&call, request->topic);
 	add_argument(&call, fcinfo, KLM_SEND_SEND_AT, TIMESTAMPTZOID);
 	add_argument(&call, fcinfo, KLM_SEND_EXPIRES_AT, TIMESTAMPTZOID);
 	add_argument(&call, fcinfo, KLM_SEND_TAGS, TEXTARRAYOID);

@@ -91,7 +91,8 @@ enum
 	ARG_TAGS,
 	ARG_METADATA,
 	ARG_ACCOUNT,
-	ARG_ON_LIMIT
+	ARG_ON_LIMIT,
+	ARG_TOPIC
 };
 
 /* Those of send_template_batch(). */
@@ -106,7 +107,8 @@ enum
 	BATCH_TAGS,
 	BATCH_METADATA,
 	BATCH_ACCOUNT,
-	BATCH_ON_INVALID
+	BATCH_ON_INVALID,
+	BATCH_TOPIC
 };
 
 /* ----------------------------------------------------------------
@@ -274,7 +276,7 @@ check_variables(const Kept *template, const KlmValue *variables, KlmError *error
 
 /* The link in a marketing mail; NULL where there is no URL for it, which send() refuses. */
 static char *
-unsubscribe_url(FunctionCallInfo fcinfo, const char *address)
+unsubscribe_url(FunctionCallInfo fcinfo, const char *address, const char *topic)
 {
 	MemoryContext context = CurrentMemoryContext;
 	KlmCaller	caller;
@@ -283,6 +285,7 @@ unsubscribe_url(FunctionCallInfo fcinfo, const char *address)
 
 	klm_enter_owner(fcinfo, &caller);
 	klm_add_text(&call, address);
+	klm_add_text(&call, topic);
 	klm_run_one(&call, "template_unsubscribe", false);
 	url = klm_result_text(1, context);
 	klm_leave_owner(&caller);
@@ -290,8 +293,8 @@ unsubscribe_url(FunctionCallInfo fcinfo, const char *address)
 }
 
 static bool
-render(FunctionCallInfo fcinfo, Kept *template, const char *address, Jsonb *variables,
-	   KlmMail *mail, KlmError *error)
+render(FunctionCallInfo fcinfo, Kept *template, const char *address, const char *topic,
+	   Jsonb *variables, KlmMail *mail, KlmError *error)
 {
 	KlmFormats	formats = klm_formats_of(template->locale, template->time_zone);
 	Partials	partials = {fcinfo, template};
@@ -306,7 +309,7 @@ render(FunctionCallInfo fcinfo, Kept *template, const char *address, Jsonb *vari
 	if (!check_variables(template, &input.variables, error))
 		return false;
 	if (strcmp(template->message_type, "marketing") == 0)
-		input.unsubscribe_url = unsubscribe_url(fcinfo, address);
+		input.unsubscribe_url = unsubscribe_url(fcinfo, address, topic);
 	if (klm_mail_render(&template->source, &input, mail, NULL, error))
 		return true;
 	error->message = psprintf("template \"%s\": %s", template->name, error->message);
@@ -386,7 +389,8 @@ kliv_mail_send_template(PG_FUNCTION_ARGS)
 		{ARG_ATTACHMENTS, KLM_SEND_ATTACHMENTS}, {ARG_SEND_AT, KLM_SEND_SEND_AT},
 		{ARG_EXPIRES_AT, KLM_SEND_EXPIRES_AT}, {ARG_IDEMPOTENCY_KEY, KLM_SEND_IDEMPOTENCY_KEY},
 		{ARG_TAGS, KLM_SEND_TAGS}, {ARG_METADATA, KLM_SEND_METADATA},
-		{ARG_ACCOUNT, KLM_SEND_ACCOUNT}, {ARG_ON_LIMIT, KLM_SEND_ON_LIMIT}
+		{ARG_ACCOUNT, KLM_SEND_ACCOUNT}, {ARG_ON_LIMIT, KLM_SEND_ON_LIMIT},
+		{ARG_TOPIC, KLM_SEND_TOPIC}
 	};
 	char	   *name = template_argument(fcinfo, ARG_TEMPLATE);
 	KlmFromTemplate from = {.name = name};
@@ -403,7 +407,8 @@ kliv_mail_send_template(PG_FUNCTION_ARGS)
 		klm_refuse("variables", ERRCODE_INVALID_PARAMETER_VALUE, false, "Write '{}' for none.",
 				   "is NULL");
 	template = find_template(fcinfo, name, klm_argument(fcinfo, ARG_LOCALE));
-	if (!render(fcinfo, template, address.addr, PG_GETARG_JSONB_P(ARG_VARIABLES), &mail, &error))
+	if (!render(fcinfo, template, address.addr, klm_argument(fcinfo, ARG_TOPIC),
+				PG_GETARG_JSONB_P(ARG_VARIABLES), &mail, &error))
 		klm_raise(NULL, &error, false);
 
 	InitFunctionCallInfoData(*send, fcinfo->flinfo, KLM_SEND_ARGS, fcinfo->fncollation, NULL, NULL);
@@ -445,7 +450,8 @@ send_one(FunctionCallInfo fcinfo, FunctionCallInfo send, Kept *template, Nullabl
 
 	if (!read_recipient(recipient.isnull ? NULL : klm_to_utf8(TextDatumGetCString(recipient.value)),
 						&address, error) ||
-		!render(fcinfo, template, address.addr, variables, &mail, error))
+		!render(fcinfo, template, address.addr, klm_argument(fcinfo, BATCH_TOPIC), variables,
+				&mail, error))
 		return false;
 	send->args[KLM_SEND_RECIPIENTS] = recipient;
 	set_mail(send, template, &mail);
@@ -459,7 +465,7 @@ kliv_mail_send_template_batch(PG_FUNCTION_ARGS)
 	static const int same[][2] = {
 		{BATCH_SEND_AT, KLM_SEND_SEND_AT}, {BATCH_EXPIRES_AT, KLM_SEND_EXPIRES_AT},
 		{BATCH_TAGS, KLM_SEND_TAGS}, {BATCH_METADATA, KLM_SEND_METADATA},
-		{BATCH_ACCOUNT, KLM_SEND_ACCOUNT}
+		{BATCH_ACCOUNT, KLM_SEND_ACCOUNT}, {BATCH_TOPIC, KLM_SEND_TOPIC}
 	};
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	char	   *name = template_argument(fcinfo, BATCH_TEMPLATE);

@@ -27,6 +27,7 @@
 #define KEY_LOOK_MS			55000
 
 static bool needs_smtputf8(const char *list);
+static const char *list_id(const char *topic, const char *link, const char *from);
 
 char *
 klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
@@ -34,7 +35,7 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 					 const char **problem)
 {
 	KlmIdentity identity = {0};
-	KlmHeader	headers[KLM_PROVIDER_HEADERS_MAX + 3];
+	KlmHeader	headers[KLM_PROVIDER_HEADERS_MAX + 4];
 	const char *reply_to = message->reply_to;
 	KlmAddress *addresses = NULL;
 	KlmError	error;
@@ -80,6 +81,13 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 		klm_provider_headers(klm_find_provider(account->provider), account->target.host,
 							 message->header_id, claimed->id, headers);
 
+	if (message->topic)
+	{
+		headers[identity.header_count].name = "List-Id";
+		headers[identity.header_count++].value =
+			list_id(message->topic, claimed->unsubscribe_link, identity.from_address);
+	}
+
 	/* What the caller set, such as Postmark's stream, counts; twice it would be nothing. */
 	for (int i = 0; i < identity.header_count;)
 	{
@@ -109,6 +117,19 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 	initStringInfo(&out);
 	klm_mime_identity(&identity, &out);
 	return out.data;
+}
+
+/*
+ * A list's name (RFC 2919) lies below the application's own domain, whatever
+ * account its mail leaves by: that of the page where recipients leave it.
+ */
+static const char *
+list_id(const char *topic, const char *link, const char *from)
+{
+	const char *host = link ? strstr(link, "://") : NULL;
+
+	host = host ? host + 3 : strrchr(from, '@') + 1;
+	return psprintf("<%s.%.*s>", topic, (int) strcspn(host, ":/?"), host);
 }
 
 /* Has an address of the list a local part that is not ASCII? */
@@ -166,7 +187,7 @@ klm_make_unsubscribe_links(List *claims, List *messages, const char *url, const 
 			}
 			else if (key != NULL)
 				claimed->unsubscribe_link =
-					klm_unsubscribe_link(key, url, claimed->recipient, "marketing");
+					klm_unsubscribe_link(key, url, claimed->recipient, message->topic);
 			if (trouble != NULL)
 			{
 				claimed->problem = trouble;

@@ -23,7 +23,7 @@ SELECT statement, refused(statement) FROM (VALUES
     ('INSERT INTO kliv_mail._usage VALUES (''whole'', ''hour'', now(), now() + ''1 hour'', -1, 0)'),
     ('INSERT INTO kliv_mail._suppression (address, scope, created_at, created_by) VALUES (''A@example.com'', ''all'', now(), ''me'')'),
     ('INSERT INTO kliv_mail._suppression (address, scope, created_at, created_by) VALUES (''nobody'', ''all'', now(), ''me'')'),
-    ('INSERT INTO kliv_mail._suppression (address, scope, created_at, created_by) VALUES (''a@example.com'', ''some'', now(), ''me'')'),
+    ('INSERT INTO kliv_mail._suppression (address, scope, created_at, created_by) VALUES (''a@example.com'', ''Some'', now(), ''me'')'),
     ('INSERT INTO kliv_mail._quota (account, held_by) VALUES (''whole'', ''mood'')')) AS s (statement);
 -- An empty table refuses nothing: one row.
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET kliv_mail.delivery = hold', current_database()); END $$;
