@@ -1,4 +1,4 @@
--- Addresses and attachments: pure functions over address.c and mime.c.
+-- Addresses and attachments: pure functions over message/address.c and message/attachment.c.
 
 CREATE FUNCTION kliv_mail.parse_addresses(list text)
     RETURNS TABLE (name text, address text)

@@ -1,5 +1,5 @@
 -- Who may what.  Everything is taken from everybody but the owner, also what
--- default privileges added; grant_*() give back what design and README name.
+-- default privileges added; grant_*() give back what the README names.
 -- The lists of functions and views stand in _grantable() alone.
 
 -- kind: f = function, v = view.
