@@ -6,7 +6,7 @@ AS '$libdir/kliv_mail_template', 'kliv_mail__template_names' LANGUAGE C STABLE S
 
 CREATE FUNCTION kliv_mail._template_mail(
     subject text, body text, format text, plain_text text, layout text, partials jsonb, variables jsonb, defaults jsonb,
-    brand jsonb, locale text, email text, unsubscribe_url text, OUT subject text, OUT plain_text text, OUT html text, OUT notes jsonb)
+    brand jsonb, locale text, email text, unsubscribe_url text, OUT subject text, OUT plain_text text, OUT html text, OUT notes jsonb, OUT preheader text)
 AS '$libdir/kliv_mail_template', 'kliv_mail__template_mail' LANGUAGE C STABLE SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION kliv_mail._template_contrast(color text) RETURNS double precision

@@ -1,4 +1,4 @@
--- What mail programs would not like about a template, and how it looks.
+-- What mail programs would not like about a template.
 
 -- Errors and warnings of sources that compile, by what they become with the
 -- declared examples.
@@ -134,31 +134,3 @@ COMMENT ON FUNCTION kliv_mail.check_template IS
 $$What mail programs would not like about a template, each with its cure: HTML over 102 kB, images without text, links that are not https or name another address than theirs, colours without contrast, a long subject or one with a code, variables that are never used, missing partials, marketing without a postal address. No row: nothing was found. version: NULL is the one in use.
 Errors: 22023 no such template or version.
 Example: SELECT * FROM kliv_mail.check_template('welcome');$$;
-
-CREATE FUNCTION kliv_mail._preview_template(p_caller name, p_template text, p_variables jsonb, p_locale text)
-RETURNS TABLE (subject text, plain_text text, html text)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    v record;
-    m record;
-    v_brand jsonb := kliv_mail._brand_values();
-BEGIN
-    IF jsonb_typeof(p_variables) <> 'object' THEN
-        RAISE invalid_parameter_value USING MESSAGE = 'variables: is not an object', HINT = 'Write {"name": "value"}.';
-    END IF;
-    SELECT * INTO v FROM kliv_mail._template_to_send(p_template, p_locale) AS x;
-    SELECT * INTO m FROM kliv_mail._template_mail(v.subject, v.body, v.format, v.plain_text, v.layout, kliv_mail._template_partials(v.locale),
-        kliv_mail._variable_examples(v.variables) || coalesce(p_variables, '{}'), kliv_mail._variable_defaults(v.variables), v_brand,
-        nullif(v.locale, ''), 'ana@example.com',
-        CASE v.message_type WHEN 'marketing' THEN coalesce(v_brand ->> 'unsubscribe_url', 'https://example.com/unsubscribe') END) AS x;
-    RETURN QUERY SELECT m.subject, m.plain_text, m.html;
-END;
-$$;
-
-CREATE FUNCTION kliv_mail.preview_template(template text, variables jsonb DEFAULT NULL, locale text DEFAULT NULL)
-RETURNS TABLE (subject text, plain_text text, html text)
-AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION kliv_mail.preview_template IS
-$$The mail that a template makes, and sends none: with the declared examples, and variables in their place where they are given. A mail that is queued: preview().
-Errors: 22023 no such template, or a value that a filter cannot take.
-Example: SELECT subject, plain_text FROM kliv_mail.preview_template('welcome', '{"firstName": "Ana"}');$$;

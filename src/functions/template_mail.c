@@ -227,7 +227,7 @@ notes_json(const KlmNote *notes, const char *body)
 /*
  * _template_mail(subject, body, format, plain_text, layout, partials, variables,
  * defaults, brand, locale, email, unsubscribe_url, OUT subject, OUT plain_text,
- * OUT html, OUT notes)
+ * OUT html, OUT notes, OUT preheader)
  */
 Datum
 kliv_mail__template_mail(PG_FUNCTION_ARGS)
@@ -265,8 +265,8 @@ kliv_mail__template_mail(PG_FUNCTION_ARGS)
 	KlmNote    *notes = NULL;
 	KlmError	error;
 	TupleDesc	desc;
-	Datum		values[4];
-	bool		nulls[4] = {0};
+	Datum		values[5];
+	bool		nulls[5] = {0};
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -276,6 +276,9 @@ kliv_mail__template_mail(PG_FUNCTION_ARGS)
 	values[1] = CStringGetTextDatum(klm_from_utf8(mail.text));
 	values[2] = CStringGetTextDatum(klm_from_utf8(mail.html));
 	values[3] = notes_json(notes, source.body->source);
+	nulls[4] = mail.preheader == NULL;
+	if (!nulls[4])
+		values[4] = CStringGetTextDatum(klm_from_utf8(mail.preheader));
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 

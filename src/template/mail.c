@@ -297,6 +297,7 @@ klm_mail_render(const KlmMailSource *source, const KlmMailInput *input, KlmMail 
 		!render_body(&rendering, source, input, &html, &text, notes, error))
 		return false;
 	mail->html = html.data;
+	mail->preheader = NULL;
 	if (source->format != KLM_BODY_HTML || !is_page(source->body))
 	{
 		KlmHolder	holder = {0};
@@ -313,6 +314,7 @@ klm_mail_render(const KlmMailSource *source, const KlmMailInput *input, KlmMail 
 		if (!klm_mustache_find(scopes, 1, "preheader", strlen("preheader"), &preheader) ||
 			preheader.kind != KLM_STRING)
 			preheader = klm_value_text(make_preheader(text.data));
+		mail->preheader = pnstrdup(preheader.text, preheader.length);
 		parts[lengthof(parts) - 1].value = preheader;
 		scopes[1] = klm_value_pairs(parts, lengthof(parts));
 		rendering.scope_count = 2;

@@ -62,6 +62,7 @@ typedef struct KlmMail
 	char	   *subject;
 	char	   *html;
 	char	   *text;
+	char	   *preheader;		/* NULL: the body is a whole page, which has its own */
 } KlmMail;
 
 /*
