@@ -8,6 +8,24 @@ BEGIN ATOMIC
     SELECT ARRAY[lower(p_recipient COLLATE "C"), '@' || split_part(lower(p_recipient COLLATE "C"), '@', -1)];
 END;
 
+-- May anything stand in the way of mail to one of these?  Asked for each mail, so it
+-- is to cost next to nothing where the answer is no; _suppressed() says what.
+CREATE FUNCTION kliv_mail._any_suppressed(p_recipients text[]) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_recipient text;
+BEGIN
+    IF pg_relation_size('kliv_mail._suppression') > 0 THEN
+        FOREACH v_recipient IN ARRAY p_recipients LOOP
+            IF kliv_mail._any_current_row(NULL::kliv_mail._suppression, '_suppression_pkey', kliv_mail._suppression_keys(v_recipient)) THEN
+                RETURN true;
+            END IF;
+        END LOOP;
+    END IF;
+    RETURN false;
+END;
+$$;
+
 -- Why an address gets no mail of this priority and topic, and the call that lets it
 -- leave again; NULL: it gets it.
 CREATE FUNCTION kliv_mail._suppressed(p_recipient text, p_priority smallint, p_topic text, at timestamptz, OUT reason text, OUT hint text)
@@ -104,8 +122,8 @@ BEGIN
         p_reply_to, p_subject, p_header_id, p_entity, p_smtputf8, p_unsubscribe, p_topic, p_send_at, p_expires_at, cardinality(p_recipients),
         p_tags, p_metadata);
     -- Who is suppressed already goes no further; who will be is caught by suppress()
-    -- or, at the latest, by the claim.  Most databases have suppressed nobody.
-    IF pg_relation_size('kliv_mail._suppression') > 0 THEN
+    -- or, at the latest, by the claim.
+    IF kliv_mail._any_suppressed(p_recipients) THEN
         SELECT array_agg(s.reason ORDER BY r.n), array_agg(s.hint ORDER BY r.n) INTO v_reasons, v_hints
         FROM unnest(p_recipients) WITH ORDINALITY AS r (recipient, n), kliv_mail._suppressed(r.recipient, p_priority, p_topic, p_now) AS s;
         suppressed := cardinality(array_remove(v_reasons, NULL));

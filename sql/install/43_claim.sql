@@ -139,7 +139,7 @@ BEGIN
             SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
         SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts,
                coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = c.message_id), 0),
-               CASE WHEN EXISTS (SELECT FROM kliv_mail._suppression)
+               CASE WHEN kliv_mail._any_suppressed(ARRAY[c.recipient])
                     THEN (SELECT s.reason FROM kliv_mail._suppressed(c.recipient, c.priority,
                               (SELECT m.topic FROM kliv_mail._message AS m WHERE m.id = c.message_id), v_at) AS s) END,
                f.from_address, f.from_name, c.expires_at

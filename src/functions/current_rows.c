@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * current_rows.c
- *		_current_rows(), _snapshot_rows(): rows of a table of ours without locks.
+ *		_current_rows(), _snapshot_rows(), _any_current_row(): rows of a table of
+ *		ours without locks.
  *
  * send() has to know settings and suppressions that others write, and must not
  * make its caller's transaction fail for it.  An ordinary SELECT in a
@@ -37,10 +38,12 @@
 
 PG_FUNCTION_INFO_V1(kliv_mail__current_rows);
 PG_FUNCTION_INFO_V1(kliv_mail__snapshot_rows);
+PG_FUNCTION_INFO_V1(kliv_mail__any_current_row);
 
 static void collect(FunctionCallInfo fcinfo, Snapshot snapshot, ArrayType *values, int64 max);
-static Oid find_index(Relation table, const char *name, ArrayType *values, ScanKey keys,
-					  int *count);
+static Relation table_of(FunctionCallInfo fcinfo);
+static Oid find_index(Relation table, const char *name, const Datum *values, int count,
+					  ScanKey keys);
 
 /*
  * _current_rows(NULL::table, index text, VARIADIC key text[]): those whose first
@@ -65,6 +68,49 @@ kliv_mail__snapshot_rows(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
+/*
+ * _any_current_row(NULL::table, index text, keys text[]): is there one whose first
+ * column in the index is any of the keys?  For who asks at each send() and mostly
+ * finds nothing: no set is made, and no query run.
+ */
+Datum
+kliv_mail__any_current_row(PG_FUNCTION_ARGS)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Relation	table = table_of(fcinfo);
+	char	   *index = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	Datum	   *keys;
+	bool	   *nulls;
+	int			count;
+	bool		found = false;
+
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, -1, false, TYPALIGN_INT, &keys, &nulls,
+					  &count);
+	for (int i = 0; i < count && !found; i++)
+	{
+		ScanKeyData key;
+		SysScanDesc scan;
+
+		if (nulls[i])
+			continue;
+		scan = systable_beginscan(table, find_index(table, index, &keys[i], 1, &key), true,
+								  SnapshotAny, 1, &key);
+		while (!found && HeapTupleIsValid(systable_getnext(scan)))
+			found = table_tuple_satisfies_snapshot(table, scan->slot, snapshot);
+		systable_endscan(scan);
+	}
+	table_close(table, AccessShareLock);
+	UnregisterSnapshot(snapshot);
+	PG_RETURN_BOOL(found);
+}
+
+/* The table whose row type the first argument has. */
+static Relation
+table_of(FunctionCallInfo fcinfo)
+{
+	return table_open(get_typ_typrelid(get_fn_expr_argtype(fcinfo->flinfo, 0)), AccessShareLock);
+}
+
 /* Put at most max rows that the snapshot sees into the result, in the index's order. */
 static void
 collect(FunctionCallInfo fcinfo, Snapshot snapshot, ArrayType *values, int64 max)
@@ -73,6 +119,7 @@ collect(FunctionCallInfo fcinfo, Snapshot snapshot, ArrayType *values, int64 max
 	Relation	table;
 	Oid			index = InvalidOid;
 	ScanKeyData keys[INDEX_MAX_KEYS];
+	Datum	   *elements;
 	int			count = 0;
 	SysScanDesc scan;
 	HeapTuple	tuple;
@@ -80,9 +127,12 @@ collect(FunctionCallInfo fcinfo, Snapshot snapshot, ArrayType *values, int64 max
 	InitMaterializedSRF(fcinfo, 0);
 	if (array_contains_nulls(values))
 		return;					/* equal to nothing */
-	table = table_open(get_typ_typrelid(get_fn_expr_argtype(fcinfo->flinfo, 0)), AccessShareLock);
+	table = table_of(fcinfo);
 	if (!PG_ARGISNULL(1))
-		index = find_index(table, text_to_cstring(PG_GETARG_TEXT_PP(1)), values, keys, &count);
+	{
+		deconstruct_array(values, TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &count);
+		index = find_index(table, text_to_cstring(PG_GETARG_TEXT_PP(1)), elements, count, keys);
+	}
 	scan = systable_beginscan(table, index, OidIsValid(index), SnapshotAny, count, keys);
 	while (max > 0 && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
@@ -99,14 +149,12 @@ collect(FunctionCallInfo fcinfo, Snapshot snapshot, ArrayType *values, int64 max
 
 /* The index of that name, and scan keys for its first columns. */
 static Oid
-find_index(Relation table, const char *name, ArrayType *values, ScanKey keys, int *count)
+find_index(Relation table, const char *name, const Datum *values, int count, ScanKey keys)
 {
 	Oid			oid = get_relname_relid(name, RelationGetNamespace(table));
 	Relation	index = index_open(oid, AccessShareLock);
-	Datum	   *elements;
 
-	deconstruct_array(values, TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, count);
-	for (int i = 0; i < *count; i++)
+	for (int i = 0; i < count; i++)
 	{
 		Oid			type = index->rd_opcintype[i];
 		Oid			equality = get_opfamily_member(index->rd_opfamily[i], type, type,
@@ -118,7 +166,7 @@ find_index(Relation table, const char *name, ArrayType *values, ScanKey keys, in
 		ScanKeyEntryInitialize(&keys[i], 0, index->rd_index->indkey.values[i],
 							   BTEqualStrategyNumber, InvalidOid, index->rd_indcollation[i],
 							   get_opcode(equality),
-							   OidInputFunctionCall(input, TextDatumGetCString(elements[i]),
+							   OidInputFunctionCall(input, TextDatumGetCString(values[i]),
 													parameter, -1));
 	}
 	index_close(index, AccessShareLock);
