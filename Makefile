@@ -64,7 +64,7 @@ EXTRA_CLEAN = $(LIBRARIES:=.so) $(NET_OBJS) $(TEMPLATE_OBJS) $(NET_OBJS:.o=.d) $
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo test test-chroot crashtest soak packages compilers majors bench bench-%,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo test test-chroot crashtest soak packages compilers majors gallery bench bench-%,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -148,6 +148,10 @@ sanitize:
 fuzz:
 	bash test/fuzz/run
 
+## gallery: the starter templates in Chromium: checked, and as pictures in gallery/ (Node.js 20, npm; installs Chromium)
+gallery:
+	UPDATE='$(UPDATE)' bash test/gallery/run
+
 ## bench: the benchmarks, as ratios to the same without us; bench-latency (drain, send, backlog): one
 bench:
 	bash bench/run
@@ -162,4 +166,4 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test test-chroot crashtest soak packages compilers majors bench bench-latency bench-drain bench-send bench-backlog lint help
+.PHONY: demo test test-chroot crashtest soak packages compilers majors gallery bench bench-latency bench-drain bench-send bench-backlog lint help

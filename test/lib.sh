@@ -46,13 +46,13 @@ newest_pg_config()
     echo "$newest"
 }
 
-# package_list: test/packages without comments; MAJOR filled in, or those lines
-# left out when PG_CONFIG says which PostgreSQL to use.
+# package_list: the lists (test/packages, or $package_lists) without comments; MAJOR
+# filled in, or those lines left out when PG_CONFIG says which PostgreSQL to use.
 package_list()
 {
-    local major config
+    local major config lists=("${package_lists[@]:-$top/test/packages}")
     if [ -n "${PG_CONFIG:-}" ]; then
-        sed '/^#/d; /^$/d; /MAJOR/d' "$top/test/packages"
+        cat "${lists[@]}" | sed '/^#/d; /^$/d; /MAJOR/d'
         return
     fi
     config=$(newest_pg_config)
@@ -62,7 +62,7 @@ package_list()
         major=$(apt-cache show postgresql 2>/dev/null |
             sed -n 's/^Depends: postgresql-\([0-9]*\).*/\1/p' | sort -rn | head -n 1)
     fi
-    sed '/^#/d; /^$/d' "$top/test/packages" | sed "s/MAJOR/${major:-unknown}/"
+    cat "${lists[@]}" | sed '/^#/d; /^$/d' | sed "s/MAJOR/${major:-unknown}/"
 }
 
 # missing_packages: those of the list that are not installed.

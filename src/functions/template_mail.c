@@ -273,13 +273,14 @@ kliv_mail__template_mail(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	if (!klm_mail_render(&source, &input, &mail, &notes, &error))
 		klm_raise(NULL, &error, false);
-	values[0] = CStringGetTextDatum(klm_from_utf8(mail.subject));
-	values[1] = CStringGetTextDatum(klm_from_utf8(mail.text));
-	values[2] = CStringGetTextDatum(klm_from_utf8(mail.html));
+	/* It is to be looked at: what the database's encoding lacks is no error here. */
+	values[0] = CStringGetTextDatum(klm_from_utf8_lossy(mail.subject));
+	values[1] = CStringGetTextDatum(klm_from_utf8_lossy(mail.text));
+	values[2] = CStringGetTextDatum(klm_from_utf8_lossy(mail.html));
 	values[3] = notes_json(notes, source.body->source);
 	nulls[4] = mail.preheader == NULL;
 	if (!nulls[4])
-		values[4] = CStringGetTextDatum(klm_from_utf8(mail.preheader));
+		values[4] = CStringGetTextDatum(klm_from_utf8_lossy(mail.preheader));
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 

@@ -34,7 +34,7 @@ const char klm_default_layout[] =
 "<!--[if mso]><style>table{border-collapse:collapse}td,th,p,h1,h2,h3,a,li{font-family:Arial,sans-serif!important}</style><![endif]-->\n"
 "<style>\n"
 ":root{color-scheme:light dark}\n"
-"@media (max-width:600px){.k-card{padding:24px 16px!important}}\n"
+"@media (max-width:600px){.k-card{padding:24px 16px 8px!important}}\n"
 "@media (prefers-color-scheme:dark){\n"
 ".k-page{background-color:#0f1317!important}\n"
 ".k-card{background-color:#1a2027!important;color:#e8edf2!important}\n"
@@ -54,7 +54,7 @@ TABLE " style=\"max-width:600px\">\n"
 "<img src=\"{{brand.logo_url}}\" alt=\"{{brand.name}}\" height=\"40\" style=\"display:block;height:40px;width:auto;border:0\"></td></tr>\n{{/brand.logo_url}}"
 "{{^brand.logo_url}}{{#brand.name}}<tr><td class=\"k-quiet\" style=\"padding:0 16px 16px;" FONT ";font-size:18px;line-height:24px;font-weight:bold;color:#4b5563\">"
 "{{brand.name}}</td></tr>\n{{/brand.name}}{{/brand.logo_url}}"
-"<tr><td class=\"k-card\" style=\"padding:32px;background-color:#ffffff;border-radius:8px;border-top:4px solid {{brand.color}};" FONT ";font-size:16px;line-height:24px;color:#1f2933\">\n"
+"<tr><td class=\"k-card\" style=\"padding:32px 32px 16px;background-color:#ffffff;border-radius:8px;border-top:4px solid {{brand.color}};" FONT ";font-size:16px;line-height:24px;color:#1f2933;word-break:break-word\">\n"
 "{{{content}}}"
 "</td></tr>\n"
 "<tr><td class=\"k-quiet\" style=\"padding:16px;" FONT ";font-size:13px;line-height:20px;color:#4b5563\">\n"
@@ -161,5 +161,6 @@ klm_color_on(const char *brand)
 {
 	if (klm_contrast(brand, "#ffffff") >= KLM_TEXT_CONTRAST)
 		return "#ffffff";
-	return "#111827";
+	/* One of the two always reaches that. */
+	return "#000000";
 }

@@ -47,6 +47,7 @@ typedef struct Maker
 	int			depth;			/* of blocks */
 	bool		had_h1;
 	bool		in_code;		/* a block of it */
+	int			column;			/* of the table's row */
 	int			head_start;		/* in html, of the table's headings */
 	bool		headings;		/* is there anything in them? */
 	int			heading_level;
@@ -344,11 +345,10 @@ enter_cell(Maker *maker, bool head, MD_ALIGN align)
 {
 	const char *name = align == MD_ALIGN_RIGHT ? "right" : align == MD_ALIGN_CENTER ? "center" : "left";
 
-	appendStringInfo(maker->html, head ?
-					 "<th scope=\"col\" align=\"%s\" class=\"k-line\" style=\"padding:8px;border-bottom:2px solid "
-					 BORDER ";text-align:%s\">" :
-					 "<td align=\"%s\" class=\"k-line\" style=\"padding:8px;border-bottom:1px solid "
-					 BORDER ";text-align:%s\">", name, name);
+	/* What a row begins with, and numbers, leave the room to others and break at no letter. */
+	appendStringInfo(maker->html, "<%s align=\"%s\" class=\"k-line\" style=\"padding:8px;border-bottom:%dpx solid "
+					 BORDER ";text-align:%s%s\">", head ? "th scope=\"col\"" : "td", name, head ? 2 : 1, name,
+					 maker->column++ == 0 || align == MD_ALIGN_RIGHT ? ";word-break:normal" : "");
 	klm_text_begin_cell(&maker->text, name[0]);
 }
 
@@ -409,7 +409,7 @@ enter_block(MD_BLOCKTYPE type, void *detail, void *data)
 			break;
 		case MD_BLOCK_CODE:
 			appendStringInfo(maker->html, "<pre class=\"k-code\" style=\"margin:0 0 16px;padding:12px;background-color:#f3f4f6;" MONO
-							 ";%swhite-space:pre-wrap;word-wrap:break-word\"><code>",
+							 ";%swhite-space:pre-wrap;word-break:break-word\"><code>",
 							 is_big(detail) ? "font-size:28px;line-height:40px;letter-spacing:4px;text-align:center;" :
 							 "font-size:14px;line-height:20px;");
 			klm_text_break(&maker->text, 2);
@@ -434,6 +434,7 @@ enter_block(MD_BLOCKTYPE type, void *detail, void *data)
 			put(maker, "<tbody>\n");
 			break;
 		case MD_BLOCK_TR:
+			maker->column = 0;
 			put(maker, "<tr>\n");
 			break;
 		case MD_BLOCK_TH:

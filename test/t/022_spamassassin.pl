@@ -141,6 +141,18 @@ my %address = map { $_ => 'shape' . ++$number . '@mailbox.example' } @names;
 $node->sql(encode_utf8(join '', map { "SELECT kliv_mail.send('Ana Example <$address{$_}>', $call{$_});\n" } @names));
 $node->wait_until(q{SELECT bool_and(status = 'sent') FROM kliv_mail.deliveries});
 
+# the starter templates, with their examples
+$node->sql(q{SELECT kliv_mail.set_brand(name => 'Shop', postal_address => E'1 Main Street\nSpringfield'); SELECT kliv_mail.install_starter_templates()});
+for my $template (split /\n/, $node->sql(q{SELECT name || '.' || coalesce(locale, 'en') FROM kliv_mail.templates ORDER BY locale, name}))
+{
+    my ($name, $locale) = split /\./, $template;
+    push @names, $template;
+    $address{$template} = "$template\@mailbox.example";
+    $node->sql(qq{SELECT kliv_mail.send_template(name, 'Ana Example <$address{$template}>', kliv_mail._variable_examples(variables), '$locale')
+        FROM kliv_mail.templates WHERE name = '$name' AND coalesce(locale, 'en') = '$locale'});
+}
+$node->wait_until(q{SELECT bool_and(status = 'sent') FROM kliv_mail.deliveries});
+
 my %others;
 for my $name (@names)
 {

@@ -16,7 +16,7 @@ sub blocks { return [ map { [@$_] } pairs($_[0] =~ /^```(\w*)\n(.*?)^```$/msg) ]
 sub pairs { my @pairs; push @pairs, [ splice @_, 0, 2 ] while @_; return @pairs; }
 my $blocks = blocks($text{'README.md'});
 my @sql = map { $_->[1] } grep { $_->[0] eq 'sql' } @$blocks;
-is(scalar(@sql), 5, 'README.md has its five SQL blocks');
+is(scalar(@sql), 6, 'README.md has its six SQL blocks');
 
 # ---- the Japanese one ----
 
@@ -210,9 +210,18 @@ runs($sql[3]);
 is($node->sql(q{SELECT account FROM kliv_mail.smtp_settings WHERE in_use}), 'platform', 'reset_smtp(): back to the platform');
 mail($platform, 'late@example.com', 'whose server has the next mail') if $node->sql(q{SELECT kliv_mail.send('late@example.com', 'Late', 'x')});
 
+# ---- templates ----
+
+my %made = map { $_->{statement} =~ /kliv_mail\.(\w+)\(/ ? ($1 => $_) : () } runs($sql[4]);
+is($made{install_starter_templates}{out}, 20, 'install_starter_templates(): ten, twice');
+like($node->sql("SELECT subject || convert_from(entity, 'UTF8') FROM kliv_mail._message WHERE id = $made{send_template}{out}"),
+    qr/^Welcome to Example\n?.*1 Main Street/s, 'send_template(): a mail in the brand');
+like($made{preview_html}{out}, qr/^<!DOCTYPE html>.*ご登録ありがとうございます/s, 'preview_html(): a page, in Japanese');
+is($made{check_template}{out}, '', 'check_template(): nothing to warn of');
+
 # ---- reference ----
 
-my ($described) = runs($sql[4]);
+my ($described) = runs($sql[5]);
 my $description = decode_json($described->{out});
 my %exists = map { $_ => 1 } split /\n/, $node->sql(q{
     SELECT proname FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND proname !~ '^_'
