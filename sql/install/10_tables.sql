@@ -144,7 +144,8 @@ CREATE TABLE kliv_mail._message (
     expires_at    timestamptz,
     recipients    integer NOT NULL,
     tags          text[],
-    metadata      jsonb
+    metadata      jsonb,
+    replace_key   text COLLATE "C"
 );
 ALTER TABLE kliv_mail._message ALTER entity SET STORAGE EXTERNAL;
 CREATE INDEX _message_created ON kliv_mail._message (created_at);
@@ -196,6 +197,13 @@ CREATE TABLE kliv_mail._idempotency (
     PRIMARY KEY (sender_role, key)
 );
 CREATE INDEX _idempotency_created ON kliv_mail._idempotency (created_at);
+
+-- Messages with a replace_key whose earlier ones a sender is to stop before it claims
+-- anything: their caller's transaction could not see or lock all of them.
+CREATE TABLE kliv_mail._replacement (
+    message_id bigint PRIMARY KEY
+);
+ALTER TABLE kliv_mail._replacement SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- What the view events cannot derive: settings changed, holds, failovers, copies.
 CREATE TABLE kliv_mail._event (

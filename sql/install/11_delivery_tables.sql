@@ -33,10 +33,12 @@ CREATE TABLE kliv_mail._outbox (
     last_reason      text,
     last_hint        text,
     held_by          text,                      -- quota | key | account | limit (the provider's): what this row alone waits for, until due
-    refused          text                       -- a refusal about its account that others did not meet: its own, if met again
+    refused          text,                      -- a refusal about its account that others did not meet: its own, if met again
+    replace_key      text COLLATE "C"           -- its message's
 );
 CREATE INDEX _outbox_ready ON kliv_mail._outbox (origin, route, priority, due, id);
 CREATE INDEX _outbox_message ON kliv_mail._outbox (message_id);
+CREATE INDEX _outbox_replace ON kliv_mail._outbox (replace_key) WHERE replace_key IS NOT NULL;
 CREATE INDEX _outbox_expires ON kliv_mail._outbox (origin, expires_at) WHERE expires_at IS NOT NULL;
 -- Rows come and go all day: vacuum by the row count, not by a share of it.
 ALTER TABLE kliv_mail._outbox SET (fillfactor = 40, autovacuum_vacuum_scale_factor = 0,

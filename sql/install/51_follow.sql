@@ -41,6 +41,35 @@ BEGIN ATOMIC
         FROM kliv_mail._outbox AS o WHERE o.message_id = p_id), kliv_mail._now());
 END;
 
+CREATE FUNCTION kliv_mail.reschedule(message_id bigint, send_at timestamptz) RETURNS integer
+LANGUAGE c VOLATILE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'kliv_mail_reschedule';
+COMMENT ON FUNCTION kliv_mail.reschedule IS
+'Moves what of the message waits to another time, at most ten years from now; a time that has passed is now. Returns how many deliveries it moved: one that a server is being given, has or may have (in doubt) stays. Errors: 22023 a message that is not there or not yours, no such time, or one that is not before expires_at.
+Example: SELECT kliv_mail.reschedule(1, now() + interval ''1 day'');';
+
+-- What may be in doubt stays: another time is no reason for a second copy.
+CREATE FUNCTION kliv_mail._reschedule(p_id bigint, p_send_at timestamptz) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    v_expires_at timestamptz := (SELECT min(o.expires_at) FROM kliv_mail._outbox AS o WHERE o.message_id = p_id);
+    v_count integer;
+BEGIN
+    IF p_send_at >= v_expires_at THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('send_at: %s is not before message %s expires, %s', p_send_at, p_id, v_expires_at),
+            HINT = 'Send another mail, which expires later.';
+    END IF;
+    UPDATE kliv_mail._outbox AS o
+    SET due = greatest(p_send_at, v_at), held_by = NULL, first_attempt_at = NULL
+    WHERE o.message_id = p_id AND o.epoch IS NULL AND NOT o.doubtful;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    IF v_count > 0 THEN
+        UPDATE kliv_mail._message AS m SET send_at = p_send_at WHERE m.id = p_id;
+    END IF;
+    RETURN v_count;
+END;
+$$;
+
 CREATE FUNCTION kliv_mail.retry(message_id bigint) RETURNS integer
 LANGUAGE c VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'kliv_mail_retry';
 COMMENT ON FUNCTION kliv_mail.retry IS
@@ -60,10 +89,11 @@ BEGIN
           AND EXISTS (SELECT FROM kliv_mail._message AS m WHERE m.id = p_id)
         RETURNING d.*)
     INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at, expires_at,
-        attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, last_reason)
+        attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, last_reason, replace_key)
     SELECT g.id, g.message_id, g.recipient, g.kind, kliv_mail._origin(), g.route, g.priority, v_at, g.created_at,
         CASE WHEN g.expires_at > v_at THEN g.expires_at END,
-        g.attempts, 0, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply, g.reason
+        g.attempts, 0, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply, g.reason,
+        (SELECT m.replace_key FROM kliv_mail._message AS m WHERE m.id = g.message_id)
     FROM gone AS g;
     GET DIAGNOSTICS v_total = ROW_COUNT;
     UPDATE kliv_mail._outbox AS o

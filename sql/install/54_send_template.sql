@@ -105,7 +105,7 @@ CREATE FUNCTION kliv_mail.send_template(
     template text, recipients text, variables jsonb DEFAULT '{}', locale text DEFAULT NULL,
     cc text DEFAULT NULL, bcc text DEFAULT NULL, from_address text DEFAULT NULL, from_name text DEFAULT NULL, reply_to text DEFAULT NULL,
     headers jsonb DEFAULT NULL, attachments kliv_mail.attachment[] DEFAULT NULL, send_at timestamptz DEFAULT NULL, expires_at timestamptz DEFAULT NULL,
-    idempotency_key text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL, account text DEFAULT NULL, on_limit text DEFAULT 'defer',
+    idempotency_key text DEFAULT NULL, replace_key text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL, account text DEFAULT NULL, on_limit text DEFAULT 'defer',
     topic text DEFAULT NULL)
 RETURNS bigint
 AS '$libdir/kliv_mail_template', 'kliv_mail_send_template' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;

@@ -18,6 +18,7 @@ SELECT pg_extension_config_dump('kliv_mail._template', '');
 SELECT pg_extension_config_dump('kliv_mail._template_version', '');
 SELECT pg_extension_config_dump('kliv_mail._template_state', '');
 SELECT pg_extension_config_dump('kliv_mail._idempotency', '');
+SELECT pg_extension_config_dump('kliv_mail._replacement', '');
 SELECT pg_extension_config_dump('kliv_mail._event', '');
 SELECT pg_extension_config_dump('kliv_mail._message_id', '');
 SELECT pg_extension_config_dump('kliv_mail._delivery_id', '');

@@ -271,6 +271,23 @@ klm_result_texts(int column, MemoryContext context, int *count)
 	return texts;
 }
 
+int64 *
+klm_result_int8s(int column, MemoryContext context)
+{
+	bool		isnull;
+	ArrayType  *array = DatumGetArrayTypeP(value_of(column, &isnull));
+	Datum	   *elements;
+	int			count;
+	int64	   *numbers;
+
+	deconstruct_array(array, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &elements, NULL,
+					  &count);
+	numbers = MemoryContextAlloc(context, Max(1, count) * sizeof(int64));
+	for (int i = 0; i < count; i++)
+		numbers[i] = DatumGetInt64(elements[i]);
+	return numbers;
+}
+
 Datum
 klm_return_value(FunctionCallInfo fcinfo, int column)
 {

@@ -75,6 +75,9 @@ extern PGDLLEXPORT char *klm_result_text(int column, MemoryContext context);	/* 
 /* The elements of a text[] in UTF-8, without the NULLs; none for NULL. */
 extern PGDLLEXPORT char **klm_result_texts(int column, MemoryContext context, int *count);
 
+/* The elements of a bigint[]. */
+extern int64 *klm_result_int8s(int column, MemoryContext context);
+
 /* The value of that column becomes the result of the SQL function that was called. */
 extern PGDLLEXPORT Datum klm_return_value(FunctionCallInfo fcinfo, int column);
 

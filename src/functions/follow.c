@@ -2,7 +2,7 @@
  *
  * follow.c
  *		What a caller can do with a message that send() made: cancel(), retry(),
- *		wait(), raw_message(), and see where it stands in line.
+ *		reschedule(), wait(), raw_message(), and see where it stands in line.
  *
  * Each of them becomes the extension's owner, makes sure that the message is
  * the caller's, and calls the SQL function that does it (51_follow.sql).
@@ -24,13 +24,16 @@
 #include "base/clock.h"
 #include "base/encoding.h"
 #include "base/error.h"
+#include "base/guc.h"
 #include "cluster/slots.h"
 #include "cluster/wake.h"
 #include "db/owner_call.h"
+#include "functions/send.h"
 #include "message/address.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail_cancel);
 PG_FUNCTION_INFO_V1(kliv_mail_retry);
+PG_FUNCTION_INFO_V1(kliv_mail_reschedule);
 PG_FUNCTION_INFO_V1(kliv_mail_wait);
 PG_FUNCTION_INFO_V1(kliv_mail_raw_message);
 PG_FUNCTION_INFO_V1(kliv_mail__line);
@@ -93,6 +96,36 @@ kliv_mail_retry(PG_FUNCTION_ARGS)
 	count = change_message(fcinfo, "retry");
 	if (count > 0)
 		klm_wake_at_commit(0);
+	PG_RETURN_INT32((int32) count);
+}
+
+Datum
+kliv_mail_reschedule(PG_FUNCTION_ARGS)
+{
+	TimestampTz send_at;
+	KlmCaller	caller;
+	KlmCall		call = {0};
+	int64		count;
+
+	PreventCommandIfReadOnly("kliv_mail.reschedule()");
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	if (PG_ARGISNULL(1))
+		klm_refuse("send_at", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "Give a time; now() lets it leave at once.", "is NULL");
+	send_at = PG_GETARG_TIMESTAMPTZ(1);
+	klm_check_time("send_at", send_at, "Give a time; kliv_mail.cancel() stops a mail for good.");
+	(void) enter_message(fcinfo, &caller);
+	klm_add_int8(&call, PG_GETARG_INT64(0));
+	klm_add_time(&call, send_at);
+	klm_run_one(&call, "reschedule", false);
+	count = klm_result_int8(1);
+	klm_leave_owner(&caller);
+	if (count > 0)
+	{
+		klm_changed_at_commit();
+		klm_wake_at_commit(Max(1, send_at - klm_test_clock_offset));
+	}
 	PG_RETURN_INT32((int32) count);
 }
 

@@ -101,6 +101,28 @@ typedef struct SendCheck
 	bool		told_sender;	/* what becomes of from_address */
 } SendCheck;
 
+/* Rows that go into the tables at once; then, or with so many octets, they do. */
+#define QUEUE_ROWS		150
+#define QUEUE_OCTETS	(1024 * 1024)
+
+struct KlmSendQueue
+{
+	MemoryContext context;		/* of all that the queue points at */
+	SendCheck  *check;
+	TimestampTz due;			/* in real time; 0: now */
+	Size		octets;
+	KlmCall		common;
+	int			count;			/* of messages */
+	Datum		subjects[QUEUE_ROWS];
+	Datum		header_ids[QUEUE_ROWS];
+	Datum		entities[QUEUE_ROWS];
+	Datum		smtputf8[QUEUE_ROWS];
+	int64	   *places[QUEUE_ROWS]; /* where their ids go */
+	int			recipient_count;	/* of one message, or as many as messages */
+	Datum		recipients[QUEUE_ROWS];
+	Datum		kinds[QUEUE_ROWS];
+};
+
 static SendCheck *checks = NULL;
 static LocalTransactionId checks_lxid = InvalidLocalTransactionId;
 
@@ -114,6 +136,7 @@ static void read_identity(FunctionCallInfo fcinfo, SendRequest *request);
 static bool has_header(const KlmContent *content, const char *name);
 static void read_choices(FunctionCallInfo fcinfo, SendRequest *request);
 static void read_topic(FunctionCallInfo fcinfo, SendRequest *request);
+static void check_key(FunctionCallInfo fcinfo, int number, const char *name);
 static void check_times(FunctionCallInfo fcinfo, TimestampTz now);
 static void check_tags(FunctionCallInfo fcinfo);
 static bytea *fingerprint_arguments(FunctionCallInfo fcinfo, const SendRequest *request);
@@ -123,9 +146,13 @@ static void ask_room(FunctionCallInfo fcinfo, const SendRequest *request, SendCh
 static void check_sender_allowed(const SendRequest *request, SendCheck *check);
 static void tell_what_it_waits_for(SendCheck *check, int count, int suppressed);
 static char *new_message_id(const SendCheck *check, const SendRequest *request);
-static int64 enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int count,
-					 const char *message_id, StringInfo entity, bytea *fingerprint,
-					 TimestampTz now, bool *is_new, int *suppressed);
+static void add_mail(FunctionCallInfo fcinfo, const KlmFromTemplate *template,
+					 KlmSendQueue *queue);
+static void add_message(SendRequest *request, const SendCheck *check, KlmSendQueue *queue,
+						int first, int count);
+static void begin_queue(FunctionCallInfo fcinfo, const SendRequest *request, SendCheck *check,
+						TimestampTz now, KlmSendQueue *queue);
+static int64 *put_into_outbox(FunctionCallInfo fcinfo, KlmSendQueue *queue);
 static void add_argument(KlmCall *call, FunctionCallInfo fcinfo, int number, Oid type);
 
 /* ----------------------------------------------------------------
@@ -142,13 +169,59 @@ kliv_mail_send(PG_FUNCTION_ARGS)
 int64
 klm_send(FunctionCallInfo fcinfo, const KlmFromTemplate *template)
 {
+	KlmSendQueue queue;
+
+	queue.context = CurrentMemoryContext;
+	queue.count = 0;
+	add_mail(fcinfo, template, &queue);
+	return put_into_outbox(fcinfo, &queue)[0];
+}
+
+KlmSendQueue *
+klm_send_begin(void)
+{
+	KlmSendQueue *queue = palloc(sizeof(KlmSendQueue));
+
+	queue->context = AllocSetContextCreate(CurrentMemoryContext, "kliv_mail queue",
+										   ALLOCSET_DEFAULT_SIZES);
+	queue->count = 0;
+	return queue;
+}
+
+void
+klm_send_later(FunctionCallInfo fcinfo, const KlmFromTemplate *template, KlmSendQueue *queue,
+			   int64 *id)
+{
+	int			first = queue->count;
+
+	add_mail(fcinfo, template, queue);
+	queue->places[first] = id;
+	if (queue->count > QUEUE_ROWS - MAX_RECIPIENTS || queue->octets >= QUEUE_OCTETS)
+		klm_send_flush(fcinfo, queue);
+}
+
+void
+klm_send_flush(FunctionCallInfo fcinfo, KlmSendQueue *queue)
+{
+	int64	   *ids;
+
+	if (queue->count == 0)
+		return;
+	ids = put_into_outbox(fcinfo, queue);
+	for (int i = 0; i < queue->count; i++)
+		*queue->places[i] = ids[i];
+	pfree(ids);
+	queue->count = 0;
+	MemoryContextReset(queue->context);
+}
+
+/* Check the arguments of a call, and compose its messages. */
+static void
+add_mail(FunctionCallInfo fcinfo, const KlmFromTemplate *template, KlmSendQueue *queue)
+{
 	SendRequest request;
 	SendCheck  *check;
 	TimestampTz now = klm_now();
-	bytea	   *fingerprint = NULL;
-	int			step;
-	int			suppressed = 0;
-	int64		first_id = 0;
 
 	PreventCommandIfReadOnly("kliv_mail.send()");
 
@@ -165,8 +238,6 @@ klm_send(FunctionCallInfo fcinfo, const KlmFromTemplate *template)
 	request.unsubscribe = request.priority == 2 && !has_header(&request.content, "List-Unsubscribe");
 	check_times(fcinfo, now);
 	check_tags(fcinfo);
-	if (!PG_ARGISNULL(KLM_SEND_IDEMPOTENCY_KEY))
-		fingerprint = fingerprint_arguments(fcinfo, &request);
 
 	check = ask_account(fcinfo, &request);
 	check_sender_allowed(&request, check);
@@ -182,51 +253,24 @@ klm_send(FunctionCallInfo fcinfo, const KlmFromTemplate *template)
 				 errmsg("the quota is used: %s", klm_from_utf8_lossy(check->quota_problem)),
 				 errhint("Nothing was queued. With on_limit => 'defer' the mail waits for the next window; higher limits: kliv_mail.configure_smtp(), kliv_mail.set_limits().")));
 
+	if (queue->count == 0)
+		begin_queue(fcinfo, &request, check, now, queue);
+	/* The day that it is for, where that is a later one. */
+	request.content.date = PG_ARGISNULL(KLM_SEND_SEND_AT) ? now :
+		Max(now, PG_GETARG_TIMESTAMPTZ(KLM_SEND_SEND_AT));
+
 	/*
 	 * Marketing mail tells each recipient only their own address, so each gets
 	 * a message; all other mail is one message with a delivery each.
 	 */
-	step = request.priority == 2 ? 1 : request.recipient_count;
-	for (int first = 0; first < request.recipient_count; first += step)
+	if (request.priority != 2)
+		add_message(&request, check, queue, 0, request.recipient_count);
+	for (int i = 0; request.priority == 2 && i < request.recipient_count; i++)
 	{
-		char	   *message_id = new_message_id(check, &request);
-		StringInfoData entity;
-		bool		is_new;
-		int64		id;
-
-		request.content.message_id = message_id;
-		/* The day that it is for, where that is a later one. */
-		request.content.date = PG_ARGISNULL(KLM_SEND_SEND_AT) ? now :
-			Max(now, PG_GETARG_TIMESTAMPTZ(KLM_SEND_SEND_AT));
-		if (request.priority == 2)
-		{
-			request.content.to = &request.recipients[first];
-			request.content.to_count = 1;
-		}
-
-		initStringInfo(&entity);
-		/* The entity goes into the row as bytea: leave room for its header. */
-		appendStringInfoSpaces(&entity, VARHDRSZ);
-		klm_mime_compose(&request.content, &entity);
-		if ((Size) entity.len > (Size) klm_max_message_size * 1024)
-			klm_refuse("message", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
-					   "Send a link instead of the file.",
-					   "%d kB as composed, over kliv_mail.max_message_size (%d kB)", entity.len / 1024, klm_max_message_size);
-
-		id = enqueue(fcinfo, &request, first, step, message_id, &entity, fingerprint,
-					 now, &is_new, &suppressed);
-		pfree(entity.data);
-		if (first == 0)
-			first_id = id;
-		if (!is_new)
-			return id;
+		request.content.to = &request.recipients[i];
+		request.content.to_count = 1;
+		add_message(&request, check, queue, i, 1);
 	}
-
-	tell_what_it_waits_for(check, request.recipient_count, suppressed);
-	klm_wake_at_commit(PG_ARGISNULL(KLM_SEND_SEND_AT) ? 0 :
-					   Max(1, PG_GETARG_TIMESTAMPTZ(KLM_SEND_SEND_AT) - klm_test_clock_offset));
-
-	return first_id;
 }
 
 /* Refuse what is too large before anything of that size is detoasted. */
@@ -242,7 +286,7 @@ check_sizes(FunctionCallInfo fcinfo)
 		{KLM_SEND_CC, "cc"}, {KLM_SEND_BCC, "bcc"}, {KLM_SEND_FROM_NAME, "from_name"}, {KLM_SEND_REPLY_TO, "reply_to"},
 		{KLM_SEND_HEADERS, "headers"}, {KLM_SEND_ATTACHMENTS, "attachments"}, {KLM_SEND_METADATA, "metadata"},
 		{KLM_SEND_FROM_ADDRESS, "from_address"}, {KLM_SEND_MESSAGE_TYPE, "message_type"},
-		{KLM_SEND_IDEMPOTENCY_KEY, "idempotency_key"}, {KLM_SEND_TAGS, "tags"}, {KLM_SEND_TOPIC, "topic"}, {KLM_SEND_ACCOUNT, "account"},
+		{KLM_SEND_IDEMPOTENCY_KEY, "idempotency_key"}, {KLM_SEND_REPLACE_KEY, "replace_key"}, {KLM_SEND_TAGS, "tags"}, {KLM_SEND_TOPIC, "topic"}, {KLM_SEND_ACCOUNT, "account"},
 		{KLM_SEND_ON_LIMIT, "on_limit"}
 	};
 	Size		limit = (Size) klm_max_message_size * 1024;
@@ -281,14 +325,13 @@ refuse_choice(const char *argument, const char *value, const char *hint)
 			   "\"%s\" is not a choice", klm_shown(value, strlen(value)));
 }
 
-/* message_type, account, on_limit and the key. */
+/* message_type, account, on_limit and the keys. */
 static void
 read_choices(FunctionCallInfo fcinfo, SendRequest *request)
 {
 	char	   *type = klm_argument(fcinfo, KLM_SEND_MESSAGE_TYPE);
 	char	   *limit = klm_argument(fcinfo, KLM_SEND_ON_LIMIT);
 	char	   *account = klm_argument(fcinfo, KLM_SEND_ACCOUNT);
-	char	   *key = klm_argument(fcinfo, KLM_SEND_IDEMPOTENCY_KEY);
 
 	request->message_type = NULL;
 	for (int i = 0; i < lengthof(types); i++)
@@ -312,12 +355,21 @@ read_choices(FunctionCallInfo fcinfo, SendRequest *request)
 				   "the name is too long");
 	request->route = account ? account : "";
 
+	check_key(fcinfo, KLM_SEND_IDEMPOTENCY_KEY, "idempotency_key");
+	check_key(fcinfo, KLM_SEND_REPLACE_KEY, "replace_key");
+}
+
+static void
+check_key(FunctionCallInfo fcinfo, int number, const char *name)
+{
+	char	   *key = klm_argument(fcinfo, number);
+
 	if (key && key[0] == '\0')
-		klm_refuse("idempotency_key", ERRCODE_INVALID_PARAMETER_VALUE, false,
+		klm_refuse(name, ERRCODE_INVALID_PARAMETER_VALUE, false,
 				   "Leave it NULL for none.",
 				   "is empty");
 	if (key && strlen(key) > MAX_KEY_LENGTH)
-		klm_refuse("idempotency_key", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+		klm_refuse(name, ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
 				   NULL,
 				   "%zu octets, over %d", strlen(key), MAX_KEY_LENGTH);
 }
@@ -482,25 +534,23 @@ has_header(const KlmContent *content, const char *name)
 	return false;
 }
 
+void
+klm_check_time(const char *argument, TimestampTz at, const char *hint)
+{
+	if (TIMESTAMP_NOT_FINITE(at) || at > klm_now() + INT64CONST(10) * 366 * USECS_PER_DAY)
+		klm_refuse(argument, ERRCODE_INVALID_PARAMETER_VALUE, false, hint,
+				   "%s is not a time within ten years", timestamptz_to_str(at));
+}
+
 static void
 check_times(FunctionCallInfo fcinfo, TimestampTz now)
 {
 	static const int numbers[] = {KLM_SEND_SEND_AT, KLM_SEND_EXPIRES_AT};
 	static const char *const names[] = {"send_at", "expires_at"};
-	TimestampTz latest = now + INT64CONST(10) * 366 * USECS_PER_DAY;
 
 	for (int i = 0; i < lengthof(numbers); i++)
-	{
-		TimestampTz at;
-
-		if (PG_ARGISNULL(numbers[i]))
-			continue;
-		at = PG_GETARG_TIMESTAMPTZ(numbers[i]);
-		if (TIMESTAMP_NOT_FINITE(at) || at > latest)
-			klm_refuse(names[i], ERRCODE_INVALID_PARAMETER_VALUE, false,
-					   "Leave it NULL for none.",
-					   "%s is not a time within ten years", timestamptz_to_str(at));
-	}
+		if (!PG_ARGISNULL(numbers[i]))
+			klm_check_time(names[i], PG_GETARG_TIMESTAMPTZ(numbers[i]), "Leave it NULL for none.");
 	if (!PG_ARGISNULL(KLM_SEND_EXPIRES_AT))
 	{
 		TimestampTz expires_at = PG_GETARG_TIMESTAMPTZ(KLM_SEND_EXPIRES_AT);
@@ -828,63 +878,139 @@ new_message_id(const SendCheck *check, const SendRequest *request)
 	return psprintf("%s@%s", hex, host);
 }
 
-/* Call kliv_mail._enqueue() for recipients [first, first + count) as the owner. */
-static int64
-enqueue(FunctionCallInfo fcinfo, const SendRequest *request, int first, int count,
-		const char *message_id, StringInfo entity, bytea *fingerprint,
-		TimestampTz now, bool *is_new, int *suppressed)
+/* Compose a message to recipients [first, first + count). */
+static void
+add_message(SendRequest *request, const SendCheck *check, KlmSendQueue *queue, int first, int count)
 {
+	MemoryContext old = MemoryContextSwitchTo(queue->context);
+	char	   *message_id = new_message_id(check, request);
+	StringInfoData entity;
+
+	/* The entity goes into the row as bytea: leave room for its header. */
+	initStringInfo(&entity);
+	appendStringInfoSpaces(&entity, VARHDRSZ);
+	MemoryContextSwitchTo(old);
+	request->content.message_id = message_id;
+	klm_mime_compose(&request->content, &entity);
+	if ((Size) entity.len > (Size) klm_max_message_size * 1024)
+		klm_refuse("message", ERRCODE_PROGRAM_LIMIT_EXCEEDED, false,
+				   "Send a link instead of the file.",
+				   "%d kB as composed, over kliv_mail.max_message_size (%d kB)", entity.len / 1024, klm_max_message_size);
+	SET_VARSIZE(entity.data, entity.len);
+	queue->octets += entity.len;
+
+	MemoryContextSwitchTo(queue->context);
+	queue->subjects[queue->count] = CStringGetTextDatum(klm_from_utf8(request->content.subject));
+	queue->header_ids[queue->count] = CStringGetTextDatum(klm_from_utf8(message_id));
+	queue->entities[queue->count] = PointerGetDatum(entity.data);
+	queue->smtputf8[queue->count] = BoolGetDatum(request->smtputf8);
+	queue->count++;
+	for (int i = first; i < first + count; i++)
+	{
+		queue->recipients[queue->recipient_count] =
+			CStringGetTextDatum(klm_from_utf8(request->recipients[i].addr));
+		queue->kinds[queue->recipient_count++] = CStringGetTextDatum(request->kinds[i]);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* What all messages in the queue have in common, as arguments of kliv_mail._enqueue(). */
+static void
+begin_queue(FunctionCallInfo fcinfo, const SendRequest *request, SendCheck *check, TimestampTz now,
+			KlmSendQueue *queue)
+{
+	MemoryContext old = MemoryContextSwitchTo(queue->context);
+	KlmCall    *call = &queue->common;
+
+	queue->recipient_count = 0;
+	queue->octets = 0;
+	queue->check = check;
+	call->count = 0;
+	klm_add_text(call, request->message_type);
+	klm_add(call, INT2OID, Int16GetDatum(request->priority), false);
+	klm_add_text(call, request->template ? request->template->name : NULL);
+	klm_add_text(call, request->route);
+	klm_add_text(call, request->from_address);
+	klm_add_text(call, request->from_name);
+	klm_add_text(call, request->reply_to);
+	klm_add_bool(call, request->unsubscribe);
+	klm_add_text(call, request->topic);
+	add_argument(call, fcinfo, KLM_SEND_SEND_AT, TIMESTAMPTZOID);
+	add_argument(call, fcinfo, KLM_SEND_EXPIRES_AT, TIMESTAMPTZOID);
+	add_argument(call, fcinfo, KLM_SEND_TAGS, TEXTARRAYOID);
+	add_argument(call, fcinfo, KLM_SEND_METADATA, JSONBOID);
+	add_argument(call, fcinfo, KLM_SEND_IDEMPOTENCY_KEY, TEXTOID);
+	klm_add_bytea(call, PG_ARGISNULL(KLM_SEND_IDEMPOTENCY_KEY) ? NULL :
+				  fingerprint_arguments(fcinfo, request));
+	add_argument(call, fcinfo, KLM_SEND_REPLACE_KEY, TEXTOID);
+	klm_add_time(call, now);
+	queue->due = PG_ARGISNULL(KLM_SEND_SEND_AT) ? 0 :
+		Max(1, PG_GETARG_TIMESTAMPTZ(KLM_SEND_SEND_AT) - klm_test_clock_offset);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+add_array(KlmCall *call, Datum *elements, int count, Oid type, Oid array_type)
+{
+	bool		flag = type == BOOLOID;
+
+	klm_add(call, array_type,
+			PointerGetDatum(construct_array(elements, count, type, flag ? 1 : -1, flag,
+											flag ? TYPALIGN_CHAR : TYPALIGN_INT)), false);
+}
+
+/* Put what is in the queue into the tables, as the owner; the ids of its messages. */
+static int64 *
+put_into_outbox(FunctionCallInfo fcinfo, KlmSendQueue *queue)
+{
+	MemoryContext context = CurrentMemoryContext;
+	bool		each = queue->count > 1;
 	KlmCaller	caller;
 	KlmCall		call = {0};
-	Datum	   *recipients = palloc(count * sizeof(Datum));
-	Datum	   *kinds = palloc(count * sizeof(Datum));
-	int64		id;
-
-	for (int i = 0; i < count; i++)
-	{
-		recipients[i] = CStringGetTextDatum(klm_from_utf8(request->recipients[first + i].addr));
-		kinds[i] = CStringGetTextDatum(request->kinds[first + i]);
-	}
-	SET_VARSIZE(entity->data, entity->len);
-	/* Of several marketing messages of one call, the first carries the key. */
-	if (first > 0)
-		fingerprint = NULL;
+	bool		is_new;
+	int			suppressed;
+	int64	   *ids;
 
 	klm_enter_owner(fcinfo, &caller);
 	klm_add_caller(&call, &caller);
-	klm_add_text(&call, request->message_type);
-	klm_add(&call, INT2OID, Int16GetDatum(request->priority), false);
-	klm_add_text(&call, request->template ? request->template->name : NULL);
-	klm_add_text(&call, request->route);
-	klm_add_text(&call, request->from_address);
-	klm_add_text(&call, request->from_name);
-	klm_add_text(&call, request->reply_to);
-	klm_add_text(&call, request->content.subject);
-	klm_add_text(&call, message_id);
-	klm_add_bytea(&call, (bytea *) entity->data);
-	klm_add_bool(&call, request->smtputf8);
-	klm_add_bool(&call, request->unsubscribe);
-	klm_add_text(&call, request->topic);
-	add_argument(&call, fcinfo, KLM_SEND_SEND_AT, TIMESTAMPTZOID);
-	add_argument(&call, fcinfo, KLM_SEND_EXPIRES_AT, TIMESTAMPTZOID);
-	add_argument(&call, fcinfo, KLM_SEND_TAGS, TEXTARRAYOID);
-	add_argument(&call, fcinfo, KLM_SEND_METADATA, JSONBOID);
-	klm_add(&call, TEXTARRAYOID, PointerGetDatum(construct_array(recipients, count, TEXTOID, -1,
-																 false, TYPALIGN_INT)), false);
-	klm_add(&call, TEXTARRAYOID, PointerGetDatum(construct_array(kinds, count, TEXTOID, -1,
-																 false, TYPALIGN_INT)), false);
-	if (fingerprint)
-		add_argument(&call, fcinfo, KLM_SEND_IDEMPOTENCY_KEY, TEXTOID);
+	if (each)
+	{
+		add_array(&call, queue->subjects, queue->count, TEXTOID, TEXTARRAYOID);
+		add_array(&call, queue->header_ids, queue->count, TEXTOID, TEXTARRAYOID);
+		add_array(&call, queue->entities, queue->count, BYTEAOID, BYTEAARRAYOID);
+		add_array(&call, queue->smtputf8, queue->count, BOOLOID, BOOLARRAYOID);
+	}
 	else
-		klm_add_text(&call, NULL);
-	klm_add_bytea(&call, fingerprint);
-	klm_add_time(&call, now);
-	klm_run_one(&call, "enqueue", false);
-	id = klm_result_int8(1);
-	*is_new = klm_result_bool(2);
-	*suppressed += klm_result_int8(3);
+	{
+		klm_add(&call, TEXTOID, queue->subjects[0], false);
+		klm_add(&call, TEXTOID, queue->header_ids[0], false);
+		klm_add(&call, BYTEAOID, queue->entities[0], false);
+		klm_add(&call, BOOLOID, queue->smtputf8[0], false);
+	}
+	add_array(&call, queue->recipients, queue->recipient_count, TEXTOID, TEXTARRAYOID);
+	add_array(&call, queue->kinds, queue->recipient_count, TEXTOID, TEXTARRAYOID);
+	for (int i = 0; i < queue->common.count; i++)
+		klm_add(&call, queue->common.types[i], queue->common.values[i],
+				queue->common.nulls[i] == 'n');
+	klm_run_one(&call, each ? "enqueue_each" : "enqueue", false);
+	if (each)
+		ids = klm_result_int8s(1, context);
+	else
+	{
+		ids = MemoryContextAlloc(context, sizeof(int64));
+		ids[0] = klm_result_int8(1);
+	}
+	is_new = klm_result_bool(2);
+	suppressed = klm_result_int8(3);
+	if (klm_result_int8(4) > 0)
+		klm_changed_at_commit();
 	klm_leave_owner(&caller);
-	return id;
+	if (is_new)
+	{
+		tell_what_it_waits_for(queue->check, queue->recipient_count, suppressed);
+		klm_wake_at_commit(queue->due);
+	}
+	return ids;
 }
 
 /* An argument as it was given. */

@@ -10,6 +10,7 @@
 #ifndef KLM_SEND_H
 #define KLM_SEND_H
 
+#include "datatype/timestamp.h"
 #include "fmgr.h"
 
 #include "base/kliv_mail.h"
@@ -32,6 +33,7 @@ enum
 	KLM_SEND_SEND_AT,
 	KLM_SEND_EXPIRES_AT,
 	KLM_SEND_IDEMPOTENCY_KEY,
+	KLM_SEND_REPLACE_KEY,
 	KLM_SEND_TAGS,
 	KLM_SEND_METADATA,
 	KLM_SEND_TOPIC,
@@ -56,5 +58,21 @@ typedef struct KlmFromTemplate
  * template may be NULL.  The message's id.
  */
 extern PGDLLEXPORT int64 klm_send(FunctionCallInfo fcinfo, const KlmFromTemplate *template);
+
+/*
+ * The same for many mails to one recipient each, which differ in nothing but
+ * recipients, subject, body and html: they go into the tables many at once.  *id
+ * is set when klm_send_flush() returns.  The queue lives in the memory context
+ * that is current at its beginning, and so do the arguments until it is flushed.
+ */
+typedef struct KlmSendQueue KlmSendQueue;
+
+extern PGDLLEXPORT KlmSendQueue *klm_send_begin(void);
+extern PGDLLEXPORT void klm_send_later(FunctionCallInfo fcinfo, const KlmFromTemplate *template,
+									   KlmSendQueue *queue, int64 *id);
+extern PGDLLEXPORT void klm_send_flush(FunctionCallInfo fcinfo, KlmSendQueue *queue);
+
+/* 22023 unless a mail can be scheduled for that time. */
+extern void klm_check_time(const char *argument, TimestampTz at, const char *hint);
 
 #endif							/* KLM_SEND_H */

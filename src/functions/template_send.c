@@ -89,6 +89,7 @@ enum
 	ARG_SEND_AT,
 	ARG_EXPIRES_AT,
 	ARG_IDEMPOTENCY_KEY,
+	ARG_REPLACE_KEY,
 	ARG_TAGS,
 	ARG_METADATA,
 	ARG_ACCOUNT,
@@ -389,8 +390,9 @@ kliv_mail_send_template(PG_FUNCTION_ARGS)
 		{ARG_REPLY_TO, KLM_SEND_REPLY_TO}, {ARG_HEADERS, KLM_SEND_HEADERS},
 		{ARG_ATTACHMENTS, KLM_SEND_ATTACHMENTS}, {ARG_SEND_AT, KLM_SEND_SEND_AT},
 		{ARG_EXPIRES_AT, KLM_SEND_EXPIRES_AT}, {ARG_IDEMPOTENCY_KEY, KLM_SEND_IDEMPOTENCY_KEY},
-		{ARG_TAGS, KLM_SEND_TAGS}, {ARG_METADATA, KLM_SEND_METADATA},
-		{ARG_ACCOUNT, KLM_SEND_ACCOUNT}, {ARG_ON_LIMIT, KLM_SEND_ON_LIMIT},
+		{ARG_REPLACE_KEY, KLM_SEND_REPLACE_KEY}, {ARG_TAGS, KLM_SEND_TAGS},
+		{ARG_METADATA, KLM_SEND_METADATA}, {ARG_ACCOUNT, KLM_SEND_ACCOUNT},
+		{ARG_ON_LIMIT, KLM_SEND_ON_LIMIT},
 		{ARG_TOPIC, KLM_SEND_TOPIC}
 	};
 	char	   *name = template_argument(fcinfo, ARG_TEMPLATE);
@@ -440,23 +442,23 @@ read_array(FunctionCallInfo fcinfo, int number, const char *argument, Oid type, 
 	deconstruct_array(array, type, -1, false, align, elements, nulls, count);
 }
 
-/* One of a batch: its message's id, or false with *error. */
+/* Queue one of a batch, or false with *error. */
 static bool
 send_one(FunctionCallInfo fcinfo, FunctionCallInfo send, Kept *template, NullableDatum recipient,
-		 Jsonb *variables, int64 *id, KlmError *error)
+		 Jsonb *variables, KlmSendQueue *queue, int64 *id, KlmError *error)
 {
 	KlmFromTemplate from = {.name = template->name};
 	KlmAddress	address;
 	KlmMail		mail;
 
-	if (!read_recipient(recipient.isnull ? NULL : klm_to_utf8(TextDatumGetCString(recipient.value)),
-						&address, error) ||
+	if (!read_recipient(recipient.isnull ? NULL :
+						klm_to_utf8(TextDatumGetCString(recipient.value)), &address, error) ||
 		!render(fcinfo, template, address.addr, klm_argument(fcinfo, BATCH_TOPIC), variables,
 				&mail, error))
 		return false;
 	send->args[KLM_SEND_RECIPIENTS] = recipient;
 	set_mail(send, template, &mail);
-	*id = klm_send(send, &from);
+	klm_send_later(send, &from, queue, id);
 	return true;
 }
 
@@ -481,8 +483,11 @@ kliv_mail_send_template_batch(PG_FUNCTION_ARGS)
 	bool	   *variable_nulls = NULL;
 	int			count;
 	int			variable_count = 0;
+	int64	   *ids;
+	char	  **errors;
+	KlmSendQueue *queue;
 	MemoryContext each;
-	MemoryContext old;
+	MemoryContext old = CurrentMemoryContext;
 
 	LOCAL_FCINFO(send, KLM_SEND_ARGS);
 
@@ -507,39 +512,42 @@ kliv_mail_send_template_batch(PG_FUNCTION_ARGS)
 	}
 	InitMaterializedSRF(fcinfo, 0);
 	template = find_template(fcinfo, name, locale);
+	ids = palloc0(Max(1, count) * sizeof(int64));
+	errors = palloc0(Max(1, count) * sizeof(char *));
+	queue = klm_send_begin();
 	each = AllocSetContextCreate(CurrentMemoryContext, "kliv_mail batch", ALLOCSET_DEFAULT_SIZES);
-	old = MemoryContextSwitchTo(each);
+	InitFunctionCallInfoData(*send, fcinfo->flinfo, KLM_SEND_ARGS, fcinfo->fncollation, NULL, NULL);
+	for (int i = 0; i < KLM_SEND_ARGS; i++)
+		send->args[i].isnull = true;
+	set_text(&send->args[KLM_SEND_ON_LIMIT], "defer");
+	MemoryContextSwitchTo(each);
 	for (int i = 0; i < count; i++)
 	{
-		Datum		values[3] = {Int64GetDatum(i + 1)};
-		bool		nulls[3] = {false};
 		NullableDatum recipient = {recipients[i], recipient_nulls[i]};
 		Jsonb	   *own = variables && !variable_nulls[i] ? DatumGetJsonbP(variables[i]) : none;
 		KlmError	error;
-		int64		id = 0;
 
 		CHECK_FOR_INTERRUPTS();
-		InitFunctionCallInfoData(*send, fcinfo->flinfo, KLM_SEND_ARGS, fcinfo->fncollation, NULL,
-								 NULL);
-		for (int j = 0; j < KLM_SEND_ARGS; j++)
-			send->args[j].isnull = true;
 		for (int j = 0; j < lengthof(same); j++)
 			send->args[same[j][1]] = fcinfo->args[same[j][0]];
-		set_text(&send->args[KLM_SEND_ON_LIMIT], "defer");
-		if (send_one(fcinfo, send, template, recipient, own, &id, &error))
-			nulls[2] = true;
-		else if (!skip)
-			klm_raise(psprintf("element %d", i + 1), &error, false);
-		else
+		if (!send_one(fcinfo, send, template, recipient, own, queue, &ids[i], &error))
 		{
-			nulls[1] = true;
-			values[2] = CStringGetTextDatum(klm_from_utf8_lossy(error.message));
+			if (!skip)
+				klm_raise(psprintf("element %d", i + 1), &error, false);
+			errors[i] = MemoryContextStrdup(old, klm_from_utf8_lossy(error.message));
 		}
-		values[1] = Int64GetDatum(id);
-		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 		MemoryContextReset(each);
 	}
 	MemoryContextSwitchTo(old);
-	MemoryContextDelete(each);
+	klm_send_flush(send, queue);
+	for (int i = 0; i < count; i++)
+	{
+		Datum		values[3] = {Int64GetDatum(i + 1), Int64GetDatum(ids[i])};
+		bool		nulls[3] = {false, errors[i] != NULL, errors[i] == NULL};
+
+		if (errors[i])
+			values[2] = CStringGetTextDatum(errors[i]);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
 	return (Datum) 0;
 }
