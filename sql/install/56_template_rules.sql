@@ -4,6 +4,15 @@ CREATE FUNCTION kliv_mail._template_names(argument text, source text)
 RETURNS TABLE (kind text, name text, line integer, "column" integer, sections text[], raw boolean)
 AS '$libdir/kliv_mail_template', 'kliv_mail__template_names' LANGUAGE C STABLE STRICT SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION kliv_mail._template_all_names(p_subject text, p_body text, p_plain text)
+RETURNS TABLE (argument text, kind text, name text, line integer, "column" integer, sections text[], raw boolean)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT s.argument, x.kind, x.name, x.line, x."column", x.sections, x.raw
+    FROM (VALUES ('subject', p_subject), ('body', p_body), ('plain_text', p_plain)) AS s (argument, source),
+         kliv_mail._template_names(s.argument, s.source) AS x;
+END;
+
 CREATE FUNCTION kliv_mail._template_mail(
     subject text, body text, format text, plain_text text, layout text, partials jsonb, variables jsonb, defaults jsonb,
     brand jsonb, locale text, email text, unsubscribe_url text, OUT subject text, OUT plain_text text, OUT html text, OUT notes jsonb, OUT preheader text)

@@ -19,9 +19,7 @@ BEGIN
     v_names := c_built_in || CASE p_name WHEN 'layout' THEN c_layout ELSE '{}' END
         || ARRAY(SELECT k FROM jsonb_object_keys(coalesce(p_variables, '{}')) AS k);
     FOR n IN
-        SELECT s.argument, x.*, split_part(x.name, '.', 1) AS root
-        FROM (VALUES ('subject', p_subject), ('body', p_body), ('plain_text', p_plain)) AS s (argument, source),
-             kliv_mail._template_names(s.argument, s.source) AS x
+        SELECT x.*, split_part(x.name, '.', 1) AS root FROM kliv_mail._template_all_names(p_subject, p_body, p_plain) AS x
     LOOP
         IF n.kind = 'partial' THEN
             IF n.name <> p_name AND NOT EXISTS (SELECT FROM kliv_mail._template AS t WHERE t.name = n.name) THEN
@@ -81,7 +79,9 @@ BEGIN
     ELSIF p_publish IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = 'publish: is NULL', HINT = 'Use true, or false for a draft.';
     ELSIF v_name = 'layout' AND (p_format <> 'html' OR NOT EXISTS (
-              SELECT FROM kliv_mail._template_names('body', p_body) AS x WHERE x.name = 'content' AND x.raw)) THEN
+              SELECT FROM kliv_mail._template_names('body', p_body) AS x WHERE x.name = 'content' AND x.raw)
+              -- not in a tag or a comment
+              OR p_body ~ E'<[^<>]*[{]{2}[{&]\\s*content\\s*[}]{2,3}[^<>]*>') THEN
         RAISE invalid_parameter_value USING MESSAGE = 'body: a layout is HTML with {{{content}}} where a mail''s content goes',
             HINT = 'Save it with format => ''html'', or take another name for what is no layout.';
     END IF;
@@ -100,7 +100,7 @@ BEGIN
         END IF;
     END IF;
     FOR w IN SELECT * FROM kliv_mail._template_problems(v_name, p_subject, p_body, p_format, p_plain_text, p_message_type, v_locale, v_variables)
-             ORDER BY severity, line, "column" LIMIT 5 LOOP
+             ORDER BY severity, line, "column", problem LIMIT 5 LOOP
         IF w.severity = 'error' THEN
             RAISE invalid_parameter_value USING MESSAGE = 'body: ' || CASE WHEN w.line IS NOT NULL THEN format('line %s, column %s: ', w.line, w."column") ELSE '' END || w.problem, HINT = w.hint;
         END IF;

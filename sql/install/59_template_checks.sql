@@ -10,7 +10,6 @@ DECLARE
     m record;
     n record;
     v_brand jsonb := kliv_mail._brand_values();
-    v_detail text;
     v_unused text;
     v_partials jsonb := kliv_mail._template_partials(p_locale);
 BEGIN
@@ -35,10 +34,10 @@ BEGIN
         line := n.line;
         "column" := n."column";
         SELECT k.problem, k.hint INTO problem, hint FROM (VALUES
-            ('no_alt', 'an image has no text', 'Write ![what it shows](https://...): many read mail without images.'),
+            ('no_alt', 'an image has no text', 'Write ![what it shows](https://...), in HTML alt="what it shows": many read mail without images.'),
             ('refused_url', 'a link or image does not begin with https:, http:, mailto: or tel:: ' || coalesce(n.detail, ''),
-                'Write the whole URL; what is not allowed is shown without a link.'),
-            ('not_https', 'a link is not https: ' || coalesce(n.detail, ''), 'Write https://; whoever is between can read and change the other.'),
+                'Write the whole URL; no other leads anywhere from a mail.'),
+            ('not_https', 'a link or image is not https: ' || coalesce(n.detail, ''), 'Write https://; whoever is between can read and change the other.'),
             ('other_address', 'a link''s text names another address than the link, as phishing does: ' || coalesce(n.detail, ''), 'Name the link in words.'),
             ('raw_value', '{{{ }}} would put HTML into Markdown', 'Write {{ }}, or save it with format => ''markdown_html''.'),
             ('misplaced', 'a value stands in ' || coalesce(n.detail, 'a tag'), 'Put values into texts and attributes only.'),
@@ -60,13 +59,18 @@ BEGIN
         hint := 'Most programs show 40 to 78 of them.';
         RETURN NEXT;
     END IF;
-    SELECT min(x.name) INTO v_detail FROM kliv_mail._template_names('subject', p_subject) AS x
-    WHERE x.kind = 'value' AND x.name ~* '^(code|otp|pin|token|password|one_?time_?code)$' COLLATE "C";
-    IF v_detail IS NOT NULL THEN
-        problem := format('the subject shows "%s", and locked screens show subjects', v_detail);
+    FOR n IN
+        SELECT x.* FROM kliv_mail._template_names('subject', p_subject) AS x
+        WHERE x.kind = 'value' AND x.name ~* '^(code|otp|pin|token|password|one_?time_?code)$' COLLATE "C" ORDER BY x."column" LIMIT 1
+    LOOP
+        line := n.line;
+        "column" := n."column";
+        problem := format('the subject shows "%s", and locked screens show subjects', n.name);
         hint := 'Write the code in the body only.';
         RETURN NEXT;
-    END IF;
+    END LOOP;
+    line := NULL;
+    "column" := NULL;
     IF kliv_mail._template_contrast(v_brand ->> 'color') < 4.5 THEN
         problem := format('text in the brand''s colour %s on white has a contrast of %s : 1, below 4.5 : 1', v_brand ->> 'color',
             round(kliv_mail._template_contrast(v_brand ->> 'color')::numeric, 1));
@@ -74,22 +78,25 @@ BEGIN
         RETURN NEXT;
     END IF;
     FOR v_unused IN
+        WITH RECURSIVE used (kind, name) AS (
+            SELECT x.kind, x.name FROM kliv_mail._template_all_names(p_subject, p_body, p_plain_text) AS x
+            UNION
+            SELECT x.kind, x.name FROM used AS u CROSS JOIN LATERAL kliv_mail._template_names(u.name, v_partials ->> u.name) AS x WHERE u.kind = 'partial'
+        )
         SELECT k FROM jsonb_object_keys(p_variables) AS k
-        WHERE k <> ALL (ARRAY(SELECT split_part(x.name, '.', 1) FROM (VALUES ('subject', p_subject), ('body', p_body), ('plain_text', p_plain_text)) AS s (argument, source),
-                                     kliv_mail._template_names(s.argument, s.source) AS x))
-          AND k <> 'preheader'
-          -- A partial may use it.
-          AND NOT EXISTS (SELECT FROM kliv_mail._template_names('body', p_body) AS x WHERE x.kind = 'partial')
-        ORDER BY k
+        WHERE k <> 'preheader' AND NOT EXISTS (SELECT FROM used AS u WHERE u.kind <> 'partial' AND split_part(u.name, '.', 1) = k) ORDER BY k
     LOOP
         problem := format('the variable "%s" is never used', v_unused);
         hint := 'Use it, or take it out of variables.';
         RETURN NEXT;
     END LOOP;
-    FOR n IN SELECT x.* FROM kliv_mail._template_names('body', p_body) AS x WHERE x.kind = 'partial' AND x.name <> p_name AND NOT v_partials ? x.name LOOP
+    FOR n IN
+        SELECT x.* FROM kliv_mail._template_all_names(p_subject, p_body, p_plain_text) AS x
+        WHERE x.kind = 'partial' AND x.name <> p_name AND NOT v_partials ? x.name
+    LOOP
         line := n.line;
         "column" := n."column";
-        problem := format('there is no template "%s" to put in', n.name);
+        problem := format('%sthere is no template "%s" to put in', CASE n.argument WHEN 'body' THEN '' ELSE n.argument || ': ' END, n.name);
         hint := 'Save and publish it; until then nothing stands there.';
         RETURN NEXT;
     END LOOP;

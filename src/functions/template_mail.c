@@ -189,7 +189,7 @@ brand_text(const KlmValue *brand, const char *name)
 
 /* The notes as JSON: [{"kind", "line", "column", "detail"}], in the order of the source. */
 static Datum
-notes_json(const KlmNote *notes, const char *body)
+notes_json(const KlmNotes *notes, const char *source)
 {
 	static const char *const kinds[] = {"no_alt", "refused_url", "not_https", "other_address",
 	"raw_value", "misplaced", "script", "open_tag"};
@@ -197,8 +197,8 @@ notes_json(const KlmNote *notes, const char *body)
 	ListCell   *lc;
 	StringInfoData out;
 
-	for (; notes; notes = notes->next)
-		list = lcons(unconstify(KlmNote *, notes), list);
+	for (KlmNote *note = notes->last; note; note = note->next)
+		list = lcons(note, list);
 	initStringInfo(&out);
 	appendStringInfoChar(&out, '[');
 	foreach(lc, list)
@@ -211,7 +211,7 @@ notes_json(const KlmNote *notes, const char *body)
 			int			line;
 			int			column;
 
-			klm_source_place(body, note->offset, &line, &column);
+			klm_source_place(source, note->offset, &line, &column);
 			appendStringInfo(&out, ", \"line\": %d, \"column\": %d", line, column);
 		}
 		if (note->detail)
@@ -263,7 +263,7 @@ kliv_mail__template_mail(PG_FUNCTION_ARGS)
 		.partial = find_partial, .partial_data = &partials, .formats = &formats
 	};
 	KlmMail		mail;
-	KlmNote    *notes = NULL;
+	KlmNotes	notes = {0};
 	KlmError	error;
 	TupleDesc	desc;
 	Datum		values[5];
@@ -271,13 +271,15 @@ kliv_mail__template_mail(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+	/* Without a body it is a layout that is looked at. */
+	source.notes_of_layout = source.body->length == 0;
 	if (!klm_mail_render(&source, &input, &mail, &notes, &error))
 		klm_raise(NULL, &error, false);
 	/* It is to be looked at: what the database's encoding lacks is no error here. */
 	values[0] = CStringGetTextDatum(klm_from_utf8_lossy(mail.subject));
 	values[1] = CStringGetTextDatum(klm_from_utf8_lossy(mail.text));
 	values[2] = CStringGetTextDatum(klm_from_utf8_lossy(mail.html));
-	values[3] = notes_json(notes, source.body->source);
+	values[3] = notes_json(&notes, (source.notes_of_layout ? source.layout : source.body)->source);
 	nulls[4] = mail.preheader == NULL;
 	if (!nulls[4])
 		values[4] = CStringGetTextDatum(klm_from_utf8_lossy(mail.preheader));

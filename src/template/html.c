@@ -8,7 +8,7 @@
  * A value in a text or an attribute is escaped, in an attribute that is a URL it
  * goes through klm_put_url() (the attribute is empty where that refuses), in a
  * style only what is harmless is kept.  In a tag's or an attribute's name, in a
- * script and in an attribute that is one, it is left out, and misplaced says so.
+ * script and in an attribute that is one, it is left out, and a note says so.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -22,12 +22,15 @@ static void begin_value(KlmHtml *html, char quote);
 static void end_value(KlmHtml *html);
 
 void
-klm_html_begin(KlmHtml *html, const KlmHolder *holder, StringInfo out)
+klm_html_begin(KlmHtml *html, const KlmHolder *holder, StringInfo out, KlmNotes *notes)
 {
 	memset(html, 0, sizeof(*html));
 	html->holder = holder;
 	html->out = out;
+	html->notes = notes;
+	html->link_start = -1;
 	initStringInfo(&html->value);
+	initStringInfo(&html->url);
 }
 
 static bool
@@ -81,6 +84,13 @@ add_letter(char *name, Size size, char ch)
 	}
 }
 
+static void
+note_misplaced(KlmHtml *html, const char *where)
+{
+	klm_note_place(html->notes, html->tag);
+	klm_note(html->notes, KLM_NOTE_MISPLACED, where);
+}
+
 /* A value, not one of an attribute. */
 static void
 put_value(KlmHtml *html, const KlmHeldValue *value)
@@ -100,12 +110,12 @@ put_value(KlmHtml *html, const KlmHeldValue *value)
 			if (strcmp(html->element, "style") == 0)
 				klm_put_style(html->out, value->text, value->length);
 			else if (strcmp(html->element, "script") == 0)
-				html->misplaced = "a script";
+				note_misplaced(html, "a script");
 			else
 				klm_put_escaped(html->out, value->text, value->length);
 			break;
 		default:
-			html->misplaced = "a tag";
+			note_misplaced(html, "a tag");
 			break;
 	}
 }
@@ -136,6 +146,29 @@ begin_value(KlmHtml *html, char quote)
 	resetStringInfo(&html->value);
 }
 
+/* Does a note ask for this attribute's URL? */
+static bool
+has_url(const KlmHtml *html)
+{
+	return html->notes != NULL && html->url.len == 0 &&
+		((strcmp(html->element, "a") == 0 && strcmp(html->attribute, "href") == 0) ||
+		 (strcmp(html->element, "img") == 0 && strcmp(html->attribute, "src") == 0));
+}
+
+/* A URL without a value of ours passes as it is, and may be none that mail can have. */
+static void
+note_written_url(KlmHtml *html)
+{
+	StringInfoData url;
+
+	initStringInfo(&url);
+	klm_note_place(html->notes, html->tag);
+	if (html->url.data[0] != '#' &&
+		!klm_put_url(html->holder, &url, html->url.data, html->url.len, html->element[0] == 'i'))
+		klm_note(html->notes, KLM_NOTE_REFUSED_URL, html->url.data);
+	pfree(url.data);
+}
+
 /* The attribute's value is whole: write it, always in quotes where it holds a value of ours. */
 static void
 end_value(KlmHtml *html)
@@ -149,6 +182,11 @@ end_value(KlmHtml *html)
 	html->state = KLM_HTML_TAG;
 	if (klm_held_next(html->holder, text, end, &at, &next) == NULL)
 	{
+		if (has_url(html))
+		{
+			append_decoded(&html->url, text, end - text);
+			note_written_url(html);
+		}
 		if (html->quote)
 			appendStringInfoChar(html->out, quote);
 		appendBinaryStringInfo(html->out, text, end - text);
@@ -158,7 +196,7 @@ end_value(KlmHtml *html)
 	}
 	appendStringInfoChar(html->out, quote);
 	if (is_script(html->attribute))
-		html->misplaced = "a script";
+		note_misplaced(html, "a script");
 	else if (is_url(html->attribute))
 	{
 		StringInfoData written;
@@ -170,6 +208,8 @@ end_value(KlmHtml *html)
 		if (klm_put_url(html->holder, &url, written.data, written.len,
 						strcmp(html->attribute, "href") != 0))
 			klm_put_escaped(html->out, url.data, url.len);
+		if (has_url(html))
+			appendBinaryStringInfo(&html->url, url.data, url.len);
 		pfree(written.data);
 		pfree(url.data);
 	}
@@ -190,14 +230,49 @@ end_value(KlmHtml *html)
 	appendStringInfoChar(html->out, quote);
 }
 
+/* What an author would want to know about the tag that ends. */
+static void
+note_tag(KlmHtml *html)
+{
+	klm_note_place(html->notes, html->tag);
+	if (strcmp(html->element, "script") == 0)
+		klm_note(html->notes, KLM_NOTE_SCRIPT, NULL);
+	else if (strcmp(html->element, "img") == 0 && !html->has_alt)
+		klm_note(html->notes, KLM_NOTE_NO_ALT, NULL);
+	else if (strcmp(html->element, "a") == 0)
+	{
+		html->link_start = html->out->len;
+		html->link_url = pstrdup(html->url.data);
+	}
+	else if (strcmp(html->element, "/a") == 0 && html->link_start >= 0)
+	{
+		klm_note_link(html->notes, html->out->data + html->link_start, html->link_url);
+		html->link_start = -1;
+	}
+	klm_note_http(html->notes, html->url.data);
+}
+
 /* Behind the ">" of a tag. */
 static void
 end_tag(KlmHtml *html)
 {
 	html->state = KLM_HTML_TEXT;
-	html->script |= strcmp(html->element, "script") == 0;
+	if (html->notes != NULL)
+		note_tag(html);
 	if (is_raw_text(html->element))
 		html->state = KLM_HTML_RAWTEXT;
+}
+
+/* Behind the name of an attribute. */
+static void
+end_name(KlmHtml *html)
+{
+	html->has_alt |= strcmp(html->attribute, "alt") == 0;
+	if (is_script(html->attribute))
+	{
+		klm_note_place(html->notes, html->tag);
+		klm_note(html->notes, KLM_NOTE_SCRIPT, NULL);
+	}
 }
 
 /* Is text at pos this, whatever the case of its letters? */
@@ -214,6 +289,9 @@ open_tag(KlmHtml *html, const char *from, const char *end)
 	const char *pos = from + 1;
 
 	html->element[0] = html->attribute[0] = '\0';
+	html->tag = from;
+	html->has_alt = false;
+	resetStringInfo(&html->url);
 	/* <!--[if mso]> and <![endif]--> are for Outlook, and what stands between is HTML. */
 	if (is_at(from, end, "<!--[if") || is_at(from, end, "<!--<![endif]") ||
 		is_at(from, end, "<![endif]"))
@@ -313,7 +391,7 @@ step(KlmHtml *html, const char *pos, const char *at, const char *end)
 			else
 				add_letter(html->attribute, sizeof(html->attribute), ch);
 			if (html->state != KLM_HTML_NAME)
-				html->script |= is_script(html->attribute);
+				end_name(html);
 			break;
 		case KLM_HTML_EQUALS:
 			if (is_space(ch))
@@ -373,13 +451,16 @@ klm_html_add(KlmHtml *html, const char *text, int length)
 	}
 }
 
-bool
+void
 klm_html_end(KlmHtml *html)
 {
-	bool		whole = html->state == KLM_HTML_TEXT;
-
+	if (html->state != KLM_HTML_TEXT)
+	{
+		klm_note_place(html->notes, html->tag);
+		klm_note(html->notes, KLM_NOTE_OPEN_TAG, NULL);
+	}
 	if (html->state == KLM_HTML_VALUE)
 		end_value(html);
 	pfree(html->value.data);
-	return whole;
+	pfree(html->url.data);
 }

@@ -14,6 +14,7 @@
 #define KLM_HTML_H
 
 #include "template/held.h"
+#include "template/note.h"
 
 typedef enum KlmHtmlState
 {
@@ -30,22 +31,27 @@ typedef struct KlmHtml
 {
 	const KlmHolder *holder;
 	StringInfo	out;
-	const char *misplaced;		/* where a value stood that cannot; NULL: none */
-	bool		script;			/* there was a script or an event attribute */
+	KlmNotes   *notes;			/* NULL: none are asked for */
 
 	KlmHtmlState state;
 	char		element[16];	/* the open tag's name, in lower case, or that of the raw text */
 	char		attribute[16];
 	char		quote;			/* around the value; '\0': none */
 	StringInfoData value;		/* the attribute's, as written */
+
+	/* Of notes: the open tag, and the open link. */
+	const char *tag;			/* where it begins */
+	bool		has_alt;
+	StringInfoData url;			/* a link's, or an image's */
+	int			link_start;		/* in out; -1: none is open */
+	char	   *link_url;
 } KlmHtml;
 
-extern void klm_html_begin(KlmHtml *html, const KlmHolder *holder, StringInfo out);
+extern void klm_html_begin(KlmHtml *html, const KlmHolder *holder, StringInfo out, KlmNotes *notes);
 
 /* A part of it; no placeholder is split between two. */
 extern void klm_html_add(KlmHtml *html, const char *text, int length);
 
-/* False: a tag, a comment or a style was not closed. */
-extern bool klm_html_end(KlmHtml *html);
+extern void klm_html_end(KlmHtml *html);
 
 #endif							/* KLM_HTML_H */

@@ -65,39 +65,60 @@ root_json(const KlmValue *value)
 
 static const KlmReader root_reader = {root_member, root_element, root_json};
 
+/* The offset in the source of one in what was rendered from it. */
+static int
+source_offset(StringInfo places, int offset)
+{
+	const KlmPlace *place = (const KlmPlace *) places->data;
+	int			count = places->len / sizeof(KlmPlace);
+	int			found = -1;
+
+	for (int i = 0; i < count && place[i].output <= offset; i++)
+		found = place[i].source + (offset - place[i].output);
+	return found;
+}
+
+/* Render with values held, and note where what comes from. */
+static bool
+render_held(KlmRendering *rendering, const KlmTemplate *template, KlmNotes *notes, StringInfo held,
+			StringInfo places, KlmError *error)
+{
+	bool		ok;
+
+	initStringInfo(held);
+	initStringInfo(places);
+	rendering->places = notes ? places : NULL;
+	ok = klm_mustache_render(rendering, template, held, error);
+	rendering->places = NULL;
+	return ok;
+}
+
+static void
+place_notes(KlmNotes *notes, StringInfo places)
+{
+	if (notes == NULL)
+		return;
+	for (KlmNote *note = notes->last; note; note = note->next)
+		note->offset = source_offset(places, note->offset);
+}
+
 /* HTML with its values held: the author's, or a layout. */
 static bool
-fill_html(KlmRendering *rendering, const KlmTemplate *template, StringInfo out, KlmNote **notes,
+fill_html(KlmRendering *rendering, const KlmTemplate *template, StringInfo out, KlmNotes *notes,
 		  KlmError *error)
 {
 	StringInfoData held;
+	StringInfoData places;
 	KlmHtml		html;
-	bool		whole;
 
-	initStringInfo(&held);
-	if (!klm_mustache_render(rendering, template, &held, error))
+	if (!render_held(rendering, template, notes, &held, &places, error))
 		return false;
-	klm_html_begin(&html, rendering->holder, out);
+	klm_html_begin(&html, rendering->holder, out, notes);
+	klm_note_source(notes, held.data, held.len);
 	klm_html_add(&html, held.data, held.len);
-	whole = klm_html_end(&html);
-	if (notes)
-	{
-		KlmNoteKind kinds[] = {KLM_NOTE_OPEN_TAG, KLM_NOTE_SCRIPT, KLM_NOTE_MISPLACED};
-		bool		there[] = {!whole, html.script, html.misplaced != NULL};
-
-		for (int i = 0; i < lengthof(kinds); i++)
-		{
-			KlmNote    *note = palloc0(sizeof(KlmNote));
-
-			if (!there[i])
-				continue;
-			note->kind = kinds[i];
-			note->offset = -1;
-			note->detail = html.misplaced ? pstrdup(html.misplaced) : NULL;
-			note->next = *notes;
-			*notes = note;
-		}
-	}
+	klm_html_end(&html);
+	place_notes(notes, &places);
+	pfree(places.data);
 	pfree(held.data);
 	if (out->len > KLM_MAX_OUTPUT)
 		return klm_fail(error, ERRCODE_PROGRAM_LIMIT_EXCEEDED,
@@ -195,30 +216,17 @@ render_subject(KlmRendering *rendering, const KlmMailSource *source, KlmMail *ma
 	return true;
 }
 
-/* The offset in the source of one in what was rendered from it. */
-static int
-source_offset(StringInfo places, int offset)
-{
-	const KlmPlace *place = (const KlmPlace *) places->data;
-	int			count = places->len / sizeof(KlmPlace);
-	int			found = -1;
-
-	for (int i = 0; i < count && place[i].output <= offset; i++)
-		found = place[i].source + (offset - place[i].output);
-	return found;
-}
-
 /* The content, HTML and text. */
 static bool
 render_body(KlmRendering *rendering, const KlmMailSource *source, const KlmMailInput *input,
-			StringInfo html, StringInfo text, KlmNote **notes, KlmError *error)
+			StringInfo html, StringInfo text, KlmNotes *notes, KlmError *error)
 {
 	KlmHolder	holder = {0};
 	const char *color = input->brand->color ? input->brand->color : KLM_BRAND_COLOR;
 	KlmMarkdown markdown = {
 		.holder = &holder, .raw_html = source->format == KLM_BODY_MARKDOWN_HTML,
 		.link_color = klm_link_color(input->brand->color), .button_color = color,
-		.button_text_color = klm_color_on(color), .wants_notes = notes != NULL
+		.button_text_color = klm_color_on(color), .notes = notes
 	};
 
 	rendering->mode = KLM_HELD;
@@ -235,19 +243,10 @@ render_body(KlmRendering *rendering, const KlmMailSource *source, const KlmMailI
 		StringInfoData held;
 		StringInfoData places;
 
-		initStringInfo(&held);
-		initStringInfo(&places);
-		rendering->places = notes ? &places : NULL;
-		if (!klm_mustache_render(rendering, source->body, &held, error) ||
+		if (!render_held(rendering, source->body, notes, &held, &places, error) ||
 			!klm_markdown_render(&markdown, held.data, held.len, html, text, error))
 			return false;
-		rendering->places = NULL;
-		if (notes)
-		{
-			*notes = markdown.notes;
-			for (KlmNote *note = *notes; note; note = note->next)
-				note->offset = source_offset(&places, note->offset);
-		}
+		place_notes(notes, &places);
 		pfree(places.data);
 		pfree(held.data);
 	}
@@ -263,8 +262,10 @@ render_body(KlmRendering *rendering, const KlmMailSource *source, const KlmMailI
 
 bool
 klm_mail_render(const KlmMailSource *source, const KlmMailInput *input, KlmMail *mail,
-				KlmNote **notes, KlmError *error)
+				KlmNotes *notes, KlmError *error)
 {
+	KlmNotes   *of_body = source->notes_of_layout ? NULL : notes;
+	KlmNotes   *of_layout = source->notes_of_layout ? notes : NULL;
 	const char *color = input->brand->color ? input->brand->color : KLM_BRAND_COLOR;
 	KlmPair		brand[] = {
 		{"name", klm_value_text(input->brand->name)},
@@ -294,7 +295,7 @@ klm_mail_render(const KlmMailSource *source, const KlmMailInput *input, KlmMail 
 	initStringInfo(&text);
 	initStringInfo(&page);
 	if (!render_subject(&rendering, source, mail, error) ||
-		!render_body(&rendering, source, input, &html, &text, notes, error))
+		!render_body(&rendering, source, input, &html, &text, of_body, error))
 		return false;
 	mail->html = html.data;
 	mail->preheader = NULL;
@@ -320,7 +321,7 @@ klm_mail_render(const KlmMailSource *source, const KlmMailInput *input, KlmMail 
 		rendering.scope_count = 2;
 		rendering.mode = KLM_HELD;
 		rendering.holder = &holder;
-		if (!fill_html(&rendering, source->layout, &page, NULL, error))
+		if (!fill_html(&rendering, source->layout, &page, of_layout, error))
 			return false;
 		mail->html = page.data;
 		if (source->plain_text == NULL)

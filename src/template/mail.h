@@ -40,6 +40,7 @@ typedef struct KlmMailSource
 	const KlmTemplate *body;
 	const KlmTemplate *plain_text;	/* NULL: made from the body */
 	const KlmTemplate *layout;	/* a HTML page with {{{content}}} */
+	bool		notes_of_layout;	/* not of the body */
 } KlmMailSource;
 
 /* What a mail says, and to whom. */
@@ -67,10 +68,10 @@ typedef struct KlmMail
 
 /*
  * False with *error: what klm_mustache_render(), klm_markdown_render() and
- * klm_mime_check_subject() refuse.  notes is NULL, or gets what an author would
- * want to know.
+ * klm_mime_check_subject() refuse.  notes is NULL, or empty and gets what an
+ * author would want to know.
  */
 extern bool klm_mail_render(const KlmMailSource *source, const KlmMailInput *input, KlmMail *mail,
-							KlmNote **notes, KlmError *error);
+							KlmNotes *notes, KlmError *error);
 
 #endif							/* KLM_MAIL_H */

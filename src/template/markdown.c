@@ -67,7 +67,6 @@ typedef struct Maker
 	bool		link_button;
 	int			link_start;		/* in text_out, or in the cell */
 	StringInfoData url;			/* of the open link */
-	int			offset;			/* near which we are */
 } Maker;
 
 static int	enter_block(MD_BLOCKTYPE type, void *detail, void *data);
@@ -101,7 +100,8 @@ klm_markdown_render(KlmMarkdown *markdown, const char *source, int length, Strin
 	maker->text_out = text;
 	maker->error = error;
 	klm_text_begin(&maker->text, text);
-	klm_html_begin(&maker->raw, markdown->holder, html);
+	klm_html_begin(&maker->raw, markdown->holder, html, markdown->notes);
+	klm_note_source(markdown->notes, source, length);
 	initStringInfo(&maker->url);
 	initStringInfo(&maker->image_title);
 	result = md_parse(source, length, &parser, maker);
@@ -147,27 +147,10 @@ check_sizes(Maker *maker)
 	return 1;
 }
 
-/* Remember where in the source we are, if the text is a part of it. */
-static void
-note_place(Maker *maker, const char *text)
-{
-	if (text >= maker->source && text < maker->source + maker->length)
-		maker->offset = text - maker->source;
-}
-
 static void
 note(Maker *maker, KlmNoteKind kind, const char *detail)
 {
-	KlmNote    *new;
-
-	if (!maker->markdown->wants_notes)
-		return;
-	new = palloc(sizeof(KlmNote));
-	new->kind = kind;
-	new->offset = maker->offset;
-	new->detail = detail ? pstrdup(detail) : NULL;
-	new->next = maker->markdown->notes;
-	maker->markdown->notes = new;
+	klm_note(maker->markdown->notes, kind, detail);
 }
 
 static bool
@@ -236,7 +219,7 @@ read_attribute(Maker *maker, const MD_ATTRIBUTE *attribute, StringInfo out)
 	resetStringInfo(out);
 	if (attribute->size == 0)
 		return;
-	note_place(maker, attribute->text);
+	klm_note_place(maker->markdown->notes, attribute->text);
 	for (int i = 0; attribute->substr_offsets[i] < attribute->size; i++)
 	{
 		const char *text = attribute->text + attribute->substr_offsets[i];
@@ -465,12 +448,7 @@ leave_block(MD_BLOCKTYPE type, void *detail, void *data)
 	switch (type)
 	{
 		case MD_BLOCK_DOC:
-			if (maker->raw.script)
-				note(maker, KLM_NOTE_SCRIPT, NULL);
-			if (maker->raw.misplaced)
-				note(maker, KLM_NOTE_MISPLACED, maker->raw.misplaced);
-			if (!klm_html_end(&maker->raw))
-				note(maker, KLM_NOTE_OPEN_TAG, NULL);
+			klm_html_end(&maker->raw);
 			break;
 		case MD_BLOCK_HR:
 			break;
@@ -541,13 +519,6 @@ leave_block(MD_BLOCKTYPE type, void *detail, void *data)
  * ----------------------------------------------------------------
  */
 
-/* Is the URL one that another page could not read on its way? */
-static bool
-is_open_http(const char *url)
-{
-	return pg_strncasecmp(url, "http:", 5) == 0;
-}
-
 /* What the author wrote is no URL; of a value nobody knows that. */
 static void
 note_refused(Maker *maker, StringInfo written)
@@ -569,11 +540,12 @@ enter_link(Maker *maker, const MD_SPAN_A_DETAIL *link)
 	resetStringInfo(&maker->url);
 	maker->link_open = klm_put_url(maker->markdown->holder, &maker->url, written.data, written.len,
 								   false);
+	klm_text_here(&maker->text);
 	maker->link_start = text_target(maker)->len;
 	if (!maker->link_open)
 		note_refused(maker, &written);
-	else if (is_open_http(maker->url.data))
-		note(maker, KLM_NOTE_NOT_HTTPS, maker->url.data);
+	else
+		klm_note_http(maker->markdown->notes, maker->url.data);
 	read_attribute(maker, &link->title, &written);
 	maker->link_button = maker->link_open && strcmp(written.data, "button") == 0;
 	if (maker->link_open)
@@ -605,38 +577,12 @@ enter_link(Maker *maker, const MD_SPAN_A_DETAIL *link)
 	pfree(written.data);
 }
 
-/* The host of a URL, or of what looks like one; its length, 0: it does not. */
-static int
-host_of(const char *text, const char **host)
-{
-	int			length;
-
-	*host = text;
-	if (pg_strncasecmp(text, "https://", 8) == 0)
-		*host = text + 8;
-	else if (pg_strncasecmp(text, "http://", 7) == 0)
-		*host = text + 7;
-	else if (pg_strncasecmp(text, "www.", 4) != 0)
-		return 0;
-	length = strcspn(*host, "/?# \t\n");
-	if (length > 4 && pg_strncasecmp(*host, "www.", 4) == 0)
-	{
-		*host += 4;
-		length -= 4;
-	}
-	return length;
-}
-
 /* In the text, the URL follows what the link is called, unless it is that. */
 static void
 leave_link(Maker *maker)
 {
 	StringInfo	target = text_target(maker);
 	const char *shown;
-	const char *shown_host;
-	const char *host;
-	int			shown_length;
-	int			length;
 
 	if (maker->images > 0 || --maker->links > 0 || !maker->link_open)
 		return;
@@ -645,13 +591,7 @@ leave_link(Maker *maker)
 		put(maker, "<!--[if mso]></span><i style=\"mso-font-width:300%\" hidden>&emsp;&#8203;</i><![endif]-->");
 	put(maker, "</a>");
 	shown = target->data + Min(maker->link_start, target->len);
-	while (*shown == '\n' || *shown == ' ')
-		shown++;
-	shown_length = host_of(shown, &shown_host);
-	length = host_of(maker->url.data, &host);
-	if (shown_length > 0 && length > 0 &&
-		(shown_length != length || pg_strncasecmp(shown_host, host, length) != 0))
-		note(maker, KLM_NOTE_OTHER_ADDRESS, maker->url.data);
+	klm_note_link(maker->markdown->notes, shown, maker->url.data);
 	if (strcmp(shown, maker->url.data) == 0 ||
 		(pg_strncasecmp(maker->url.data, "mailto:", 7) == 0 && strcmp(shown, maker->url.data + 7) == 0) ||
 		(pg_strncasecmp(maker->url.data, "http://", 7) == 0 && strcmp(shown, maker->url.data + 7) == 0))
@@ -683,8 +623,8 @@ enter_image(Maker *maker, const MD_SPAN_IMG_DETAIL *image)
 									 true);
 	if (!maker->image_shown)
 		note_refused(maker, &written);
-	else if (is_open_http(url.data))
-		note(maker, KLM_NOTE_NOT_HTTPS, url.data);
+	else
+		klm_note_http(maker->markdown->notes, url.data);
 	read_attribute(maker, &image->title, &written);
 	resetStringInfo(&maker->image_title);
 	klm_put_held(maker->markdown->holder, &maker->image_title, written.data, written.len);
@@ -768,7 +708,7 @@ text_callback(MD_TEXTTYPE type, const char *text, MD_SIZE size, void *data)
 	Maker	   *maker = data;
 	int			before = text_target(maker)->len;
 
-	note_place(maker, text);
+	klm_note_place(maker->markdown->notes, text);
 	maker->headings = true;
 	maker->image_has_text |= maker->images > 0;
 	switch (type)

@@ -17,27 +17,7 @@
 
 #include "base/error.h"
 #include "template/held.h"
-
-/* What an author would want to know. */
-typedef enum KlmNoteKind
-{
-	KLM_NOTE_NO_ALT,			/* an image without a text */
-	KLM_NOTE_REFUSED_URL,		/* a link or an image whose URL is not allowed */
-	KLM_NOTE_NOT_HTTPS,
-	KLM_NOTE_OTHER_ADDRESS,		/* a link's text names another address than the link's */
-	KLM_NOTE_RAW_VALUE,			/* {{{name}}} in a text, without raw HTML */
-	KLM_NOTE_MISPLACED,			/* a value in a tag or a script of raw HTML */
-	KLM_NOTE_SCRIPT,
-	KLM_NOTE_OPEN_TAG			/* raw HTML that ends within a tag */
-} KlmNoteKind;
-
-typedef struct KlmNote
-{
-	struct KlmNote *next;
-	KlmNoteKind kind;
-	int			offset;			/* in the Markdown, near it */
-	char	   *detail;			/* the URL, or NULL */
-} KlmNote;
+#include "template/note.h"
 
 typedef struct KlmMarkdown
 {
@@ -46,8 +26,7 @@ typedef struct KlmMarkdown
 	const char *link_color;		/* "#rrggbb" */
 	const char *button_color;
 	const char *button_text_color;
-	bool		wants_notes;
-	KlmNote    *notes;			/* in the end, the last one first */
+	KlmNotes   *notes;			/* NULL: none are asked for */
 } KlmMarkdown;
 
 /*

@@ -107,6 +107,13 @@ klm_text_put(KlmTextWriter *writer, const char *text, int length)
 }
 
 void
+klm_text_here(KlmTextWriter *writer)
+{
+	if (!writer->in_cell && (writer->line_start || writer->breaks > 0))
+		begin_line(writer);
+}
+
+void
 klm_text_break(KlmTextWriter *writer, int breaks)
 {
 	if (!writer->line_start)

@@ -47,6 +47,8 @@ typedef struct KlmTextWriter
 
 extern void klm_text_begin(KlmTextWriter *writer, StringInfo out);
 extern void klm_text_put(KlmTextWriter *writer, const char *text, int length);
+/* What comes begins at the end of the output: line ends and prefixes that are due are there. */
+extern void klm_text_here(KlmTextWriter *writer);
 /* At least so many line ends before what comes: 2 leave an empty line. */
 extern void klm_text_break(KlmTextWriter *writer, int breaks);
 /* Lines begin with more; with a marker, the first one has that in its place. */

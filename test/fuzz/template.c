@@ -74,7 +74,7 @@ LLVMFuzzerTestOneInput(const uint8 *data, Size size)
 	KlmFormats	formats = {0};
 	KlmValue	values[5];
 	KlmMail		mail;
-	KlmNote    *notes = NULL;
+	KlmNotes	notes = {0};
 	KlmError	error;
 
 	if (size < 1)

@@ -193,7 +193,7 @@ partial(void *data, const char *name)
 		strcmp(name, "another") == 0 ? klm_mustache_compile(" {{> other}}\n", &failed_at) : NULL;
 }
 
-static KlmNote *notes;
+static KlmNotes notes;
 
 static bool
 mail_of(const char *subject, const char *body, KlmBodyFormat format, const KlmPair *pairs,
@@ -204,7 +204,7 @@ mail_of(const char *subject, const char *body, KlmBodyFormat format, const KlmPa
 	KlmMailSource source = {.format = format};
 	KlmMailInput input = {.email = "ana@example.com", .timestamp = "today", .brand = &brand, .partial = partial};
 
-	notes = NULL;
+	memset(&notes, 0, sizeof(notes));
 	input.variables = klm_value_pairs(pairs, count);
 	source.subject = klm_mustache_compile(subject, &failed_at);
 	source.body = source.subject ? klm_mustache_compile(body, &failed_at) : NULL;
