@@ -6,10 +6,10 @@ EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" kliv_mail.contr
 # Loaded by the sender, and by a session at its first use: what needs libcurl,
 # libsodium or the replies' rules, in whole folders where it can be said so.
 NET_SRCS = src/kliv_mail_net.c \
-	$(wildcard src/smtp/*.c src/secret/*.c src/net/*.c) \
+	$(wildcard src/smtp/*.c src/feedback/*.c src/secret/*.c src/net/*.c) \
 	src/db/outbox.c src/db/account.c $(wildcard src/worker/sender*.c) src/worker/identity.c \
-	$(addprefix src/functions/,account_arguments.c as_owner.c configure.c keys.c providers.c \
-	replies.c reports.c test_smtp.c unsubscribe.c)
+	$(addprefix src/functions/,account_arguments.c as_owner.c bounces.c configure.c keys.c \
+	providers.c replies.c reports.c test_smtp.c unsubscribe.c webhooks.c)
 NET_OBJS = $(NET_SRCS:.c=.o)
 
 # Loaded by a session at its first use of a template: what needs md4c.
@@ -54,7 +54,7 @@ ifeq ($(findstring -fsanitize,$(COPT)),)
 PG_CFLAGS += $(if $(WERROR),-Werror)
 endif
 SHLIB_LINK  = -lidn2
-NET_LIBS    = -lcurl -lsodium -lidn2
+NET_LIBS    = -lcurl -lsodium -lidn2 -lcrypto
 TEMPLATE_LIBS = -lmd4c
 
 EXTRA_CLEAN = $(LIBRARIES:=.so) $(NET_OBJS) $(TEMPLATE_OBJS) $(NET_OBJS:.o=.d) $(TEMPLATE_OBJS:.o=.d) \

@@ -84,6 +84,7 @@ CREATE TABLE kliv_mail._delivery (
     finished_at       timestamptz NOT NULL
 );
 CREATE INDEX _delivery_message ON kliv_mail._delivery (message_id);
+CREATE INDEX _delivery_recipient ON kliv_mail._delivery (lower(recipient COLLATE "C"));
 CREATE INDEX _delivery_finished ON kliv_mail._delivery (finished_at);
 CREATE INDEX _delivery_blocked ON kliv_mail._delivery (account, finished_at) WHERE bounce_type = 'policy';
 

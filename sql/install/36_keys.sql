@@ -27,6 +27,15 @@ BEGIN
 END;
 $$;
 
+-- What is stored here under a key of the ring.
+CREATE VIEW kliv_mail._key_users AS
+    SELECT format('the account "%s"', a.name) AS name, a.key_id,
+           format('SELECT * FROM kliv_mail.configure_smtp(password => ..., account => %L);', a.name) AS cure
+    FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL
+    UNION ALL
+    SELECT format('the webhook of %s', w.provider), w.key_id, format('SELECT kliv_mail.configure_webhook(%L, secret => ...);', w.provider)
+    FROM kliv_mail._webhook AS w WHERE w.key_id IS NOT NULL;
+
 CREATE FUNCTION kliv_mail._key_state(OUT key_state text, OUT key_fingerprint text, OUT advice text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -40,16 +49,16 @@ BEGIN
         RETURN;
     END IF;
     key_fingerprint := ring.ids[1];
-    SELECT a.name, a.key_id INTO lost FROM kliv_mail._account AS a
-    WHERE a.key_id IS NOT NULL AND (ring.problem IS NOT NULL OR a.key_id <> ALL (ring.ids)) ORDER BY a.name LIMIT 1;
+    SELECT u.* INTO lost FROM kliv_mail._key_users AS u
+    WHERE ring.problem IS NOT NULL OR u.key_id <> ALL (ring.ids) ORDER BY u.name LIMIT 1;
     IF ring.missing AND lost.name IS NULL THEN
         key_state := 'none yet';
     ELSIF ring.problem IS NOT NULL THEN
         key_state := ring.problem;
         advice := ring.hint;
     ELSIF lost.name IS NOT NULL THEN
-        key_state := format('the key %s of the account "%s" is not in the key ring', lost.key_id, lost.name);
-        advice := format('Put that key back, or save the password again: SELECT * FROM kliv_mail.configure_smtp(password => ..., account => %L);', lost.name);
+        key_state := format('the key %s of %s is not in the key ring', lost.key_id, lost.name);
+        advice := 'Put that key back, or save the password again: ' || lost.cure;
     ELSE
         key_state := 'ok';
         file := kliv_mail._setting('kliv_mail.key_file');
@@ -68,7 +77,7 @@ CREATE FUNCTION kliv_mail._label() RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT kliv_mail._label_keys(coalesce(string_agg(k.id, ',' ORDER BY k.id), ''))
-    FROM (SELECT a.key_id AS id FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL
+    FROM (SELECT u.key_id AS id FROM kliv_mail._key_users AS u
           UNION SELECT 'root' FROM kliv_mail._brand AS b WHERE b.unsubscribe_url IS NOT NULL) AS k;
 END;
 
@@ -77,7 +86,7 @@ END;
 CREATE FUNCTION kliv_mail._first_key_allowed() RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT NOT EXISTS (SELECT FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL)
+    SELECT NOT EXISTS (SELECT FROM kliv_mail._key_users AS u)
        AND NOT EXISTS (SELECT FROM kliv_mail._brand AS b WHERE b.unsubscribe_url IS NOT NULL)     -- links that were sent
        AND NOT EXISTS (SELECT FROM pg_shseclabel AS l WHERE l.provider = 'kliv_mail' AND l.label LIKE '% keys=%');
 END;
@@ -91,11 +100,17 @@ BEGIN ATOMIC
     WHERE l.provider = 'kliv_mail' AND k.id ~ '^[0-9a-f]{8}$';
 END;
 
--- What rotate_key() reads and writes.
-CREATE FUNCTION kliv_mail._sealed_accounts() RETURNS SETOF kliv_mail._account
+-- What rotate_key() reads and writes.  A webhook's secret is sealed as the password
+-- of an account by a name that no account can have (src/functions/webhooks.c).
+CREATE FUNCTION kliv_mail._sealed_accounts()
+RETURNS TABLE (name text, host text, port integer, username text, username_cipher bytea, password_cipher bytea, key_id text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT a.* FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL ORDER BY a.name;
+    SELECT a.name, a.host, a.port, a.username, a.username_cipher, a.password_cipher, a.key_id
+    FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL
+    UNION ALL
+    SELECT 'webhook ' || w.provider, '', 0, NULL, NULL, w.secret_cipher, w.key_id FROM kliv_mail._webhook AS w WHERE w.key_id IS NOT NULL
+    ORDER BY 1;
 END;
 
 CREATE FUNCTION kliv_mail._reseal_account(p_account text, p_username_cipher bytea, p_password_cipher bytea, p_key_id text)
@@ -105,6 +120,8 @@ BEGIN ATOMIC
     UPDATE kliv_mail._account AS a
     SET username_cipher = p_username_cipher, password_cipher = p_password_cipher, key_id = p_key_id
     WHERE a.name = p_account;
+    UPDATE kliv_mail._webhook AS w SET secret_cipher = p_password_cipher, key_id = p_key_id
+    WHERE 'webhook ' || w.provider = p_account;
 END;
 
 CREATE FUNCTION kliv_mail.public_key() RETURNS bytea
@@ -116,5 +133,5 @@ Example: SELECT encode(kliv_mail.public_key(), ''base64'');';
 CREATE FUNCTION kliv_mail.rotate_key() RETURNS integer
 AS '$libdir/kliv_mail_net', 'kliv_mail_rotate_key' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.rotate_key IS
-'Adds a new key to the key file and encrypts this database''s passwords with it. With kliv_mail.key_command, and for who is no superuser within a day of the last new key, it takes the newest that is there. Call it in each database; then older keys open no password. It changes no password at the provider: that is configure_smtp(password => ...). The file has at most 100 keys; those that no database needs are dropped then. Returns the number of accounts encrypted anew. Errors: 55000 a key or a password cannot be read, or the file cannot be written.
+'Adds a new key to the key file and encrypts this database''s passwords with it. With kliv_mail.key_command, and for who is no superuser within a day of the last new key, it takes the newest that is there. Call it in each database; then older keys open no password. It changes no password at the provider: that is configure_smtp(password => ...). The file has at most 100 keys; those that no database needs are dropped then. Returns the number of accounts and webhooks encrypted anew. Errors: 55000 a key or a password cannot be read, or the file cannot be written.
 Example: SELECT kliv_mail.rotate_key();';

@@ -285,6 +285,11 @@ BEGIN
     WHERE e.id IN (SELECT x.id FROM kliv_mail._event AS x WHERE x.at < p_before ORDER BY x.at LIMIT p_limit);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_total := v_total + v_count;
+    DELETE FROM kliv_mail._report AS r
+    WHERE (r.source, r.key) IN (SELECT x.source, x.key FROM kliv_mail._report AS x WHERE x.at < p_before ORDER BY x.at LIMIT p_limit);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM kliv_mail._ignored_report AS i WHERE i.last_at < p_before;
     DELETE FROM kliv_mail._usage AS u WHERE u.window_end < least(p_before, kliv_mail._now() - interval '8 days');
     RETURN v_total;
 END;

@@ -148,6 +148,13 @@ BEGIN
                OR (x.verdict = 'temporary' AND (x.scope IS DISTINCT FROM 'account' OR x.id = ANY (v_waits))
                    AND v_at >= o.first_attempt_at + v_retry_for)), v_at) AS f;
 
+    -- An address that does not exist gets no more mail; in their order, as others suppress them.
+    FOR a IN SELECT d.recipient, d.reason FROM kliv_mail._delivery AS d
+             WHERE d.id = ANY (ARRAY(SELECT x.id FROM unnest(v_refused) AS x WHERE x.verdict = 'permanent' AND x.bounce_type = 'hard'))
+               AND d.status = 'bounced' ORDER BY lower(d.recipient COLLATE "C") LOOP
+        PERFORM kliv_mail._suppress_bounced(a.recipient, a.reason);
+    END LOOP;
+
     -- A sender that spam filters block five of a hundred times stops for a while,
     -- before its name is worth nothing.
     FOR a IN SELECT DISTINCT x.account FROM unnest(v_refused) AS x WHERE x.verdict = 'policy_block' AND x.scope <> 'account' LOOP

@@ -57,9 +57,9 @@ $$;
 CREATE FUNCTION kliv_mail._set_aside(p_id bigint, p_reason text) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM FROM kliv_mail._finish(o.epoch, ARRAY[kliv_mail._ended(p_id, 'failed', p_reason,
-        'The queued row was changed by hand; send the mail anew.')], kliv_mail._now())
-    FROM kliv_mail._outbox AS o WHERE o.id = p_id;
+    PERFORM FROM kliv_mail._outbox AS o, LATERAL kliv_mail._finish(o.epoch, ARRAY[kliv_mail._ended(p_id, 'failed', p_reason,
+        'The queued row was changed by hand; send the mail anew.')], kliv_mail._now()) AS f
+    WHERE o.id = p_id;
     RETURN FOUND;
 END;
 $$;

@@ -122,7 +122,7 @@ COMMENT ON COLUMN kliv_mail.deliveries.account IS 'The account that it goes or w
 COMMENT ON COLUMN kliv_mail.deliveries.next_attempt_at IS 'When it is tried next, unless something new stops it: its own time, the end of its account''s hold, its turn in the quota; NULL when nothing is planned.';
 COMMENT ON COLUMN kliv_mail.deliveries.estimated_send_at IS 'When quota and holds let it go: exact for the first 10,000 in line of its account.';
 COMMENT ON COLUMN kliv_mail.deliveries.bounce_type IS 'hard, soft or policy; NULL if not bounced.';
-COMMENT ON COLUMN kliv_mail.deliveries.last_stage IS 'Where the last reply was given: connect, greeting, tls, ehlo, auth, mail, rcpt, data or dot.';
+COMMENT ON COLUMN kliv_mail.deliveries.last_stage IS 'Where the last reply was given: connect, greeting, tls, ehlo, auth, mail, rcpt, data or dot; report: a report that came later has the words.';
 COMMENT ON COLUMN kliv_mail.deliveries.last_code IS 'The last SMTP reply code; 0: the connection was lost without one.';
 COMMENT ON COLUMN kliv_mail.deliveries.last_enhanced_code IS 'The last enhanced status code (RFC 3463).';
 COMMENT ON COLUMN kliv_mail.deliveries.last_reply IS 'The server''s own words about this delivery, printable, at most 1,024 octets. What it said to the connection or the login of the account stands in reason.';

@@ -8,20 +8,33 @@ CREATE VIEW kliv_mail.events WITH (security_barrier) AS
         FROM kliv_mail._event AS e
         WHERE has_table_privilege('kliv_mail._sees_all', 'SELECT')
         UNION ALL
+        SELECT r.at, r.kind, r.account, r.message_id, r.recipient, NULL, r.detail,
+            jsonb_strip_nulls(jsonb_build_object('source', r.source, 'bounce_type', r.bounce_type))
+        FROM kliv_mail._report AS r LEFT JOIN kliv_mail._message AS m ON m.id = r.message_id
+        WHERE has_table_privilege('kliv_mail._sees_all', 'SELECT')
+           OR coalesce(pg_has_role(to_regrole(quote_ident(m.sender_role))::oid, 'MEMBER'), false)
+        UNION ALL
+        SELECT i.last_at, 'reports_ignored', NULL, NULL, NULL, NULL, i.reason, jsonb_build_object('source', i.source, 'count', i.count)
+        FROM kliv_mail._ignored_report AS i
+        WHERE has_table_privilege('kliv_mail._sees_all', 'SELECT')
+        UNION ALL
         SELECT x.at, x.kind, x.account, x.message_id, x.recipient, x.role, x.detail, NULL
         FROM (SELECT m.created_at AS at, 'queued' AS kind, m.account, m.id AS message_id, NULL::text AS recipient, m.sender_role AS role, m.subject AS detail, m.sender_role
               FROM kliv_mail._message AS m
               UNION ALL
-              SELECT d.finished_at, d.status, d.account, d.message_id, d.recipient, NULL, coalesce(nullif(d.last_reply, ''), d.reason), m.sender_role
+              -- What a report changed later is the report's event.
+              SELECT d.finished_at, CASE WHEN d.sent_at IS NULL THEN d.status ELSE 'sent' END, d.account, d.message_id, d.recipient, NULL,
+                  CASE WHEN d.last_stage = 'report' THEN 'accepted' || coalesce(' as ' || d.server_message_id, '')
+                       ELSE coalesce(nullif(d.last_reply, ''), d.reason) END, m.sender_role
               FROM kliv_mail._delivery AS d JOIN kliv_mail._message AS m ON m.id = d.message_id) AS x
         WHERE has_table_privilege('kliv_mail._sees_all', 'SELECT')
            OR coalesce(pg_has_role(to_regrole(quote_ident(x.sender_role))::oid, 'MEMBER'), false)) AS v;
-COMMENT ON VIEW kliv_mail.events IS 'What happened: mail queued and finished, settings changed by whom, accounts held. Settings'' events need grant_read or grant_admin.';
+COMMENT ON VIEW kliv_mail.events IS 'What happened: mail queued and finished, what reports said of it later, settings changed by whom, accounts held. Settings'' events need grant_read or grant_admin.';
 COMMENT ON COLUMN kliv_mail.events.at IS 'When.';
-COMMENT ON COLUMN kliv_mail.events.kind IS 'queued, a final status, or what was done to a setting or an account.';
+COMMENT ON COLUMN kliv_mail.events.kind IS 'queued; a final status, as the sender recorded it or a report said it (deferred, sent, unsubscribed, too); reports_ignored, a day''s count; or what was done to a setting or an account.';
 COMMENT ON COLUMN kliv_mail.events.account IS 'The account concerned.';
 COMMENT ON COLUMN kliv_mail.events.message_id IS 'The message concerned.';
 COMMENT ON COLUMN kliv_mail.events.recipient IS 'The recipient concerned.';
 COMMENT ON COLUMN kliv_mail.events.role IS 'The role that did it.';
-COMMENT ON COLUMN kliv_mail.events.detail IS 'In plain words; for a delivery the server''s reply.';
-COMMENT ON COLUMN kliv_mail.events.data IS 'Further facts; never a secret.';
+COMMENT ON COLUMN kliv_mail.events.detail IS 'In plain words; for a delivery the server''s reply, or the report''s words.';
+COMMENT ON COLUMN kliv_mail.events.data IS 'Further facts; of a report its source (bounce or the provider) and bounce_type; never a secret.';

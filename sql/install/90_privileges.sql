@@ -8,7 +8,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT g.grant_name, g.kind, g.object FROM (VALUES
         ('send', 'f', 'send'), ('send', 'f', 'attach'), ('send', 'f', 'attach_text'), ('send', 'f', 'mailbox'),
-        ('send', 'f', 'is_address'), ('send', 'f', 'parse_addresses'), ('send', 'f', 'classify_reply'),
+        ('send', 'f', 'is_address'), ('send', 'f', 'parse_addresses'), ('send', 'f', 'classify_reply'), ('send', 'f', 'parse_bounce'),
         ('send', 'f', 'send_template'), ('send', 'f', 'send_template_batch'), ('send', 'v', 'templates'),
         ('read', 'v', 'templates'), ('read', 'v', 'template_versions'), ('send', 'f', 'render'), ('read', 'f', 'render'), ('send', 'f', 'raw_message'), ('send', 'f', 'csv'), ('send', 'f', 'html_table'),
         ('send', 'f', 'cancel'), ('send', 'f', 'retry'), ('send', 'f', 'reschedule'), ('send', 'f', 'wait'),
@@ -16,14 +16,14 @@ BEGIN ATOMIC
         ('send', 'f', '_now'), ('send', 'f', '_origin'), ('send', 'f', '_default_account'), ('send', 'f', '_process_status'),
         ('send', 'f', '_machinery'), ('send', 'f', '_cure_of_hold'), ('read', 'f', '_cure_of_hold'), ('send', 'f', '_more_worker_slots'), ('read', 'f', '_machinery'), ('read', 'f', '_more_worker_slots'),
         ('send', 'f', '_account_holds'), ('send', 'f', '_line'), ('send', 'f', '_line_end'), ('send', 'f', '_usage_now'),
-        ('read', 'f', 'parse_addresses'), ('read', 'f', 'classify_reply'), ('read', 'f', 'is_address'), ('read', 'f', 'mailbox'),
+        ('read', 'f', 'parse_addresses'), ('read', 'f', 'classify_reply'), ('read', 'f', 'parse_bounce'), ('read', 'f', 'is_address'), ('read', 'f', 'mailbox'),
         ('read', 'v', 'messages'), ('read', 'v', 'deliveries'), ('read', 'v', 'events'), ('read', 'v', 'usage'),
         ('read', 'v', 'status'), ('read', 'v', 'suppressions'), ('read', 'v', 'topics'), ('read', 'v', 'smtp_settings'), ('read', 'v', 'providers'), ('read', 'v', '_sees_all'),
         ('read', 'f', '_now'), ('read', 'f', '_origin'), ('read', 'f', '_default_account'), ('read', 'f', '_process_status'),
         ('read', 'f', '_account_holds'), ('read', 'f', '_line'), ('read', 'f', '_line_end'), ('read', 'f', '_usage_now'),
         ('read', 'f', '_availability'), ('read', 'f', '_accounts'), ('read', 'f', '_key_state'), ('read', 'f', '_providers'),
         ('read', 'f', '_smtp_settings'), ('read', 'f', 'describe'), ('read', 'f', 'next_step'),
-        ('ingest', 'f', 'unsubscribe'), ('read', 'f', '_statement_of'),
+        ('ingest', 'f', 'unsubscribe'), ('ingest', 'f', 'ingest_bounce'), ('ingest', 'f', 'ingest_webhook'), ('read', 'f', '_statement_of'),
         ('read', 'f', '_with_cure'), ('read', 'f', '_inputs_of'), ('read', 'f', '_cure'), ('read', 'f', '_next_step_of')
     ) AS g (grant_name, kind, object);
 END;
@@ -76,7 +76,7 @@ BEGIN ATOMIC SELECT kliv_mail._grant(p_caller, p_role, 'ingest'); END;
 
 CREATE FUNCTION kliv_mail.grant_ingest(role name) RETURNS void
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
-COMMENT ON FUNCTION kliv_mail.grant_ingest IS 'Lets the role hand in what recipients and providers say: unsubscribe(). The token is the authority. Errors: 42704 no such role.
+COMMENT ON FUNCTION kliv_mail.grant_ingest IS 'Lets the role hand in what recipients, mail servers and providers say: unsubscribe(), ingest_bounce() and ingest_webhook(). The token or the signature is the authority. Errors: 42704 no such role.
 Example: SELECT kliv_mail.grant_ingest(''hooks'');';
 
 CREATE FUNCTION kliv_mail._grant_admin(p_caller name, p_role name) RETURNS void

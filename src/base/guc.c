@@ -45,6 +45,7 @@ char	   *klm_key_file = NULL;
 char	   *klm_key_command = NULL;
 char	   *klm_allowed_hosts = NULL;
 char	   *klm_ehlo_setting = NULL;
+char	   *klm_bounce_domain = NULL;
 char	   *klm_ca_file = NULL;
 int			klm_connections_per_account = 8;
 int			klm_max_senders = 4;
@@ -94,6 +95,7 @@ static const struct config_enum_entry delivery_options[] = {
 
 static bool check_platform_url(char **newval, void **extra, GucSource source);
 static bool check_ehlo_name(char **newval, void **extra, GucSource source);
+static bool check_bounce_domain(char **newval, void **extra, GucSource source);
 static bool check_time_zone(char **newval, void **extra, GucSource source);
 static bool check_clock_offset(char **newval, void **extra, GucSource source);
 static void assign_clock_offset(const char *newval, void *extra);
@@ -313,6 +315,14 @@ klm_define_settings(GucStringCheckHook check_address)
 		&klm_redirect_to, "",
 		PGC_SUSET, 0,
 		check_address, NULL, NULL);
+	DefineCustomStringVariable("kliv_mail.bounce_domain",
+		"The domain that mail comes back to, at an address that is signed for each delivery.",
+		"Its mail must get to kliv_mail.ingest_bounce(). For the platform and accounts of a server "
+		"without a preset, which must allow such a sender: providers set their own return path. "
+		"Empty: mail comes back to its sender's address.",
+		&klm_bounce_domain, "",
+		PGC_SUSET, 0,
+		check_bounce_domain, NULL, NULL);
 	DefineCustomBoolVariable("kliv_mail.mask_secrets",
 		"Masks in the server's log the constants of calls that take a password.",
 		"Only those, and only in databases with the extension.",
@@ -423,6 +433,15 @@ check_ehlo_name(char **newval, void **extra, GucSource source)
 		GUC_check_errdetail("It must be a full host name such as mail.example.com, or an address in "
 							"brackets such as [192.0.2.1].");
 	return good;
+}
+
+static bool
+check_bounce_domain(char **newval, void **extra, GucSource source)
+{
+	if ((*newval)[0] != '[' && strlen(*newval) <= 190 && check_ehlo_name(newval, extra, source))
+		return true;
+	GUC_check_errdetail("It must be a domain such as bounce.example.com.");
+	return false;
 }
 
 static bool

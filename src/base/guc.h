@@ -21,6 +21,7 @@ extern PGDLLEXPORT char *klm_key_file;
 extern PGDLLEXPORT char *klm_key_command;
 extern PGDLLEXPORT char *klm_allowed_hosts;
 extern PGDLLEXPORT char *klm_ehlo_setting;
+extern PGDLLEXPORT char *klm_bounce_domain;
 extern PGDLLEXPORT char *klm_ca_file;
 extern PGDLLEXPORT int klm_connections_per_account;
 extern int klm_max_senders;

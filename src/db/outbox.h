@@ -33,6 +33,7 @@ typedef struct KlmClaim
 	char	   *sender_name;
 	/* Filled by the sender: */
 	char	   *unsubscribe_link;
+	char	   *return_path;	/* signed, or NULL */
 	const char *problem;		/* why the link cannot be made, or NULL */
 	bool		key_trouble;
 	int			size;

@@ -69,7 +69,8 @@ static const struct
 	{"configure_smtp", "provider, host, port, username, password, encryption, from_address, from_name, reply_to, "
 		"allowed_senders, hourly_limit, daily_limit, region, auth, password_sealed, password_file, test, dry_run, account"},
 	{"test_smtp", "provider, host, port, username, password, encryption, from_address, region, auth, account, send_to"},
-	{"configure_webhook", NULL},
+	{"configure_webhook", "provider, secret, public_key, topic_arn, certificate"},
+	{"ingest_webhook", "provider, headers, body"},
 	{"configure_bounce_mailbox", NULL}
 };
 

@@ -293,6 +293,26 @@ classify_words(const KlmReply *reply, const char *provider, const char *words,
 		classify_without_rule(reply, decision);
 }
 
+bool
+klm_filters_by_recipient(const char *address)
+{
+	const char *domain = strrchr(address, '@');
+	Size		length;
+
+	if (domain == NULL)
+		return false;
+	length = strlen(++domain);
+	for (int i = 0; i < klm_carrier_count; i++)
+	{
+		Size		carrier = strlen(klm_carriers[i]);
+
+		if (length >= carrier && pg_strcasecmp(domain + length - carrier, klm_carriers[i]) == 0 &&
+			(length == carrier || domain[length - carrier - 1] == '.'))
+			return true;
+	}
+	return false;
+}
+
 void
 klm_classify_reply(const KlmReply *reply, const char *provider, const char *recipient, bool lost,
 				   TimestampTz now, KlmDecision *decision)
@@ -335,6 +355,15 @@ klm_classify_reply(const KlmReply *reply, const char *provider, const char *reci
 			*decision = second;
 	}
 	pfree(words);
+
+	/* What a subscriber's filter says at the dot is about this mail, whatever its words. */
+	if (recipient != NULL && stage >= KLM_STAGE_DATA && decision->bounce_type != NULL &&
+		strcmp(decision->bounce_type, "hard") == 0 && klm_filters_by_recipient(recipient))
+	{
+		decision->bounce_type = "soft";
+		decision->reason = "the recipient's carrier refuses the message, perhaps by a filter of the recipient";
+		decision->hint = "Ask the recipient to allow the sender's domain in the phone's mail settings.";
+	}
 
 	/* A TimestampTz counts from a midnight of UTC. */
 	if (decision->pause_s == KLM_UTC_DAY)

@@ -39,6 +39,12 @@ extern void klm_classify_reply(const KlmReply *reply, const char *provider,
 							   const char *recipient, bool lost, TimestampTz now,
 							   KlmDecision *decision);
 
+/*
+ * Japan's mobile carriers let their subscribers refuse mail by its sender's domain,
+ * and answer for those as if there were no such mailbox.  Is the address at one?
+ */
+extern bool klm_filters_by_recipient(const char *address);
+
 extern const char *klm_stage_name(KlmStage stage);
 extern bool klm_stage_by_name(const char *name, KlmStage *stage);
 extern const char *klm_verdict_name(KlmVerdict verdict);

@@ -449,3 +449,15 @@ const KlmRule klm_rules[] = {
 };
 
 const int	klm_rule_count = lengthof(klm_rules);
+
+/* docomo; au, UQ and TU-KA; SoftBank, Vodafone, WILLCOM and EMOBILE; Rakuten. */
+const char *const klm_carriers[] = {
+	"docomo.ne.jp",
+	"au.com", "ezweb.ne.jp", "uqmobile.jp", "ido.ne.jp", "sky.tkc.ne.jp", "sky.tkk.ne.jp", "sky.tu-ka.ne.jp",
+	"softbank.ne.jp", "i.softbank.jp", "vodafone.ne.jp", "disney.ne.jp", "ymobile.ne.jp", "y-mobile.ne.jp",
+	"ymobile1.ne.jp", "pdx.ne.jp", "willcom.com", "wcm.ne.jp", "emnet.ne.jp", "jp-c.ne.jp", "jp-d.ne.jp",
+	"jp-h.ne.jp", "jp-k.ne.jp", "jp-n.ne.jp", "jp-q.ne.jp", "jp-r.ne.jp", "jp-s.ne.jp", "jp-t.ne.jp",
+	"rakumail.jp"
+};
+
+const int	klm_carrier_count = lengthof(klm_carriers);

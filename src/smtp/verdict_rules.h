@@ -48,4 +48,8 @@ typedef struct KlmRule
 extern const KlmRule klm_rules[];
 extern const int klm_rule_count;
 
+/* Domains, with all that lies below them, of mobile carriers whose subscribers filter by sender. */
+extern const char *const klm_carriers[];
+extern const int klm_carrier_count;
+
 #endif							/* KLM_VERDICT_RULES_H */

@@ -15,10 +15,13 @@
 
 #include "utils/memutils.h"
 
+#include "base/encoding.h"
 #include "base/error.h"
 #include "base/guc.h"
 #include "base/text.h"
+#include "db/owner_call.h"
 #include "message/compose.h"
+#include "secret/bounce_token.h"
 #include "secret/unsubscribe_token.h"
 #include "smtp/providers.h"
 #include "worker/sender.h"
@@ -113,7 +116,9 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 			return NULL;
 		}
 	}
-	*from = pstrdup(identity.from_address);
+	/* A provider sets a return path of its own, and some refuse another one. */
+	*from = pstrdup(claimed->return_path && account->provider == NULL ? claimed->return_path :
+					identity.from_address);
 	initStringInfo(&out);
 	klm_mime_identity(&identity, &out);
 	return out.data;
@@ -198,4 +203,47 @@ klm_make_unsubscribe_links(List *claims, List *messages, const char *url, const 
 	klm_secret_wipe(key);
 	MemoryContextSwitchTo(old);
 	return !found;
+}
+
+/* Mail does not wait for it: a bounce then has its Message-ID alone to be known by. */
+void
+klm_sign_return_paths(List *claims, MemoryContext context)
+{
+	static bool told = false;
+	MemoryContext old = MemoryContextSwitchTo(context);
+	int			day = (int) (klm_now() / USECS_PER_DAY);
+	KlmDomain	domain;
+	KlmSecret  *key;
+	KlmError	error;
+	ListCell   *lc;
+
+	klm_load_domain(&domain);
+	if (!klm_bounce_key(&domain, false, &key, &error))
+	{
+		KlmCall		call = {0};
+		bool		may_create;
+
+		klm_run_one(&call, "first_key_allowed", false);
+		may_create = klm_result_bool(1);
+		MemoryContextSwitchTo(context);
+		if (!may_create || !klm_bounce_key(&domain, true, &key, &error))
+		{
+			if (!told)
+				ereport(WARNING,
+						(errmsg("kliv_mail: return paths cannot be signed: %s",
+								klm_from_utf8_lossy(error.message))));
+			told = true;
+			MemoryContextSwitchTo(old);
+			return;
+		}
+	}
+	told = false;
+	foreach(lc, claims)
+	{
+		KlmClaim   *claimed = lfirst(lc);
+
+		claimed->return_path = klm_return_path(key, claimed->id, day, klm_bounce_domain);
+	}
+	klm_secret_wipe(key);
+	MemoryContextSwitchTo(old);
 }

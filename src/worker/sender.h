@@ -274,4 +274,11 @@ extern char *klm_compose_identity(const KlmAccount *account, const KlmStoredMess
 extern bool klm_make_unsubscribe_links(List *claims, List *messages, const char *url,
 									   const KlmDomain *domain, MemoryContext context);
 
+/*
+ * The signed return path of each delivery (kliv_mail.bounce_domain), in the given
+ * context; in a transaction with SPI connected.  Where the key cannot be had
+ * there is none, and the log says so once.
+ */
+extern void klm_sign_return_paths(List *claims, MemoryContext context);
+
 #endif							/* KLM_SENDER_H */

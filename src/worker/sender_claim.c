@@ -82,6 +82,8 @@ klm_claim(void)
 			klm_load_domain(&batch->domain);
 			MemoryContextSwitchTo(old);
 		}
+		if (klm_bounce_domain[0])
+			klm_sign_return_paths(batch->claims, context);
 	}
 	else
 		plan_next_claim();

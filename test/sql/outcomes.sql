@@ -43,7 +43,7 @@ $$;
 -- accepted: counted
 SELECT recipient, status, attempts, used FROM play('{a@x.example}', 'accepted', 'message', 'dot', 250);
 -- refused for good, of the recipient and of the message: given back
-SELECT recipient, status, bounce, attempts, used FROM play('{b@x.example}', 'permanent', 'recipient', 'rcpt', 550, '5.1.1', 0, 'hard');
+SELECT recipient, status, bounce, attempts, used FROM play('{gone@x.example}', 'permanent', 'recipient', 'rcpt', 550, '5.1.1', 0, 'hard');
 SELECT recipient, status, bounce, attempts, used FROM play('{c@x.example}', 'message_fault', 'message', 'dot', 552, '5.3.4');
 -- for now: the recipient waits, the reply's own pause counts
 SELECT recipient, status, held_by, attempts, used FROM play('{d@x.example}', 'temporary', 'recipient', 'rcpt', 451);
@@ -213,6 +213,13 @@ SELECT count(kliv_mail.send(format('r%s@x.example', n), 'Reset', 'x', account =>
 SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 -- ... and has one where that is more than nothing
 SELECT l, kliv_mail._marketing_share(l) FROM unnest(ARRAY[0, 1, 2, 10, 50]) AS l;
+SELECT reset();
+
+-- a row that cannot even be read is set aside
+SELECT kliv_mail.send('odd@x.example', 'Reset', 'x', account => 'out') AS odd \gset
+SELECT kliv_mail._set_aside(o.id, 'it cannot be read') FROM kliv_mail._outbox AS o WHERE o.message_id = :odd;
+SELECT d.status, d.reason FROM kliv_mail.deliveries AS d WHERE d.message_id = :odd;
+SELECT kliv_mail._set_aside(-1, 'no such row');
 SELECT reset();
 
 DELETE FROM kliv_mail._message WHERE account = 'out';
