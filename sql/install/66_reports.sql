@@ -18,13 +18,18 @@ COMMENT ON FUNCTION kliv_mail._filters_by_recipient(text) IS
 -- Suppress an address, unless it is so already, for as long or longer.
 CREATE FUNCTION kliv_mail._suppress_for(p_address text, p_scope text, p_reason text, p_expires_at timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_address text := lower(p_address COLLATE "C");
 BEGIN
     -- With redirect_to a server speaks of another address than the recipient's.
     IF kliv_mail._setting('kliv_mail.redirect_to') = '' AND kliv_mail.is_address(p_address)
        AND NOT EXISTS (SELECT FROM kliv_mail._suppression AS s
-                       WHERE s.address = lower(p_address COLLATE "C") AND s.scope IN ('all', p_scope)
+                       WHERE s.address = v_address AND (s.scope IN ('all', p_scope) OR s.scope = 'marketing' AND p_scope <> 'all')
                          AND coalesce(s.expires_at, 'infinity') >= coalesce(p_expires_at, 'infinity')) THEN
-        PERFORM kliv_mail._suppress(current_user, p_address, p_scope, p_reason, p_expires_at);
+        PERFORM kliv_mail._add_suppressions(current_user, ARRAY[v_address], p_scope, p_reason, p_expires_at);
+        IF kliv_mail._stop_suppressed(ARRAY[v_address], kliv_mail._now()) > 0 THEN
+            PERFORM kliv_mail._wake();
+        END IF;
     END IF;
 END;
 $$;
@@ -152,7 +157,8 @@ BEGIN
         ELSIF p_kind = 'complained' THEN
             PERFORM kliv_mail._suppress_for(d.recipient, 'marketing', 'complaint', NULL);
         ELSIF p_kind = 'unsubscribed' THEN
-            PERFORM kliv_mail._suppress_for(d.recipient, 'marketing', 'unsubscribed at ' || p_source, NULL);
+            PERFORM kliv_mail._suppress_for(d.recipient, coalesce((SELECT m.topic FROM kliv_mail._message AS m WHERE m.id = d.message_id), 'marketing'),
+                'unsubscribed at ' || p_source, NULL);
         END IF;
     END IF;
     RETURN v_changed;

@@ -226,4 +226,5 @@ REVOKE USAGE ON SCHEMA feedback FROM feedback_ingest;
 DROP ROLE feedback_ingest;
 SELECT e.kind, e.recipient, e.detail, e.data FROM kliv_mail.events AS e WHERE e.recipient IN ('pm@example.com', 'hard@example.com', 'Hard@example.com') ORDER BY e.recipient, e.at, e.kind;
 SELECT ignored();
+DELETE FROM kliv_mail._suppression WHERE reason ~ '^(hard bounce|complaint|unsubscribed at)' OR address = 'hanako@docomo.ne.jp';
 DROP SCHEMA feedback CASCADE;

@@ -222,6 +222,7 @@ SELECT d.status, d.reason FROM kliv_mail.deliveries AS d WHERE d.message_id = :o
 SELECT kliv_mail._set_aside(-1, 'no such row');
 SELECT reset();
 
+DELETE FROM kliv_mail._suppression WHERE address = 'gone@x.example';
 DELETE FROM kliv_mail._message WHERE account = 'out';
 DELETE FROM kliv_mail._account WHERE name = 'out';
 RESET kliv_mail.test_clock_offset;
