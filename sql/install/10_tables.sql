@@ -22,9 +22,11 @@ CREATE SEQUENCE kliv_mail._epoch;
 -- Where this database's mail may leave from (promise 8): CREATE EXTENSION
 -- makes the row of kliv_mail._origin().  Where there is another origin's, this
 -- is a copy: a dump brings its own row and meets the new one, a copy of the
--- files has the old one alone.
+-- files has the old one alone.  The eras together count the servers that it has
+-- lived on (_change()).
 CREATE TABLE kliv_mail._state (
     origin     text COLLATE "C" PRIMARY KEY,
+    era        integer NOT NULL DEFAULT 1,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 

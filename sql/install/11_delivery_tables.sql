@@ -21,6 +21,8 @@ CREATE TABLE kliv_mail._outbox (
     first_attempt_at timestamptz,
     doubts           integer NOT NULL DEFAULT 0,    -- times that it ended in doubt
     doubtful         boolean NOT NULL DEFAULT false,    -- the last attempt ended in doubt
+    doubted_at       timestamptz,               -- when it did,
+    doubted          bigint,                    -- and the _change() that said so
     epoch            bigint,
     account          text COLLATE "C",          -- that it was last claimed for
     hour_start       timestamptz,               -- windows that the claim was counted in
@@ -39,6 +41,7 @@ CREATE TABLE kliv_mail._outbox (
 CREATE INDEX _outbox_ready ON kliv_mail._outbox (origin, route, priority, due, id);
 CREATE INDEX _outbox_message ON kliv_mail._outbox (message_id);
 CREATE INDEX _outbox_replace ON kliv_mail._outbox (replace_key) WHERE replace_key IS NOT NULL;
+CREATE INDEX _outbox_doubted ON kliv_mail._outbox (doubted, id) WHERE doubtful;
 CREATE INDEX _outbox_expires ON kliv_mail._outbox (origin, expires_at) WHERE expires_at IS NOT NULL;
 -- Rows come and go all day: vacuum by the row count, not by a share of it.
 ALTER TABLE kliv_mail._outbox SET (fillfactor = 40, autovacuum_vacuum_scale_factor = 0,
@@ -81,8 +84,11 @@ CREATE TABLE kliv_mail._delivery (
     hint              text,
     server_message_id text,
     sent_at           timestamptz,
-    finished_at       timestamptz NOT NULL
+    finished_at       timestamptz NOT NULL,
+    reported_at       timestamptz,              -- when a report last changed it
+    changed           bigint NOT NULL           -- the _change() that made it what it is
 );
+CREATE INDEX _delivery_changed ON kliv_mail._delivery (changed, id);
 CREATE INDEX _delivery_message ON kliv_mail._delivery (message_id);
 CREATE INDEX _delivery_recipient ON kliv_mail._delivery (lower(recipient COLLATE "C"));
 CREATE INDEX _delivery_finished ON kliv_mail._delivery (finished_at);

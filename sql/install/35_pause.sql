@@ -80,7 +80,7 @@ DECLARE
     v_account text := kliv_mail._known_account(p_account);
     v_here text := kliv_mail._origin();
     v_there text[];
-    v_before bigint := 0;
+    v_era integer;
     v_released bigint := 0;
     v_still text;
 BEGIN
@@ -88,10 +88,10 @@ BEGIN
     -- (other origins, brought by logical replication, stay what they are).
     IF v_account = '' THEN
         PERFORM kliv_mail._advance_sequences();
-        WITH gone AS (DELETE FROM kliv_mail._state AS s WHERE s.origin <> v_here RETURNING s.origin)
-        SELECT array_agg(g.origin ORDER BY g.origin) INTO v_there FROM gone AS g;
+        WITH gone AS (DELETE FROM kliv_mail._state AS s WHERE s.origin <> v_here RETURNING s.origin, s.era)
+        SELECT array_agg(g.origin ORDER BY g.origin), sum(g.era) INTO v_there, v_era FROM gone AS g;
         IF v_there IS NOT NULL THEN
-            INSERT INTO kliv_mail._state (origin) VALUES (v_here) ON CONFLICT DO NOTHING;
+            INSERT INTO kliv_mail._state AS s (origin, era) VALUES (v_here, v_era) ON CONFLICT (origin) DO UPDATE SET era = s.era + excluded.era;
             UPDATE kliv_mail._account SET origin = v_here, renewed_at = kliv_mail._now() WHERE origin = ANY (v_there);
             UPDATE kliv_mail._outbox SET origin = v_here WHERE origin = ANY (v_there);
             v_released := kliv_mail._waiting_for('');

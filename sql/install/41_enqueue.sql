@@ -138,9 +138,9 @@ BEGIN
     FROM unnest(p_recipients, p_kinds, v_reasons) AS r (recipient, kind, reason) WHERE r.reason IS NULL;
     IF suppressed > 0 THEN
         INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
-            attempts, doubts, reason, hint, finished_at)
+            attempts, doubts, reason, hint, finished_at, changed)
         SELECT nextval('kliv_mail._delivery_id'), v_id, r.recipient, r.kind, p_priority, p_route, 'suppressed', p_now, p_expires_at,
-               0, 0, r.reason, r.hint, p_now
+               0, 0, r.reason, r.hint, p_now, kliv_mail._change()
         FROM unnest(p_recipients, p_kinds, v_reasons, v_hints) AS r (recipient, kind, reason, hint) WHERE r.reason IS NOT NULL;
     END IF;
     IF p_replace_key IS NOT NULL THEN

@@ -10,6 +10,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 DECLARE
     -- Looked up by these, whatever the statistics say of a table that fills and empties all day.
     v_ids bigint[] := ARRAY(SELECT x.id FROM unnest(p_outcomes) AS x);
+    v_change bigint := kliv_mail._change();
 BEGIN
     RETURN QUERY
         WITH r AS MATERIALIZED (SELECT x.* FROM unnest(p_outcomes) AS x),
@@ -18,12 +19,12 @@ BEGIN
             RETURNING o.*, r.verdict, r.bounce_type, r.stage, r.code, r.enhanced, r.reply, r.reason, r.hint, r.server_id, r.identity AS sent_identity)
         INSERT INTO kliv_mail._delivery AS d (id, message_id, recipient, kind, priority, route, status, created_at, expires_at, attempts,
             doubts, account, identity, bounce_type, last_stage, last_code, last_enhanced, last_reply, reason, hint, server_message_id,
-            sent_at, finished_at)
+            sent_at, finished_at, changed)
         SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, CASE g.verdict WHEN 'accepted' THEN 'sent' ELSE g.verdict END,
             g.created_at, g.expires_at, g.attempts, g.doubts, g.account, coalesce(g.sent_identity, g.identity), g.bounce_type,
             coalesce(g.stage, g.last_stage), CASE WHEN g.stage IS NULL THEN g.last_code ELSE g.code END,
             CASE WHEN g.stage IS NULL THEN g.last_enhanced ELSE g.enhanced END, CASE WHEN g.stage IS NULL THEN g.last_reply ELSE g.reply END,
-            g.reason, g.hint, g.server_id, CASE WHEN g.verdict = 'accepted' THEN at END, at
+            g.reason, g.hint, g.server_id, CASE WHEN g.verdict = 'accepted' THEN at END, at, v_change
         FROM gone AS g
         RETURNING d.message_id, d.status;
 END;
@@ -190,6 +191,8 @@ BEGIN
             -- Its own by now: the next one like it needs no other delivery's witness.
             refused = CASE WHEN o.id = ANY (v_own) THEN kliv_mail._refusal(x.stage, x.code, x.enhanced, x.fingerprint) ELSE o.refused END,
             doubtful = CASE WHEN x.verdict IN ('returned', 'postponed') THEN o.doubtful ELSE x.verdict = 'in_doubt' END,
+            doubted_at = CASE WHEN x.verdict = 'in_doubt' THEN v_at ELSE o.doubted_at END,
+            doubted = CASE WHEN x.verdict = 'in_doubt' THEN kliv_mail._change() ELSE o.doubted END,
             identity = coalesce(x.identity, o.identity),
             last_stage = CASE WHEN x.verdict = 'returned' THEN o.last_stage ELSE x.stage END,
             last_code = CASE WHEN x.verdict = 'returned' THEN o.last_code ELSE x.code END,

@@ -40,7 +40,7 @@ BEGIN
         SET epoch = NULL, attempts = o.attempts - 1, first_attempt_at = CASE WHEN o.attempts > 1 THEN o.first_attempt_at END
         WHERE o.id = ANY (v_rest) AND o.epoch = v_epoch;
         UPDATE kliv_mail._outbox AS o
-        SET epoch = NULL, doubtful = true, doubts = o.doubts + 1,
+        SET epoch = NULL, doubtful = true, doubted_at = v_at, doubted = kliv_mail._change(), doubts = o.doubts + 1,
             due = CASE WHEN o.doubts + 1 > v_doubts THEN 'infinity' ELSE v_at END,
             last_stage = NULL, last_code = NULL, last_enhanced = NULL, last_reply = NULL,
             last_reason = 'the sender ended before the outcome was recorded', last_hint = NULL

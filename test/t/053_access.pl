@@ -58,9 +58,9 @@ is($node->sql($held), '', 'after CREATE EXTENSION under hostile default privileg
 my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold);
 my %functions = (
     send => [
-        qw(send attach attach_text mailbox is_address parse_addresses classify_reply raw_message csv html_table cancel retry wait render send_template send_template_batch),
+        qw(send attach attach_text mailbox is_address parse_addresses classify_reply raw_message csv html_table cancel retry wait outcomes render send_template send_template_batch),
         @helpers ],
-    read   => [ qw(parse_addresses classify_reply is_address mailbox describe next_step render), @helpers,
+    read   => [ qw(parse_addresses classify_reply is_address mailbox describe next_step render outcomes), @helpers,
         qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of) ],
     ingest => [qw(unsubscribe)],
     admin  => undef);    # all that is public, and what the views of the others need

@@ -3,6 +3,7 @@
 use strict;
 use warnings;
 use KlivMail::Cluster;
+use KlivMail::Npm;
 use KlivMail::SmtpServer;
 use KlivMail::Tls;
 use PostgreSQL::Test::Utils;
@@ -75,14 +76,8 @@ SKIP:
 
 SKIP:
 {
-    # Installed for this run only; the versions are those that were tried.
-    my $modules = "$folder/node_modules";
-    run_command([ 'sh', '-c', 'node --version && npm --version' ]);
-    skip 'no Node or no npm', 4 if $?;
-    local $ENV{npm_config_cache} = "$folder/npm";
-    local $ENV{npm_config_update_notifier} = 'false';
-    run_command([ 'timeout', '60', 'npm', 'install', '--silent', '--no-audit', '--no-fund', '--no-save', '--prefix', $folder, 'libsodium-wrappers@0.8', 'pg@8' ]);
-    skip 'the registry of npm cannot be reached', 4 if $? || !-d "$modules/libsodium-wrappers" || !-d "$modules/pg";
+    # (the versions that were tried)
+    skip 'no Node, no npm, or its registry cannot be reached', 4 if !KlivMail::Npm::install($folder, 'libsodium-wrappers@0.8', 'pg@8');
     seals('js', 'CANARY sealed by Node ü 鎖', 'the client seals a password, configure_smtp() tests and saves it');
 }
 
