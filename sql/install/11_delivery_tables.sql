@@ -85,9 +85,11 @@ CREATE TABLE kliv_mail._delivery (
     server_message_id text,
     sent_at           timestamptz,
     finished_at       timestamptz NOT NULL,
+    simulated         boolean NOT NULL DEFAULT false,   -- no server was asked
     reported_at       timestamptz,              -- when a report last changed it
     changed           bigint NOT NULL           -- the _change() that made it what it is
 );
+CREATE INDEX _delivery_played ON kliv_mail._delivery (finished_at) WHERE simulated AND status = 'sent';
 CREATE INDEX _delivery_changed ON kliv_mail._delivery (changed, id);
 CREATE INDEX _delivery_message ON kliv_mail._delivery (message_id);
 CREATE INDEX _delivery_recipient ON kliv_mail._delivery (lower(recipient COLLATE "C"));
@@ -110,7 +112,8 @@ CREATE TYPE kliv_mail._outcome AS (
     hint        text,
     server_id   text,
     identity    text,       -- the identity lines as sent
-    fingerprint text        -- of the account's settings that it was met with; NULL: the present ones
+    fingerprint text,       -- of the account's settings that it was met with; NULL: the present ones
+    simulated   boolean     -- no server was asked
 );
 
 -- What statistics know, EXPLAIN tells whoever may read a view, also of mail that

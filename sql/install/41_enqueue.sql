@@ -8,20 +8,18 @@ BEGIN ATOMIC
     SELECT ARRAY[lower(p_recipient COLLATE "C"), '@' || split_part(lower(p_recipient COLLATE "C"), '@', -1)];
 END;
 
--- May anything stand in the way of mail to one of these?  Asked for each mail, so it
--- is to cost next to nothing where the answer is no; _suppressed() says what.
+-- May anything stand in the way of mail to one of these?  Asked for each mail, where
+-- anybody is suppressed at all, so it is to cost next to nothing; _suppressed() says what.
 CREATE FUNCTION kliv_mail._any_suppressed(p_recipients text[]) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_recipient text;
 BEGIN
-    IF pg_relation_size('kliv_mail._suppression') > 0 THEN
-        FOREACH v_recipient IN ARRAY p_recipients LOOP
-            IF kliv_mail._any_current_row(NULL::kliv_mail._suppression, '_suppression_pkey', kliv_mail._suppression_keys(v_recipient)) THEN
-                RETURN true;
-            END IF;
-        END LOOP;
-    END IF;
+    FOREACH v_recipient IN ARRAY p_recipients LOOP
+        IF kliv_mail._any_current_row(NULL::kliv_mail._suppression, '_suppression_pkey', kliv_mail._suppression_keys(v_recipient)) THEN
+            RETURN true;
+        END IF;
+    END LOOP;
     RETURN false;
 END;
 $$;
@@ -127,7 +125,7 @@ BEGIN
         p_tags, p_metadata, p_replace_key);
     -- Who is suppressed already goes no further; who will be is caught by suppress()
     -- or, at the latest, by the claim.
-    IF kliv_mail._any_suppressed(p_recipients) THEN
+    IF pg_relation_size('kliv_mail._suppression') > 0 AND kliv_mail._any_suppressed(p_recipients) THEN
         SELECT array_agg(s.reason ORDER BY r.n), array_agg(s.hint ORDER BY r.n) INTO v_reasons, v_hints
         FROM unnest(p_recipients) WITH ORDINALITY AS r (recipient, n), kliv_mail._suppressed(r.recipient, p_priority, p_topic, p_now) AS s;
         suppressed := cardinality(array_remove(v_reasons, NULL));
@@ -188,7 +186,7 @@ BEGIN
         p_reply_to, m.subject, m.header_id, m.entity, m.smtputf8, p_unsubscribe, p_topic, p_send_at, p_expires_at, 1,
         p_tags, p_metadata, p_replace_key
     FROM unnest(v_ids, p_subjects, p_header_ids, p_entities, p_smtputf8) AS m (id, subject, header_id, entity, smtputf8);
-    IF kliv_mail._any_suppressed(p_recipients) THEN
+    IF pg_relation_size('kliv_mail._suppression') > 0 AND kliv_mail._any_suppressed(p_recipients) THEN
         SELECT array_agg(s.reason ORDER BY r.n), array_agg(s.hint ORDER BY r.n) INTO v_reasons, v_hints
         FROM unnest(p_recipients) WITH ORDINALITY AS r (recipient, n), kliv_mail._suppressed(r.recipient, p_priority, p_topic, p_now) AS s;
         suppressed := cardinality(array_remove(v_reasons, NULL));
@@ -199,9 +197,9 @@ BEGIN
     FROM unnest(v_ids, p_recipients, p_kinds, v_reasons) AS r (message_id, recipient, kind, reason) WHERE r.reason IS NULL;
     IF suppressed > 0 THEN
         INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, expires_at,
-            attempts, doubts, reason, hint, finished_at)
+            attempts, doubts, reason, hint, finished_at, changed)
         SELECT nextval('kliv_mail._delivery_id'), r.message_id, r.recipient, r.kind, p_priority, p_route, 'suppressed', p_now, p_expires_at,
-               0, 0, r.reason, r.hint, p_now
+               0, 0, r.reason, r.hint, p_now, kliv_mail._change()
         FROM unnest(v_ids, p_recipients, p_kinds, v_reasons, v_hints) AS r (message_id, recipient, kind, reason, hint) WHERE r.reason IS NOT NULL;
     END IF;
     IF p_replace_key IS NOT NULL THEN

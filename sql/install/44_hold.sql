@@ -110,9 +110,9 @@ BEGIN
     v_held := coalesce(q.held_until > at, false);
     FOR x IN SELECT o.id, o.verdict, o.pause, r.refused, kliv_mail._refusal(o.stage, o.code, o.enhanced, print) AS refusal
              FROM unnest(p_outcomes) WITH ORDINALITY AS o (id, account, verdict, scope, bounce_type, pause, stage, code, enhanced,
-                                                           reply, reason, hint, server_id, identity, fingerprint, n)
+                                                           reply, reason, hint, server_id, identity, fingerprint, simulated, n)
              LEFT JOIN kliv_mail._outbox AS r ON r.id = o.id AND r.epoch = p_epoch
-             WHERE o.account = p_account AND coalesce(o.fingerprint = print, true)
+             WHERE o.account = p_account AND coalesce(o.fingerprint = print, true) AND o.simulated IS NOT TRUE
                AND (o.verdict = 'accepted' OR (o.scope = 'account' AND o.verdict <> 'in_doubt' AND r.id IS NOT NULL))
              ORDER BY o.n LOOP
         IF x.verdict = 'accepted' THEN

@@ -16,15 +16,15 @@ BEGIN
         WITH r AS MATERIALIZED (SELECT x.* FROM unnest(p_outcomes) AS x),
         gone AS (
             DELETE FROM kliv_mail._outbox AS o USING r WHERE o.id = ANY (v_ids) AND o.id = r.id AND coalesce(o.epoch, 0) = coalesce(p_epoch, 0)
-            RETURNING o.*, r.verdict, r.bounce_type, r.stage, r.code, r.enhanced, r.reply, r.reason, r.hint, r.server_id, r.identity AS sent_identity)
+            RETURNING o.*, r.simulated, r.verdict, r.bounce_type, r.stage, r.code, r.enhanced, r.reply, r.reason, r.hint, r.server_id, r.identity AS sent_identity)
         INSERT INTO kliv_mail._delivery AS d (id, message_id, recipient, kind, priority, route, status, created_at, expires_at, attempts,
             doubts, account, identity, bounce_type, last_stage, last_code, last_enhanced, last_reply, reason, hint, server_message_id,
-            sent_at, finished_at, changed)
+            sent_at, finished_at, simulated, changed)
         SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, CASE g.verdict WHEN 'accepted' THEN 'sent' ELSE g.verdict END,
             g.created_at, g.expires_at, g.attempts, g.doubts, g.account, coalesce(g.sent_identity, g.identity), g.bounce_type,
             coalesce(g.stage, g.last_stage), CASE WHEN g.stage IS NULL THEN g.last_code ELSE g.code END,
             CASE WHEN g.stage IS NULL THEN g.last_enhanced ELSE g.enhanced END, CASE WHEN g.stage IS NULL THEN g.last_reply ELSE g.reply END,
-            g.reason, g.hint, g.server_id, CASE WHEN g.verdict = 'accepted' THEN at END, at, v_change
+            g.reason, g.hint, g.server_id, CASE WHEN g.verdict = 'accepted' THEN at END, at, coalesce(g.simulated, false), v_change
         FROM gone AS g
         RETURNING d.message_id, d.status;
 END;
@@ -34,7 +34,7 @@ $$;
 CREATE FUNCTION kliv_mail._ended(id bigint, status text, reason text, hint text) RETURNS kliv_mail._outcome
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT ROW(id, NULL, status, NULL, NULL, NULL, NULL, NULL, NULL, NULL, reason, hint, NULL, NULL, NULL)::kliv_mail._outcome;
+    SELECT ROW(id, NULL, status, NULL, NULL, NULL, NULL, NULL, NULL, NULL, reason, hint, NULL, NULL, NULL, NULL)::kliv_mail._outcome;
 END;
 
 -- Give back to the windows they were taken from what the server surely did not accept.
@@ -127,7 +127,7 @@ BEGIN
                 CASE WHEN x.stage = 'rcpt' THEN 'recipient' ELSE 'message' END,
                 CASE WHEN x.code >= 500 AND x.stage = 'rcpt' THEN coalesce(x.bounce_type, 'soft') ELSE x.bounce_type END,
                 x.pause, x.stage, x.code, x.enhanced, x.reply, x.reason || ', while other mail of the account went through', x.hint,
-                x.server_id, x.identity, x.fingerprint)::kliv_mail._outcome ELSE x END
+                x.server_id, x.identity, x.fingerprint, x.simulated)::kliv_mail._outcome ELSE x END
             FROM unnest(v_refused) AS x);
     END IF;
 
@@ -142,7 +142,7 @@ BEGIN
                      WHEN x.verdict = 'suppressed' THEN 'suppressed' ELSE 'failed' END,
                 x.scope, CASE WHEN x.verdict = 'temporary' THEN 'soft' ELSE x.bounce_type END, x.pause, x.stage, x.code, x.enhanced, x.reply,
                 CASE WHEN x.verdict = 'temporary' THEN 'it was tried for ' || current_setting('kliv_mail.retry_for') || '; last: ' ELSE '' END
-                    || x.reason, x.hint, x.server_id, x.identity, x.fingerprint)::kliv_mail._outcome
+                    || x.reason, x.hint, x.server_id, x.identity, x.fingerprint, x.simulated)::kliv_mail._outcome
             FROM unnest(v_refused) AS x JOIN kliv_mail._outbox AS o ON o.id = x.id
             WHERE (x.scope IS DISTINCT FROM 'account' AND x.verdict IN ('suppressed', 'permanent', 'policy_block', 'message_fault'))
                -- Where all that is left meets the same, nothing goes through that could tell whose fault it is.
@@ -165,7 +165,7 @@ BEGIN
             PERFORM kliv_mail._hold_account(ROW(NULL, a.account, NULL, NULL, NULL, 3600, NULL, NULL, NULL, NULL,
                 'five of its last hundred mails were blocked as spam or against the receiver''s policy',
                 'Read last_reply in kliv_mail.deliveries; set up SPF, DKIM and DMARC for the sender''s domain, or send less of it.',
-                NULL, NULL, NULL)::kliv_mail._outcome, 'account', false);
+                NULL, NULL, NULL, NULL)::kliv_mail._outcome, 'account', false);
         END IF;
     END LOOP;
 

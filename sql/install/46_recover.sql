@@ -76,6 +76,9 @@ DECLARE
     v record;
     a record;
 BEGIN
+    IF EXISTS (SELECT FROM kliv_mail._delivery AS d WHERE d.simulated AND d.status = 'sent') THEN
+        RETURN v_at;            -- _play_reports()
+    END IF;
     -- Ours alone: nobody here can end what was brought from elsewhere.
     SELECT coalesce(min(o.expires_at), 'infinity') INTO v_next FROM kliv_mail._outbox AS o
     WHERE o.origin = v_origin AND o.expires_at IS NOT NULL;

@@ -15,6 +15,7 @@ recipients, cc, bcc, reply_to: address lists ('Ana <ana@example.com>, bob@exampl
 message_type: system | transactional | marketing
 on_limit: defer | error
 Mail leaves in the order of its type. Over quota defer waits and error raises 53400.
+Mail to delivered@, bounced@, soft@, deferred@, complained@ or suppressed@simulator.invalid (or delivered+anything@ and so on) reaches no server and ends as its name says.
 Mail trouble never raises: the mail waits, and a NOTICE and kliv_mail.deliveries say why. Errors: 22023 an argument, 54000 a size, 53400 an asked-for quota error, 23505 a reused key, 25006 read-only, 42501 rights, 55000 marketing mail without an unsubscribe URL.
 Example: SELECT kliv_mail.send('ana@example.com', 'Welcome', 'Hello Ana');$$;
 

@@ -11,14 +11,14 @@ CREATE VIEW kliv_mail._every_delivery AS
            o.due, o.held_by AS row_held_by, o.epoch IS NOT NULL AS claimed, o.doubtful, o.origin <> kliv_mail._origin() AS foreign_origin, true AS waiting,
            NULL::text AS final_status, NULL::text AS bounce_type, o.last_stage, o.last_code, o.last_enhanced, o.last_reply,
            o.last_reason AS reason, o.last_hint AS hint,
-           NULL::text AS server_message_id, NULL::timestamptz AS sent_at, NULL::timestamptz AS finished_at
+           NULL::text AS server_message_id, NULL::timestamptz AS sent_at, NULL::timestamptz AS finished_at, false AS simulated
     FROM kliv_mail._outbox AS o
     UNION ALL
     SELECT d.id, d.message_id, d.recipient, d.kind, d.created_at, d.priority, d.attempts, d.expires_at,
            coalesce(d.account, nullif(d.route, '')),
            NULL, NULL, false, false, false, false,
            d.status, d.bounce_type, d.last_stage, d.last_code, d.last_enhanced, d.last_reply, d.reason, d.hint,
-           d.server_message_id, d.sent_at, d.finished_at
+           d.server_message_id, d.sent_at, d.finished_at, d.simulated
     FROM kliv_mail._delivery AS d;
 
 -- The same with the state of the moment: held_by, status and code are derived here
@@ -99,7 +99,7 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
            d.attempts, d.account, d.next_attempt_at, d.estimated_send_at,
            d.bounce_type, d.last_stage, d.last_code, d.last_enhanced AS last_enhanced_code, d.last_reply,
            d.server_message_id, d.sent_at, d.finished_at,
-           CASE WHEN d.waiting THEN coalesce(d.code, p.code, 'next') ELSE d.code END AS code
+           CASE WHEN d.waiting THEN coalesce(d.code, p.code, 'next') ELSE d.code END AS code, d.simulated
     FROM kliv_mail._delivery_now AS d
     JOIN kliv_mail._message AS m ON m.id = d.message_id
     CROSS JOIN kliv_mail._machinery() AS p
@@ -129,4 +129,5 @@ COMMENT ON COLUMN kliv_mail.deliveries.last_reply IS 'The server''s own words ab
 COMMENT ON COLUMN kliv_mail.deliveries.server_message_id IS 'The id that the server gave the mail.';
 COMMENT ON COLUMN kliv_mail.deliveries.sent_at IS 'When the server accepted it.';
 COMMENT ON COLUMN kliv_mail.deliveries.finished_at IS 'When its status became final.';
+COMMENT ON COLUMN kliv_mail.deliveries.simulated IS 'Was it played? Mail to simulator.invalid, or with kliv_mail.delivery = sandbox: no server was asked.';
 COMMENT ON COLUMN kliv_mail.deliveries.code IS 'The reason in a word that stays the same, for programs: next, in_line, hour_used, day_used, account_trouble, retry, bounced_hard, ...';

@@ -11,11 +11,14 @@ CREATE VIEW kliv_mail.status AS
            m.last_error,
            k.key_state, k.key_fingerprint,
            CASE WHEN h.held_by IN ('restore', 'paused', 'key') THEN h.reason END AS held,
+           current_setting('kliv_mail.delivery') AS delivery,
            nullif(current_setting('kliv_mail.test_clock_offset'), '0') AS test_clock_offset,
            CASE WHEN m.code IN ('not_preloaded', 'standby') THEN m.hint
                 WHEN h.held_by IN ('restore', 'paused') THEN h.hint
                 WHEN m.code IS NOT NULL THEN m.hint
                 WHEN h.held_by IN ('account', 'key') THEN h.reason || coalesce('. ' || h.hint, '')
+                WHEN current_setting('kliv_mail.delivery') = 'sandbox'
+                    THEN format('All mail is played, and none reaches a server: ALTER DATABASE %I RESET kliv_mail.delivery; ends that.', current_database())
                 ELSE k.advice END AS hint,
            (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'kliv_mail') AS version,
            p.library_version
@@ -35,6 +38,7 @@ COMMENT ON COLUMN kliv_mail.status.last_error IS 'The sender''s last error.';
 COMMENT ON COLUMN kliv_mail.status.key_state IS 'The key that opens passwords: ok, none yet, or what is wrong with it.';
 COMMENT ON COLUMN kliv_mail.status.key_fingerprint IS 'The id of the newest key.';
 COMMENT ON COLUMN kliv_mail.status.held IS 'Why the whole database sends nothing; NULL: it may send.';
+COMMENT ON COLUMN kliv_mail.status.delivery IS 'kliv_mail.delivery: on, hold (nothing leaves) or sandbox (all mail is played, nothing reaches a server).';
 COMMENT ON COLUMN kliv_mail.status.test_clock_offset IS 'Not NULL: the clock of this database is moved, which is for tests only.';
 COMMENT ON COLUMN kliv_mail.status.hint IS 'What to do.';
 COMMENT ON COLUMN kliv_mail.status.version IS 'The extension''s version in this database.';

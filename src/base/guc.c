@@ -38,7 +38,8 @@ typedef enum OnInDoubt
 typedef enum Delivery
 {
 	DELIVERY_ON,
-	DELIVERY_HOLD
+	DELIVERY_HOLD,
+	DELIVERY_SANDBOX
 } Delivery;
 
 char	   *klm_key_file = NULL;
@@ -90,6 +91,7 @@ static const struct config_enum_entry on_in_doubt_options[] = {
 static const struct config_enum_entry delivery_options[] = {
 	{"on", DELIVERY_ON, false},
 	{"hold", DELIVERY_HOLD, false},
+	{"sandbox", DELIVERY_SANDBOX, false},
 	{NULL, 0, false}
 };
 
@@ -304,8 +306,8 @@ klm_define_settings(GucStringCheckHook check_address)
 		PGC_SUSET, 0,
 		check_time_zone, NULL, NULL);
 	DefineCustomEnumVariable("kliv_mail.delivery",
-		"hold: mail is queued and none leaves.",
-		"For copies of a server.",
+		"on: mail is sent; hold: it is queued and none leaves; sandbox: it goes the whole way but to a server.",
+		"hold is for copies of a server; sandbox for development and tests: mail is delivered as far as views tell, or what its address at simulator.invalid says (bounced@simulator.invalid, ...).",
 		&delivery, DELIVERY_ON, delivery_options,
 		PGC_SUSET, 0,
 		NULL, NULL, NULL);
@@ -337,6 +339,12 @@ klm_define_settings(GucStringCheckHook check_address)
 		check_clock_offset, assign_clock_offset, NULL);
 
 	MarkGUCPrefixReserved("kliv_mail");
+}
+
+bool
+klm_in_sandbox(void)
+{
+	return delivery == DELIVERY_SANDBOX;
 }
 
 TimestampTz

@@ -45,6 +45,9 @@ extern PGDLLEXPORT int64 klm_test_clock_offset;	/* microseconds */
  */
 extern void klm_define_settings(GucStringCheckHook check_address);
 
+/* Is all mail played, and none sent? */
+extern PGDLLEXPORT bool klm_in_sandbox(void);
+
 /* The present as this database sees it: the clock plus test_clock_offset. */
 extern PGDLLEXPORT TimestampTz klm_now(void);
 

@@ -65,7 +65,7 @@ static TimeoutId tick = MAX_TIMEOUTS;
 static volatile sig_atomic_t ticks_left;
 
 /* Of kliv_mail._outcome. */
-#define OUTCOME_COLUMNS 15
+#define OUTCOME_COLUMNS 16
 
 static bool find_extension(void);
 static void on_tick(void);
@@ -376,6 +376,15 @@ klm_outbox_expire(void)
 	klm_run(&call, "expire", false);
 }
 
+void
+klm_outbox_play_reports(void)
+{
+	KlmCall		call = {0};
+
+	klm_add_time(&call, klm_now());
+	klm_run(&call, "play_reports", false);
+}
+
 List *
 klm_outbox_accounts(void)
 {
@@ -522,7 +531,7 @@ add_outcomes(KlmCall *call, const KlmOutcome *outcomes, int count)
 		const char *texts[OUTCOME_COLUMNS] = {
 			NULL, outcome->account, outcome->verdict, outcome->scope, outcome->bounce_type, NULL,
 			outcome->stage, NULL, outcome->enhanced, outcome->reply, outcome->reason, outcome->hint,
-			outcome->server_id, outcome->identity, outcome->fingerprint
+			outcome->server_id, outcome->identity, outcome->fingerprint, NULL
 		};
 		Datum		values[OUTCOME_COLUMNS];
 		bool		nulls[OUTCOME_COLUMNS];
@@ -536,7 +545,8 @@ add_outcomes(KlmCall *call, const KlmOutcome *outcomes, int count)
 		nulls[0] = outcome->id == 0;
 		values[5] = Int32GetDatum(outcome->pause_s);
 		values[7] = Int32GetDatum(outcome->code);
-		nulls[5] = nulls[7] = false;
+		values[15] = BoolGetDatum(outcome->simulated);
+		nulls[5] = nulls[7] = nulls[15] = false;
 		rows[i] = HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 	}
 	ReleaseTupleDesc(desc);

@@ -85,6 +85,7 @@ typedef struct KlmOutcome
 	const char *server_id;
 	const char *identity;
 	const char *fingerprint;	/* of the settings that it was met with; NULL: none were */
+	bool		simulated;		/* no server was asked */
 } KlmOutcome;
 
 /* What a record made of a delivery. */
@@ -156,6 +157,7 @@ extern void klm_outbox_stamp(int64 epoch, int64 batch, const int64 *claimed, int
 
 extern void klm_outbox_set_aside(int64 id, const char *reason);
 extern void klm_outbox_expire(void);
+extern void klm_outbox_play_reports(void);
 
 /* set_brand(unsubscribe_url), or NULL. */
 extern char *klm_outbox_unsubscribe_url(void);

@@ -320,7 +320,10 @@ loop(void)
 		if (leave_at == 0 && !ShutdownRequestPending)
 		{
 			dlist_foreach(iter, &klm_sender.pools)
+			{
+				klm_play(dlist_container(KlmPool, node, iter.cur));
 				klm_feed(dlist_container(KlmPool, node, iter.cur));
+			}
 		}
 		now = klm_clock_ms();
 		ask_for_help(now);

@@ -126,6 +126,7 @@ typedef struct KlmDelivery
 	KlmPool	   *pool;
 	KlmStoredMessage *message;
 	int			size;
+	const char *recipient;
 	TimestampTz expires_at;		/* 0: never */
 	char	   *identity;		/* the identity lines */
 	bool		account_smtputf8;	/* the account's own addresses need SMTPUTF8 */
@@ -168,8 +169,8 @@ extern KlmSender klm_sender;
 /* An outcome that no server gave: "returned", or what is wrong with the row. */
 extern void klm_add_local_outcome(int64 id, const KlmPool *pool, const char *verdict,
 								  const char *reason);
-extern void klm_add_outcome(KlmDelivery *delivery, const KlmLink *link, const KlmReply *reply,
-							const KlmDecision *decision);
+extern void klm_add_outcome(KlmDelivery *delivery, const KlmAccount *account,
+							const KlmReply *reply, const KlmDecision *decision);
 
 /* A delivery has its outcome.  Others of the batch may hang elsewhere: its mail goes now. */
 extern void klm_finish_delivery(KlmDelivery *delivery);
@@ -230,6 +231,11 @@ extern void klm_may_begin(KlmDelivery *delivery, KlmGrant *grant);
 
 /* Would a transaction let something begin where nothing is under way? */
 extern bool klm_wants_grants(void);
+
+/* ---- sender_simulator.c ---- */
+
+/* What may begin and needs no server gets its outcome. */
+extern void klm_play(KlmPool *pool);
 
 /* ---- sender_links.c ---- */
 

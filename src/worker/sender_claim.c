@@ -68,6 +68,7 @@ klm_claim(void)
 	if (klm_sender.recovery_wanted)
 		batch->recovered = klm_outbox_recover();
 	klm_outbox_expire();
+	klm_outbox_play_reports();
 	offer_room(batch);
 	if (batch->claims != NIL)
 	{
@@ -515,6 +516,7 @@ prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *m
 	delivery->pool = pool;
 	delivery->message = message;
 	delivery->size = claimed->size;
+	delivery->recipient = claimed->recipient;
 	delivery->expires_at = claimed->expires_at;
 	if (pool->settings->account->problem == NULL)
 		delivery->identity =

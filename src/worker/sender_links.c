@@ -512,7 +512,7 @@ take_results(KlmLink *link)
 		else
 		{
 			decide(link, delivery, &result, &decision);
-			klm_add_outcome(delivery, link, &result.reply, &decision);
+			klm_add_outcome(delivery, link->settings->account, &result.reply, &decision);
 			if (decision.verdict == KLM_ACCEPTED)
 				pool->allowed = Min(klm_sender.connections, pool->allowed + 1);
 			else

@@ -76,8 +76,8 @@ klm_cure_of(const KlmDecision *decision, const KlmAccount *account)
 }
 
 void
-klm_add_outcome(KlmDelivery *delivery, const KlmLink *link, const KlmReply *reply,
-			const KlmDecision *decision)
+klm_add_outcome(KlmDelivery *delivery, const KlmAccount *account, const KlmReply *reply,
+				const KlmDecision *decision)
 {
 	KlmOutcome *outcome = new_outcome(delivery->id, delivery->pool);
 	MemoryContext old = MemoryContextSwitchTo(klm_sender.outcome_context);
@@ -91,8 +91,8 @@ klm_add_outcome(KlmDelivery *delivery, const KlmLink *link, const KlmReply *repl
 	outcome->enhanced = reply->enhanced[0] ? pstrdup(reply->enhanced) : NULL;
 	outcome->reply = pstrdup(reply->text ? reply->text : "");
 	outcome->reason = decision->reason;
-	outcome->hint = klm_cure_of(decision, link->settings->account);
-	outcome->fingerprint = pstrdup(link->settings->account->fingerprint);
+	outcome->hint = klm_cure_of(decision, account);
+	outcome->fingerprint = pstrdup(account->fingerprint);
 	outcome->identity = delivery->identity ? pstrdup(delivery->identity) : NULL;
 	if (decision->verdict == KLM_ACCEPTED && klm_redirect_to && klm_redirect_to[0])
 		outcome->reason = psprintf("the server accepted it for %s (kliv_mail.redirect_to)", klm_redirect_to);

@@ -10,7 +10,7 @@ VALUES ('out', true, 9, kliv_mail._origin(), 'smtp.example.com', 25, 'none', 'ap
 
 CREATE FUNCTION outcome(id bigint, verdict text, scope text, stage text, code integer, enhanced text DEFAULT NULL,
                         pause integer DEFAULT 0, bounce_type text DEFAULT NULL) RETURNS kliv_mail._outcome
-LANGUAGE sql RETURN ROW(id, 'out', verdict, scope, bounce_type, pause, stage, code, enhanced, code || ' played', 'played', NULL, 'id', 'From: a', NULL)::kliv_mail._outcome;
+LANGUAGE sql RETURN ROW(id, 'out', verdict, scope, bounce_type, pause, stage, code, enhanced, code || ' played', 'played', NULL, 'id', 'From: a', NULL, NULL)::kliv_mail._outcome;
 
 -- Send to recipients, claim all, give each the same outcome; what became of them.
 CREATE FUNCTION play(recipients text[], verdict text, scope text, stage text, code integer, enhanced text DEFAULT NULL,

@@ -26,7 +26,7 @@ COMMIT;
 BEGIN;
 SELECT rows_read('kliv_mail._outbox') AS outbox, rows_read('kliv_mail._delivery') AS delivery \gset before_
 SELECT count(r) FROM kliv_mail._record(78, ARRAY(SELECT ROW(c.id, 'scale', 'accepted', 'message', NULL, 0, 'dot', 250, NULL, '250 ok', NULL, NULL,
-    'id', 'From: a', NULL)::kliv_mail._outcome FROM claimed AS c)) AS r;
+    'id', 'From: a', NULL, NULL)::kliv_mail._outcome FROM claimed AS c)) AS r;
 SELECT rows_read('kliv_mail._outbox') - :before_outbox < 300 AS outbox, rows_read('kliv_mail._delivery') - :before_delivery < 300 AS delivery;
 COMMIT;
 
@@ -36,13 +36,13 @@ COMMIT;
 INSERT INTO kliv_mail._account (name, in_use, route_order, origin, host, port, encryption, from_address,
     hourly_limit, daily_limit, created_at, updated_at, updated_by, renewed_at)
 VALUES ('free', true, 10, kliv_mail._origin(), 'smtp.example.com', 25, 'none', 'app@free.example', 10000, 10000, now(), now(), 'me', now());
-SELECT kliv_mail._hold_account(ROW(NULL, 'scale', NULL, NULL, NULL, 86400, NULL, NULL, NULL, NULL, 'the server says no', NULL, NULL, NULL, NULL)::kliv_mail._outcome, 'account', true);
+SELECT kliv_mail._hold_account(ROW(NULL, 'scale', NULL, NULL, NULL, 86400, NULL, NULL, NULL, NULL, 'the server says no', NULL, NULL, NULL, NULL, NULL)::kliv_mail._outcome, 'account', true);
 SELECT count(kliv_mail.send('f' || n || '@example.com', 'Scale', 'x', account => 'free')) FROM generate_series(1, 100) AS n;
 INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at)
 SELECT nextval('kliv_mail._delivery_id'), o.message_id, o.recipient, o.kind, o.origin, o.route, o.priority, o.due, o.created_at
 FROM (SELECT * FROM kliv_mail._outbox WHERE route = 'scale' AND epoch IS NULL LIMIT 1000) AS o, generate_series(1, 30);
-INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, attempts, doubts, account, finished_at)
-SELECT nextval('kliv_mail._delivery_id'), -n, 'old@example.com', 'to', 1, 'scale', 'sent', now(), 1, 0, 'scale', now() FROM generate_series(1, 5000) AS n;
+INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, attempts, doubts, account, finished_at, changed)
+SELECT nextval('kliv_mail._delivery_id'), -n, 'old@example.com', 'to', 1, 'scale', 'sent', now(), 1, 0, 'scale', now(), 0 FROM generate_series(1, 5000) AS n;
 SELECT max(message_id) FILTER (WHERE route = 'free') AS free, max(message_id) FILTER (WHERE route = 'scale') AS held FROM kliv_mail._outbox \gset
 SELECT max(message_id) AS finished FROM kliv_mail._delivery WHERE route = 'scale' \gset
 CREATE FUNCTION reads(query text, OUT outbox bigint, OUT message bigint, OUT delivery bigint) LANGUAGE plpgsql AS $$

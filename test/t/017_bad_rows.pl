@@ -84,8 +84,8 @@ is_deeply([ map { scalar $smtp->accepted("full$_\@record.example") } 1 .. 20 ], 
 # One row that can never be recorded does not keep the others from it.
 my @some = split /\n/, $node->sql(q{SELECT kliv_mail.pause() < 0;
     SELECT kliv_mail.send(format('dup%s@record.example', i), 'x', 'x') FROM generate_series(1, 5) AS i}) =~ s/^\w\n//r;
-$node->sql(q{INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, attempts, doubts, finished_at)
-    SELECT o.id, 0, 'x', 'to', 1, '', 'sent', now(), 0, 0, now() FROM kliv_mail._outbox AS o WHERE o.recipient = 'dup3@record.example'});
+$node->sql(q{INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, attempts, doubts, finished_at, changed)
+    SELECT o.id, 0, 'x', 'to', 1, '', 'sent', now(), 0, 0, now(), 0 FROM kliv_mail._outbox AS o WHERE o.recipient = 'dup3@record.example'});
 $node->sql('SELECT kliv_mail.resume()');
 for my $i (0, 1, 3, 4)
 {

@@ -339,8 +339,8 @@ sub to_recording
     $self->hold_dots;
     my $list = join(',', map { "'$_->{rcpt}[0]'" } $self->{smtp}->ledger('message', $self->{skip}));
     $self->holder('BEGIN', "INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status,
-                                created_at, attempts, doubts, finished_at)
-                            SELECT id, message_id, recipient, kind, priority, route, 'sent', created_at, 1, 0, now()
+                                created_at, attempts, doubts, finished_at, changed)
+                            SELECT id, message_id, recipient, kind, priority, route, 'sent', created_at, 1, 0, now(), 0
                             FROM kliv_mail._outbox WHERE recipient IN ($list) ORDER BY id DESC LIMIT 1");
     $self->give_replies;
     $self->freeze($self->{holder_pid});
