@@ -162,6 +162,7 @@ CREATE TABLE kliv_mail._suppression (
     created_at timestamptz NOT NULL,
     created_by name NOT NULL,
     expires_at timestamptz,
+    bounces    integer NOT NULL DEFAULT 0,      -- hard ones that were counted
     PRIMARY KEY (address, scope),
     CHECK (address = lower(address COLLATE "C") AND address ~ '@')
 );

@@ -15,7 +15,8 @@ AS '$libdir/kliv_mail_net', 'kliv_mail__filters_by_recipient';
 COMMENT ON FUNCTION kliv_mail._filters_by_recipient(text) IS
     'Is the address at a carrier whose subscribers'' filters answer as if there were no such mailbox?';
 
--- Suppress an address, unless it is so already, for as long or longer.
+-- Suppress an address, unless it is so already, for as long or longer.  What waits for it is stopped
+-- by the claim: a look through a long outbox for each report would cost more than the mail.
 CREATE FUNCTION kliv_mail._suppress_for(p_address text, p_scope text, p_reason text, p_expires_at timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -27,25 +28,32 @@ BEGIN
                        WHERE s.address = v_address AND (s.scope IN ('all', p_scope) OR s.scope = 'marketing' AND p_scope <> 'all')
                          AND coalesce(s.expires_at, 'infinity') >= coalesce(p_expires_at, 'infinity')) THEN
         PERFORM kliv_mail._add_suppressions(current_user, ARRAY[v_address], p_scope, p_reason, p_expires_at);
-        IF kliv_mail._stop_suppressed(ARRAY[v_address], kliv_mail._now()) > 0 THEN
-            PERFORM kliv_mail._wake();
-        END IF;
     END IF;
 END;
 $$;
 
--- After a hard bounce.  Where a filter may have said "unknown", the first time is for 30 days only.
+-- After a hard bounce: once kliv_mail.hard_bounces of them were counted, in a row of _suppression
+-- that has expired until then.  Where a filter may have said "unknown", the first time is for 30 days only.
 CREATE FUNCTION kliv_mail._suppress_bounced(p_address text, p_reason text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_until timestamptz;
+    at timestamptz := kliv_mail._now();
+    v_address text := lower(p_address COLLATE "C");
+    v_enough integer := current_setting('kliv_mail.hard_bounces')::integer;
+    v_bounces integer;
 BEGIN
-    IF kliv_mail._filters_by_recipient(p_address)
-       AND NOT EXISTS (SELECT FROM kliv_mail._suppression AS s WHERE s.address = lower(p_address COLLATE "C") AND s.scope = 'all'
-                         AND starts_with(s.reason, 'hard bounce') AND s.expires_at <= kliv_mail._now()) THEN
-        v_until := kliv_mail._now() + interval '30 days';
+    IF kliv_mail._setting('kliv_mail.redirect_to') <> '' OR NOT kliv_mail.is_address(p_address) THEN
+        RETURN;
     END IF;
-    PERFORM kliv_mail._suppress_for(p_address, 'all', left('hard bounce: ' || p_reason, 1000), v_until);
+    -- What is in force says no more about the times before.
+    INSERT INTO kliv_mail._suppression AS s (address, scope, reason, created_at, created_by, expires_at, bounces)
+    VALUES (v_address, 'all', left('hard bounce: ' || p_reason, 1000), at, current_user, at, 1)
+    ON CONFLICT (address, scope) DO UPDATE SET bounces = s.bounces + 1 WHERE s.expires_at <= at
+    RETURNING s.bounces INTO v_bounces;
+    IF v_bounces >= v_enough THEN
+        PERFORM kliv_mail._add_suppressions(current_user, ARRAY[v_address], 'all', left('hard bounce: ' || p_reason, 1000),
+            CASE WHEN v_bounces = v_enough AND kliv_mail._filters_by_recipient(p_address) THEN at + interval '30 days' END);
+    END IF;
 END;
 $$;
 
@@ -147,7 +155,7 @@ BEGIN
             last_stage = CASE WHEN p_diagnostic IS NULL THEN x.last_stage ELSE 'report' END,
             last_code = CASE WHEN p_diagnostic IS NULL THEN x.last_code ELSE p_code END,
             last_enhanced = CASE WHEN p_diagnostic IS NULL THEN x.last_enhanced ELSE p_status END,
-            last_reply = coalesce(p_diagnostic, x.last_reply)
+            last_reply = coalesce(p_diagnostic, x.last_reply), reported_at = kliv_mail._now(), changed = kliv_mail._change()
         WHERE x.id = d.id;
     END IF;
     -- A complaint is about marketing, a hard bounce about the address.

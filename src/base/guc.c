@@ -74,6 +74,7 @@ static int	max_daily_limit = 10000;
 static int	reserved_share = 10;
 static int	retry_for = 3 * SECS_PER_DAY;
 static int	recipient_hourly_limit = 0;
+static int	hard_bounces = 1;
 static int	on_in_doubt = ON_IN_DOUBT_RETRY;
 static int	max_in_doubt_retries = 2;
 static char *quota_timezone = NULL;
@@ -271,6 +272,12 @@ klm_define_settings(GucStringCheckHook check_address)
 		"How many mails an hour one address gets from a database; 0: no limit.",
 		NULL,
 		&recipient_hourly_limit, 0, 0, 1000000,
+		PGC_SIGHUP, 0,
+		NULL, NULL, NULL);
+	DefineCustomIntVariable("kliv_mail.hard_bounces",
+		"How many hard bounces suppress an address.",
+		"1: the first one; an address whose bounces are counted gets mail until then.",
+		&hard_bounces, 1, 1, 10,
 		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);
 	DefineCustomEnumVariable("kliv_mail.on_in_doubt",

@@ -22,7 +22,7 @@ DECLARE
     v_id bigint := kliv_mail.send(recipients, 'Receipt', 'x', message_type => type);
 BEGIN
     PERFORM kliv_mail._finish(NULL, ARRAY(SELECT ROW(o.id, 'custom', 'accepted', 'message', NULL, NULL, 'dot', 250, '2.0.0', '250 2.0.0 Ok', NULL, NULL,
-        server_id, NULL, NULL)::kliv_mail._outcome FROM kliv_mail._outbox AS o WHERE o.message_id = v_id), now());
+        server_id, NULL, NULL, NULL)::kliv_mail._outcome FROM kliv_mail._outbox AS o WHERE o.message_id = v_id), now());
     RETURN (SELECT m.header_id FROM kliv_mail._message AS m WHERE m.id = v_id);
 END $$;
 CREATE FUNCTION tried(statement text) RETURNS text LANGUAGE plpgsql AS $$

@@ -71,6 +71,30 @@ $node->sql(q{SELECT kliv_mail.resume()});
 is($node->sql("SELECT kliv_mail.wait($id, '60 s')"), 'suppressed', 'who left between send() and the claim gets nothing');
 is($node->sql(q{SELECT used FROM kliv_mail.usage WHERE account = 'platform' AND window_name = 'day'}), $used, '... and it counts in no quota');
 is(scalar($smtp->accepted('gus@late.example')), 0, '... nor does the server know of it');
+
+# ---- hard bounces: the first one suppresses, or as many as are asked for ----
+
+sub refused
+{
+    my ($to) = @_;
+    my $id = $node->sql("SELECT kliv_mail.send('$to', 'Receipt', 'Hello')");
+    return $node->sql("SELECT kliv_mail.wait($id, '60 s')");
+}
+is(refused('rcpt-550-5.1.1+one@example.com'), 'bounced', 'a hard bounce');
+is(refused('rcpt-550-5.1.1+one@example.com'), 'suppressed', '... suppresses the address');
+is($node->sql(q{SELECT scope || '|' || reason || '|' || (expires_at IS NULL) FROM kliv_mail.suppressions WHERE address ^@ 'rcpt'}), 'all|hard bounce: the mailbox does not exist|true', '... for all mail and for ever');
+$node->reconfigure('kliv_mail.hard_bounces' => 2);
+is(refused('rcpt-550-5.1.1+two@example.com'), 'bounced', 'hard_bounces = 2: a first one');
+is($node->sql(q{SELECT count(*) FROM kliv_mail.suppressions WHERE address ~ 'two'}), 0, '... is counted only');
+is(refused('rcpt-550-5.1.1+two@example.com'), 'bounced', '... a second one');
+is(refused('rcpt-550-5.1.1+two@example.com'), 'suppressed', '... suppresses the address');
+is(refused('rcpt-550-5.1.1+0@docomo.ne.jp'), 'bounced', 'of a carrier whose subscribers filter');
+is(refused('rcpt-550-5.1.1+0@docomo.ne.jp'), 'bounced', '... twice');
+my $until = q{SELECT expires_at BETWEEN kliv_mail._now() + interval '29 days' AND kliv_mail._now() + interval '30 days' FROM kliv_mail.suppressions WHERE address ~ 'docomo'};
+is($node->sql($until), 't', '... suppresses for 30 days');
+$node->clock_offset('31 days');
+is(refused('rcpt-550-5.1.1+0@docomo.ne.jp'), 'bounced', '... and once more after these');
+is($node->sql(q{SELECT expires_at IS NULL FROM kliv_mail.suppressions WHERE address ~ 'docomo'}), 't', '... for ever');
 $node->stop;
 
 done_testing();
