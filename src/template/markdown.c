@@ -50,6 +50,7 @@ typedef struct Maker
 	int			column;			/* of the table's row */
 	int			head_start;		/* in html, of the table's headings */
 	bool		headings;		/* is there anything in them? */
+	bool		is_headed;		/* and so the table has them */
 	int			heading_level;
 	int			heading_start;	/* in text_out; -1: not begun */
 	bool		tight[MAX_BLOCKS + 1];	/* lists, by depth */
@@ -290,6 +291,15 @@ leave_heading(Maker *maker)
 	klm_text_break(&maker->text, 2);
 }
 
+/* The signs of a list stand where its lines begin; one within another is as close as its items. */
+static const char *
+list_style(Maker *maker)
+{
+	if (maker->markdown->rtl)
+		return maker->lists > 0 ? "margin:0;padding:0 24px 0 0" : "margin:0 0 16px;padding:0 24px 0 0";
+	return maker->lists > 0 ? "margin:0;padding:0 0 0 24px" : "margin:0 0 16px;padding:0 0 0 24px";
+}
+
 static void
 enter_list(Maker *maker, bool tight, int number)
 {
@@ -326,13 +336,18 @@ enter_item(Maker *maker, const MD_BLOCK_LI_DETAIL *item)
 static void
 enter_cell(Maker *maker, bool head, MD_ALIGN align)
 {
-	const char *name = align == MD_ALIGN_RIGHT ? "right" : align == MD_ALIGN_CENTER ? "center" : "left";
+	const char *start = maker->markdown->rtl ? "right" : "left";
+	const char *name = align == MD_ALIGN_RIGHT ? "right" : align == MD_ALIGN_CENTER ? "center" :
+		align == MD_ALIGN_LEFT ? "left" : start;
 
-	/* What a row begins with, and numbers, leave the room to others and break at no letter. */
+	/*
+	 * A cell whose words break leaves no room to itself where another one is long, so
+	 * they do only in what belongs to a label.
+	 */
 	appendStringInfo(maker->html, "<%s align=\"%s\" class=\"k-line\" style=\"padding:8px;border-bottom:%dpx solid "
 					 BORDER ";text-align:%s%s\">", head ? "th scope=\"col\"" : "td", name, head ? 2 : 1, name,
-					 maker->column++ == 0 || align == MD_ALIGN_RIGHT ? ";word-break:normal" : "");
-	klm_text_begin_cell(&maker->text, name[0]);
+					 maker->column++ == 0 || head || maker->is_headed ? ";word-break:normal" : "");
+	klm_text_begin_cell(&maker->text, align == MD_ALIGN_DEFAULT ? 'l' : name[0]);
 }
 
 /* "```big": a code that somebody is to read and type. */
@@ -363,18 +378,19 @@ enter_block(MD_BLOCKTYPE type, void *detail, void *data)
 			put(maker, "<thead>\n");
 			break;
 		case MD_BLOCK_QUOTE:
-			put(maker, "<blockquote class=\"k-line\" style=\"margin:0 0 16px;padding:0 0 0 12px;border-left:3px solid "
-				BORDER "\">\n");
+			put(maker, maker->markdown->rtl ?
+				"<blockquote class=\"k-line\" style=\"margin:0 0 16px;padding:0 12px 0 0;border-right:3px solid " BORDER "\">\n" :
+				"<blockquote class=\"k-line\" style=\"margin:0 0 16px;padding:0 0 0 12px;border-left:3px solid " BORDER "\">\n");
 			klm_text_break(&maker->text, 2);
 			klm_text_indent(&maker->text, "> ", NULL);
 			break;
 		case MD_BLOCK_UL:
-			put(maker, "<ul style=\"margin:0 0 16px;padding:0 0 0 24px\">\n");
+			appendStringInfo(maker->html, "<ul style=\"%s\">\n", list_style(maker));
 			enter_list(maker, ((MD_BLOCK_UL_DETAIL *) detail)->is_tight, -1);
 			break;
 		case MD_BLOCK_OL:
-			appendStringInfo(maker->html, "<ol start=\"%u\" style=\"margin:0 0 16px;padding:0 0 0 24px\">\n",
-							 ((MD_BLOCK_OL_DETAIL *) detail)->start);
+			appendStringInfo(maker->html, "<ol start=\"%u\" style=\"%s\">\n",
+							 ((MD_BLOCK_OL_DETAIL *) detail)->start, list_style(maker));
 			enter_list(maker, ((MD_BLOCK_OL_DETAIL *) detail)->is_tight,
 					   ((MD_BLOCK_OL_DETAIL *) detail)->start);
 			break;
@@ -493,6 +509,7 @@ leave_block(MD_BLOCKTYPE type, void *detail, void *data)
 		case MD_BLOCK_THEAD:
 			put(maker, "</thead>\n");
 			/* Markdown has no table without headings, but one where they are empty. */
+			maker->is_headed = maker->headings;
 			if (!maker->headings)
 			{
 				maker->html->len = maker->head_start;
@@ -570,8 +587,8 @@ enter_link(Maker *maker, const MD_SPAN_A_DETAIL *link)
 				klm_put_escaped(maker->html, title.data, title.len);
 				pfree(title.data);
 			}
-			appendStringInfo(maker->html, "\" class=\"k-link\" style=\"color:%s;text-decoration:underline\">",
-							 maker->markdown->link_color);
+			appendStringInfo(maker->html, "\" class=\"k-link\" style=\"color:%s;text-decoration:underline%s\">",
+							 maker->markdown->link_color, maker->text.in_cell ? ";word-break:break-word" : "");
 		}
 	}
 	pfree(written.data);

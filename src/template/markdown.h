@@ -23,6 +23,7 @@ typedef struct KlmMarkdown
 {
 	const KlmHolder *holder;
 	bool		raw_html;		/* the author's HTML passes */
+	bool		rtl;			/* it is read from right to left */
 	const char *link_color;		/* "#rrggbb" */
 	const char *button_color;
 	const char *button_text_color;

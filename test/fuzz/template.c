@@ -4,8 +4,9 @@
  *		Fuzz target: a mail from a template, from sources and values that nobody
  *		has looked at.
  *
- * Input: an octet for the format, then texts, a NUL after each: subject, body,
- * layout, a partial, and three values.
+ * Input: an octet for the format and what is around, then texts, a NUL after each:
+ * subject, body, layout, a partial, and three values.  Without a layout it is the
+ * default one, in which a mail from Markdown has no script, whatever came.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -15,6 +16,7 @@
 
 #include "fuzz.h"
 #include "base/text.h"
+#include "template/layout.h"
 #include "template/mail.h"
 
 /* A list of the same object many times, which has itself as a member. */
@@ -76,6 +78,8 @@ LLVMFuzzerTestOneInput(const uint8 *data, Size size)
 	KlmMail		mail;
 	KlmNotes	notes = {0};
 	KlmError	error;
+	bool		default_layout;
+	char	   *layout;
 
 	if (size < 1)
 		return 0;
@@ -83,11 +87,18 @@ LLVMFuzzerTestOneInput(const uint8 *data, Size size)
 	formats.locale = data[0] & 4 ? "ja" : data[0] & 8 ? "de" : NULL;
 	input.locale = formats.locale;
 	input.formats = &formats;
+	if (data[0] & 16)
+		input.unsubscribe_url = "https://x.example/u";
+	if (data[0] & 32)
+		brand = (KlmBrand) {.logo_url = "https://x.example/l.png", .color = "#ffd400", .footer = "f", .postal_address = "p"};
+	source.notes_of_layout = (data[0] & 64) != 0;
 	data++;
 	size--;
 	source.subject = compiled(fuzz_text(&data, &size));
 	source.body = compiled(fuzz_text(&data, &size));
-	source.layout = compiled(fuzz_text(&data, &size));
+	layout = fuzz_text(&data, &size);
+	default_layout = layout[0] == '\0';
+	source.layout = compiled(default_layout ? klm_default_layout : layout);
 	partial = compiled(fuzz_text(&data, &size));
 	for (int i = 0; i < 3; i++)
 		values[i] = klm_value_text(fuzz_text(&data, &size));
@@ -101,6 +112,11 @@ LLVMFuzzerTestOneInput(const uint8 *data, Size size)
 		{
 			HOLDS(strlen(mail.html) <= KLM_MAX_OUTPUT && strlen(mail.text) <= 2 * KLM_MAX_OUTPUT);
 			HOLDS(strpbrk(mail.subject, "\r\n") == NULL);
+			if (default_layout && source.format == KLM_BODY_MARKDOWN)
+			{
+				HOLDS(strstr(mail.html, "<script") == NULL && strstr(mail.html, "=\"javascript:") == NULL);
+				HOLDS(strstr(mail.html, "</html>") == mail.html + strlen(mail.html) - strlen("</html>\n"));
+			}
 		}
 		else
 			HOLDS(error.sqlstate == ERRCODE_INVALID_PARAMETER_VALUE ||

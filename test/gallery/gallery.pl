@@ -1,11 +1,12 @@
-# gallery.pl FOLDER: the starter templates as HTML, one file each, in FOLDER.  Run by
-# test/gallery/run, which sets it up.
+# gallery.pl FOLDER: the starter templates, and what Markdown has, as HTML, one file
+# each, in FOLDER.  Run by test/gallery/run, which sets it up.
 #
 # Copyright (c) 2026, the kliv_mail developers
 use strict;
 use warnings;
 use KlivMail::Cluster;
 use MIME::Base64;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my ($folder) = @ARGV;
@@ -14,6 +15,12 @@ mkdir $folder or die "could not make $folder: $!";
 $node->sql(q{SELECT kliv_mail.install_starter_templates();
     SELECT kliv_mail.set_brand(name => 'Example', color => '#0f766e', logo_url => 'https://example.com/logo.png',
         footer => 'example.com', postal_address => E'1 Main Street\nSpringfield')});
+# What Markdown has, in both directions.
+for my $locale ('en', 'ar')
+{
+    my $text = slurp_file("test/gallery/markdown.$locale.md") =~ s/'/''/gr;
+    $node->sql("SELECT kliv_mail.save_template('markdown', 'Markdown', '$text', locale => '$locale')");
+}
 for (split /\n/, $node->sql(q{SELECT t.name || '.' || coalesce(t.locale, 'en') || ' ' || translate(encode(convert_to(p.html, 'UTF8'), 'base64'), E'\n', '')
     FROM kliv_mail.templates AS t, kliv_mail.preview_template(t.name, locale => t.locale) AS p}))
 {
@@ -23,5 +30,5 @@ for (split /\n/, $node->sql(q{SELECT t.name || '.' || coalesce(t.locale, 'en') |
     close $file or die;
 }
 $node->stop;
-is(scalar(() = glob("$folder/*.html")), 20, 'the starter templates as files');
+is(scalar(() = glob("$folder/*.html")), 22, 'the mails as files');
 done_testing();

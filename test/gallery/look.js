@@ -114,6 +114,7 @@ async function accessible(page, what) {
 let served = {};
 async function serve(route) {
   const url = route.request().url();
+  if (url === 'https://example.com/office.png' && !served.bare) return route.fulfill({ contentType: 'image/svg+xml', body: office });
   if (url === LOGO && !served.bare) return route.fulfill({ contentType: 'image/svg+xml', body: logo });
   if (url === 'https://mail.test/') return route.fulfill({ contentType: 'text/html; charset=utf-8', body: served.html });
   return route.abort();
@@ -121,6 +122,8 @@ async function serve(route) {
 
 const logo = '<svg xmlns="http://www.w3.org/2000/svg" width="150" height="40"><rect y="4" width="32" height="32" rx="8" fill="#0f766e"/>'
   + '<path d="M8 15l8 6 8-6" fill="none" stroke="#fff" stroke-width="3"/><text x="42" y="28" font-family="sans-serif" font-size="22" font-weight="bold" fill="#0f766e">Example</text></svg>';
+
+const office = '<svg xmlns="http://www.w3.org/2000/svg" width="1200" height="300"><rect width="1200" height="300" fill="#94a3b8"/></svg>';
 
 async function look(page, mail, expected) {
   let seen;
@@ -156,7 +159,7 @@ async function look(page, mail, expected) {
 async function makeSheet(page) {
   const picture = (mail, scheme) => `<figure><img src="data:image/png;base64,${fs.readFileSync(`${folder}/${mail.name}.375.${scheme}.png`).toString('base64')}">`
     + `<figcaption>${mail.name.split('.')[0]}</figcaption></figure>`;
-  const part = (language, scheme) => `<section class="${scheme}">${mails.filter((mail) => mail.language === language).map((mail) => picture(mail, scheme)).join('')}</section>`;
+  const part = (language, scheme) => `<section class="${scheme}">${mails.filter((mail) => mail.language === language && !mail.name.startsWith('markdown')).map((mail) => picture(mail, scheme)).join('')}</section>`;
   await page.setViewportSize({ width: 1280, height: 800 });
   await page.emulateMedia({ colorScheme: 'light' });
   await page.setContent(`<!DOCTYPE html><style>
