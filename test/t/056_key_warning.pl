@@ -57,6 +57,25 @@ is($node->sql($label), "mail keys=$key", '... and it is what it was');
 my ($dump) = run_command([ 'pg_dump', '--create', '--schema-only', '-d', $node->connstr('shop') ]);
 like($dump, qr/SECURITY LABEL FOR kliv_mail ON DATABASE shop IS 'mail keys=$key'/, 'pg_dump --create takes it along');
 
+# What README says of pg_restore --create, and so of pg_upgrade, which uses it: the label needs the
+# library in the new server, and nothing else does.
+{
+    my $restores = sub { return run_command([ 'pg_restore', '--create', '--exit-on-error', '-d', $node->connstr('postgres'), "$folder/shop.dump" ]) };
+    run_command([ 'pg_dump', '-Fc', '-d', $node->connstr('shop'), '-f', "$folder/shop.dump" ]);
+    $node->sql('ALTER DATABASE shop RENAME TO original');
+    $node->configure(shared_preload_libraries => '');
+    $node->restart;
+    like(($restores->())[1], qr/security label provider "kliv_mail" is not loaded/, 'without the library its label cannot be restored');
+    $node->sql('DROP DATABASE IF EXISTS shop');
+    $node->configure(shared_preload_libraries => 'kliv_mail');
+    $node->restart;
+    is(($restores->())[1], '', 'with it pg_restore --create has nothing to say');
+    is($node->sql($label), "mail keys=$key", '... and the label is there');
+    is($node->sql(q{SELECT held ~ 'copy' FROM kliv_mail.status}, dbname => 'shop'), 't', '... of a copy, which sends nothing');
+    $node->sql('DROP DATABASE shop');
+    $node->sql('ALTER DATABASE original RENAME TO shop');
+}
+
 # ---- a primary ----
 
 sub logged { my ($server, $from) = @_; return substr(slurp_file($server->logfile), $from); }
@@ -105,6 +124,13 @@ $standby->wait_for('the standby warns', sub { logged($standby, 0) =~ $warning })
 pass('a standby warns at start of the key that was not brought along');
 is($standby->sql(q{SELECT string_agg(DISTINCT backend_type, ',') FROM pg_stat_activity WHERE backend_type LIKE 'kliv_mail%'}), 'kliv_mail key check',
     '... by the only process of ours there');
+my $check = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'kliv_mail key check'};
+my $pid = $standby->sql($check);
+$from = size($standby);
+is($standby->sql("SELECT pg_cancel_backend($pid)"), 't', '... which gets a cancel, though it has no query');
+$standby->reload;
+$standby->wait_for('it looks again', sub { logged($standby, $from) =~ $warning });
+is($standby->sql($check), $pid, '... and goes on');
 is($standby->try(q{SELECT kliv_mail.send('a@x.example', 's', 'b')}, dbname => 'shop')->{state}, '25006', 'B052: nothing is sent there');
 like($standby->sql(q{SELECT problem FROM kliv_mail.next_step()}, dbname => 'shop'), qr/^this server is a standby/, '... and next_step() says why');
 File::Copy::copy($file, $there);
