@@ -48,6 +48,10 @@ is("@lost", '', 'no worker died');
 
 # ---- a record that fails ----
 
+# A setting by which every error would end the sender, if it were the database's to make.
+$node->wait_until(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'kliv_mail sender'});
+$node->sql('ALTER DATABASE postgres SET exit_on_error = on');
+
 # One that waits for a lock longer than lock_timeout (1 s).
 $smtp->set(dot_reply => 'hold');
 my $locked = $node->sql(q{SELECT kliv_mail.send('locked@record.example', 'x', 'x')});

@@ -115,6 +115,17 @@ ok($node->wait_for('it has gone', sub { slurp_file($node->logfile) =~ /kliv_mail
 $node->sql('ALTER FUNCTION ' . $claim =~ s/_claim/_away/r . ' RENAME TO _claim', @in);
 arrives('broken@owned.example', '... and the next one sends');
 
+# ---- a sequence of epochs that was set back gives the number of a sender that lives ----
+
+no_sender('owned');
+my $alive = $node->session(@in);
+is($alive->query('SELECT kliv_mail._epoch_lock(last_value + 1) FROM kliv_mail._epoch'), 't', 'the next epoch is somebody\'s');
+my $epoch = $alive->query('SELECT last_value FROM kliv_mail._epoch');
+$node->sql(q{SELECT kliv_mail.send('epoch@owned.example', 'x', 'x')}, @in);
+arrives('epoch@owned.example', 'a mail goes all the same');
+is($alive->query('SELECT last_value FROM kliv_mail._epoch'), $epoch + 2, '... by a sender that took the one behind it');
+$alive->quit;
+
 # ---- the usual "reset my schema" ----
 
 make_database('reset');
@@ -151,6 +162,7 @@ KlivMail::RawMessages::gone(qr/^r\d\@shop\.example$/, 'their database was restor
 my ($out, $err) = run_command([ 'pg_restore', '--clean', '--if-exists', '--exit-on-error', '-d', $node->connstr('shop'), $dump ]);
 is($err, '', 'restored over the same database');
 is($node->sql('SELECT (SELECT count(*) FROM kliv_mail._outbox WHERE due < now()), oldest_due FROM kliv_mail.status', @in), '5|', 'what was brought along is not what is due here');
+is($node->sql('SELECT DISTINCT status, held_by, code FROM kliv_mail.deliveries WHERE finished_at IS NULL', @in), 'deferred|restore|copy', '... and says that it is held, before any other mail');
 my $result = $node->try(q{SELECT kliv_mail.send('new@shop.example', 'x', 'x')}, @in);
 like("@{ $result->{notices} }", qr/copy of another/, 'a send() says that it is a copy');
 no_sender('shop');
