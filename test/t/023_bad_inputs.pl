@@ -53,6 +53,10 @@ is(state_of($id), 'failed', 'B016: a server without SMTPUTF8: nobody gets a mail
 like($node->sql("SELECT string_agg(DISTINCT last_enhanced_code || ' ' || reason || ' ' || hint, '') FROM kliv_mail.deliveries WHERE message_id = $id"),
     qr/^5\.6\.7 .*SMTPUTF8/, '... and it says why');
 is(scalar(grep { /without\.example/ } map { $_->{rcpt}[0] } $smtp->accepted), 0, '... nothing mangled leaves');
+$id = $node->sql(encode_utf8(q{SELECT kliv_mail.send('ana@hidden.example', 'x', 'x', bcc => '用户@hidden.example')}));
+$node->wait_until("SELECT count(*) = 0 FROM kliv_mail.deliveries WHERE message_id = $id AND finished_at IS NULL");
+is($node->sql("SELECT kind, status, last_enhanced_code, hint ~ 'ASCII' FROM kliv_mail.deliveries WHERE message_id = $id ORDER BY kind"),
+    "bcc|failed|5.6.7|t\nto|sent|2.0.0|", '... in bcc, which is in no header, it hinders nobody else');
 $smtp->set(smtputf8 => 1);
 $smtp->drop_connections;
 $id = $node->sql($beyond =~ s/%s/with/gr);

@@ -59,6 +59,15 @@ for my $pipelining (1, 0)
 }
 $smtp->set(pipelining => 1, delay_dot => 0);
 
+# ---- a server that takes no more of the body ----
+
+my $stuck = $node->sql(q{SELECT kliv_mail.send('once-stall-body@example.com', 'x', repeat('x', 12000000))});
+$node->wait_until("SELECT attempts = 1 AND status = 'deferred' FROM kliv_mail.deliveries WHERE message_id = $stuck");
+like($node->sql("SELECT reason || last_stage FROM kliv_mail.deliveries WHERE message_id = $stuck"), qr/^the connection was lost while the message was sentdata$/, 'a body that the server does not read is given up after reply_timeout');
+is($node->sql("SELECT kliv_mail.retry($stuck)"), 1, '... tried again');
+is($node->sql("SELECT kliv_mail.wait($stuck, '60 s')"), 'sent', '... it is sent');
+is(scalar($smtp->accepted('once-stall-body@example.com')), 1, '... once');
+
 # ---- an extension that is offered is used where it is needed only ----
 
 $smtp->set(smtputf8 => 1);

@@ -77,7 +77,26 @@ $result = configure(qq{reply_to => 'Soudan <\x{e7}\x{9b}\x{b8}\x{e8}\x{ab}\x{87}
 like("$result->{state} $result->{message}", qr/^22023 reply_to: needs a server with SMTPUTF8, and localhost has none/, 'a reply_to that the server cannot take is refused');
 $result = $node->try(qq{SELECT * FROM kliv_mail.update_sender(reply_to => '\x{e7}\x{9b}\x{b8}\@shop.example')});
 like("@{ $result->{notices} }", qr/reply_to: needs a server with SMTPUTF8/, 'update_sender(), which tests nothing, warns');
+# What was changed so behind a mail that waits: nothing mangled leaves, and the account says which address it is.
+my $utf8 = $node->sql(q{SELECT kliv_mail.send('utf8@customer.example', 'x', 'x')});
+$node->wait_until("SELECT held_by = 'account' FROM kliv_mail.deliveries WHERE message_id = $utf8");
+like($node->sql("SELECT attempts || ' ' || reason || ' ' || hint FROM kliv_mail.deliveries WHERE message_id = $utf8"),
+    qr/^0 an address of the account itself .*not ASCII before the @.*kliv_mail\.update_sender\(from_address => '...', reply_to => '...', account => 'custom'\);/, '... and its mail waits for another one');
+unlike($smtp->transcript, qr/utf8\@customer|[\x80-\xff]/, '... of which the server sees nothing');
 $node->sql(q{SELECT * FROM kliv_mail.update_sender(reply_to => '')});
+is($node->sql("SELECT kliv_mail.wait($utf8, '60 s')"), 'sent', '... until it has one');
+
+# update_sender() asks no server: the first mails do, and the hint names the call that cures.
+$smtp->set(rcpt_reply => '553 5.7.1 <other@shop.example>: Sender address rejected: not owned by user');
+is($node->sql(q{SELECT changed FROM kliv_mail.update_sender(from_address => 'other@shop.example')}), 'from_address', 'another sender is saved without a test');
+my @refused = map { $node->sql("SELECT kliv_mail.send('refused$_\@customer.example', 'x', 'x')") } 1, 2;
+$node->wait_until(q{SELECT status = 'held' FROM kliv_mail.smtp_settings WHERE account = 'custom'});
+like($node->sql(q{SELECT problem || ' ' || statement || ' ' || cures FROM kliv_mail.next_step()}),
+    qr/the provider does not allow this sender address.* SELECT \* FROM kliv_mail\.update_sender\(from_address => 'the verified address', account => 'custom'\); true$/, '... the first two mails find that it is refused, and next_step() says what to do');
+like($node->sql('SELECT hint FROM kliv_mail.test_smtp() WHERE NOT ok'), qr/update_sender\(from_address/, '... a test, too');
+$smtp->set(rcpt_reply => '');
+$node->sql(q{SELECT * FROM kliv_mail.update_sender(from_address => 'hello@shop.example')});
+is($node->sql("SELECT kliv_mail.wait($_, '60 s')"), 'sent', '... which sends them') for @refused;
 
 # ---- this machine ----
 
