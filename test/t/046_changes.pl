@@ -5,6 +5,7 @@ use strict;
 use warnings;
 use KlivMail::Cluster;
 use KlivMail::SmtpServer;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my %smtp = map { $_ => KlivMail::SmtpServer->start } qw(old new);
@@ -78,6 +79,26 @@ for my $notify (qw(off on))
         push @wrong, "$entry->{rcpt}[0]: $header" if $header ne '<' . $link{ $entry->{rcpt}[0] } . '>';
     }
     is(keys(%link) . " @wrong", '100 ', '... each has the link of its own recipient');
+}
+
+# ---- an open reset_smtp() of one account keeps no mail of another ----
+
+{
+    $node->sql("SELECT FROM kliv_mail.configure_smtp(host => '127.0.0.1', port => @{[ $smtp{new}->port ]}, encryption => 'none', username => '',
+        from_address => 'second\@second.example', test => false, account => 'second')");
+    $smtp{new}->set(dot_reply => 'hold');
+    my $held = $node->sql(q{SELECT kliv_mail.send('reset@x.example', 'x', 'x', account => 'second')});
+    $smtp{new}->wait_for(sub { $smtp{new}->accepted('reset@x.example') }, 30) or die 'it is not sent';
+    my $resets = $node->session;
+    $resets->query(q{BEGIN; SELECT count(*) FROM kliv_mail.reset_smtp('second')});
+    $smtp{new}->set(dot_reply => '');
+    $smtp{new}->resume;
+    my $id = $node->sql(q{SELECT kliv_mail.send('beside@x.example', 'x', 'x')});
+    is($node->sql("SELECT kliv_mail.wait($id, '60 s')"), 'sent', 'while reset_smtp() of another account is open, mail goes');
+    is($node->sql("SELECT kliv_mail.wait($held, '60 s')"), 'sent', '... and what was under way is recorded');
+    unlike(slurp_file($node->logfile), qr/lock timeout/, '... without a wait for a lock');
+    $resets->query('COMMIT');
+    $resets->quit;
 }
 
 # ---- ALTER DATABASE ... SET, for which nobody waits ----

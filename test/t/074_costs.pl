@@ -64,6 +64,29 @@ my $ratio = $ticks{10000} / $ticks{0};
 note(sprintf 'send() with 10,000 suppressions: %.2f of one without', $ratio);
 cmp_ok($ratio, '<=', 1.3, 'suppressions of others cost a send() no more than three tenths');
 
+# Beside a snapshot that somebody holds, what was sent stays in the index.  Claims come some ten
+# times a second, however fast mail leaves; each passes over it a few times and not for each row.
+{
+    $session->query('TRUNCATE kliv_mail._suppression, kliv_mail._outbox, kliv_mail._message, claimed');
+    my $holder = $node->background_psql('postgres', on_error_stop => 1);
+    $holder->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM kliv_mail._outbox');
+    my $sends = sub { $session->query("SELECT count(kliv_mail.send('a' || n || '\@example.com', 'Costs', 'x')) FROM generate_series(1, $_[0]) AS n") };
+    my $entries = sub { return $session->query(q{SELECT pg_stat_get_xact_tuples_returned('kliv_mail._outbox_ready'::regclass)}) };
+    $sends->(2000);
+    $session->query('INSERT INTO claimed SELECT id, account FROM kliv_mail._claim(77, 2000, 100000000)');
+    $session->query("SELECT count(r) FROM kliv_mail._record(77, ARRAY(SELECT ROW(c.id, c.account, 'accepted', 'message', NULL, 0, 'dot', 250, NULL, '250 ok', NULL, NULL, 'x', 'From: a', NULL)::kliv_mail._outcome FROM claimed AS c)) AS r");
+    $sends->(100);
+    $session->query('BEGIN');
+    my $before = $entries->();
+    is($session->query('SELECT count(*) FROM kliv_mail._claim(77, 100, 100000000)'), 100, 'a claim beside 2,000 that were sent while a snapshot is held');
+    my $walks = ($entries->() - $before) / 2000;
+    $session->query('COMMIT');
+    note("passed over $walks times");
+    cmp_ok($walks, '>=', 0.9, '... has to pass over them');
+    cmp_ok($walks, '<=', 3, '... three times at most');
+    $holder->quit;
+}
+
 # Hundredths of a second that a process has had of the processor.
 sub ticks { return (split / /, slurp_file("/proc/$_[0]/stat") =~ s/^.*\) //sr)[11]; }
 $session->quit;
