@@ -87,7 +87,7 @@ END;
 $$;
 
 CREATE FUNCTION kliv_mail.unsubscribe_url(address text, topic text DEFAULT 'marketing') RETURNS text
-AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
+AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C STABLE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.unsubscribe_url IS
 $$The link by which this address leaves a topic of marketing mail, or with topic marketing all of it; it works for years, before and after rotate_key(), and for no other address or topic.
 Errors: 22023 not an address or not a topic's name, 55000 no unsubscribe_url in set_brand(), or the key cannot be read.

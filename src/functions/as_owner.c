@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_proc.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -36,8 +37,8 @@ kliv_mail_as_owner(PG_FUNCTION_ARGS)
 	int			count;
 	Datum		result = (Datum) 0;
 
-	/* These alone write nothing. */
-	if (strcmp(name, "unsubscribe_url") != 0 && strcmp(name, "outcomes") != 0)
+	/* What is STABLE writes nothing. */
+	if (func_volatile(function) == PROVOLATILE_VOLATILE)
 		PreventCommandIfReadOnly(psprintf("kliv_mail.%s()", name));
 	(void) get_func_signature(function, &types, &count);
 	klm_enter_owner(fcinfo, &caller);

@@ -60,7 +60,7 @@ my %functions = (
     send => [
         qw(send attach attach_text mailbox is_address parse_addresses classify_reply raw_message csv html_table cancel retry wait outcomes render send_template send_template_batch),
         @helpers ],
-    read   => [ qw(parse_addresses classify_reply is_address mailbox describe next_step render outcomes), @helpers,
+    read   => [ qw(parse_addresses classify_reply is_address mailbox describe next_step render outcomes delivery_stats), @helpers,
         qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of) ],
     ingest => [qw(unsubscribe)],
     admin  => undef);    # all that is public, and what the views of the others need
