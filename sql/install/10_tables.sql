@@ -167,6 +167,16 @@ CREATE TABLE kliv_mail._suppression (
     CHECK (address = lower(address COLLATE "C") AND address ~ '@')
 );
 
+CREATE INDEX _suppression_expires ON kliv_mail._suppression (expires_at) WHERE expires_at IS NOT NULL;
+
+-- Those of addresses that forget() erased, as _address_hash() has them.
+CREATE TABLE kliv_mail._forgotten (
+    hash       text COLLATE "C" NOT NULL,
+    scope      text COLLATE "C" NOT NULL,
+    expires_at timestamptz,
+    PRIMARY KEY (hash, scope)
+);
+
 -- save_topic(): what a page shows of the topics of marketing mail.  Mail may name
 -- others as well.
 CREATE TABLE kliv_mail._topic (

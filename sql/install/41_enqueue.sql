@@ -1,5 +1,5 @@
 -- Queueing: a message and its deliveries in, and what takes deliveries out again that
--- no server was given: suppressed, expired, old.
+-- no server was given: suppressed, expired.
 
 -- What an address and its domain are called in _suppression.
 CREATE FUNCTION kliv_mail._suppression_keys(p_recipient text) RETURNS text[]
@@ -18,9 +18,22 @@ BEGIN
     FOREACH v_recipient IN ARRAY p_recipients LOOP
         IF kliv_mail._any_current_row(NULL::kliv_mail._suppression, '_suppression_pkey', kliv_mail._suppression_keys(v_recipient)) THEN
             RETURN true;
+        ELSIF pg_relation_size('kliv_mail._forgotten') > 0
+              AND kliv_mail._any_current_row(NULL::kliv_mail._forgotten, '_forgotten_pkey', ARRAY[kliv_mail._address_hash(v_recipient)]) THEN
+            RETURN true;
         END IF;
     END LOOP;
     RETURN false;
+END;
+$$;
+
+-- What is left of an address that was suppressed and then forgotten: a hash under the
+-- database's own salt, which its dumps carry along.
+CREATE FUNCTION kliv_mail._address_hash(p_address text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT encode(sha256(s.salt || convert_to(lower(p_address COLLATE "C"), 'UTF8')), 'hex')
+            FROM kliv_mail._current_rows(NULL::kliv_mail._salt) AS s ORDER BY s.made_at, s.salt LIMIT 1);
 END;
 $$;
 
@@ -33,8 +46,12 @@ DECLARE
     s record;
 BEGIN
     SELECT x.* INTO s
-    FROM unnest(kliv_mail._suppression_keys(p_recipient)) AS k (address),
-         kliv_mail._current_rows(NULL::kliv_mail._suppression, '_suppression_pkey', k.address) AS x
+    FROM (SELECT y.address, y.scope, y.reason, y.expires_at
+          FROM unnest(kliv_mail._suppression_keys(p_recipient)) AS k (address),
+               kliv_mail._current_rows(NULL::kliv_mail._suppression, '_suppression_pkey', k.address) AS y
+          UNION ALL
+          SELECT lower(p_recipient COLLATE "C"), f.scope, 'it was, when it was forgotten', f.expires_at
+          FROM kliv_mail._current_rows(NULL::kliv_mail._forgotten, '_forgotten_pkey', kliv_mail._address_hash(p_recipient)) AS f) AS x
     WHERE (x.scope = 'all' OR p_priority = 2 AND x.scope IN ('marketing', p_topic)) AND (x.expires_at IS NULL OR x.expires_at > at)
     ORDER BY x.scope <> 'all', x.scope <> 'marketing', x.address ^@ '@' LIMIT 1;
     IF FOUND THEN
@@ -125,7 +142,7 @@ BEGIN
         p_tags, p_metadata, p_replace_key);
     -- Who is suppressed already goes no further; who will be is caught by suppress()
     -- or, at the latest, by the claim.
-    IF pg_relation_size('kliv_mail._suppression') > 0 AND kliv_mail._any_suppressed(p_recipients) THEN
+    IF (pg_relation_size('kliv_mail._suppression') > 0 OR pg_relation_size('kliv_mail._forgotten') > 0) AND kliv_mail._any_suppressed(p_recipients) THEN
         SELECT array_agg(s.reason ORDER BY r.n), array_agg(s.hint ORDER BY r.n) INTO v_reasons, v_hints
         FROM unnest(p_recipients) WITH ORDINALITY AS r (recipient, n), kliv_mail._suppressed(r.recipient, p_priority, p_topic, p_now) AS s;
         suppressed := cardinality(array_remove(v_reasons, NULL));
@@ -186,7 +203,7 @@ BEGIN
         p_reply_to, m.subject, m.header_id, m.entity, m.smtputf8, p_unsubscribe, p_topic, p_send_at, p_expires_at, 1,
         p_tags, p_metadata, p_replace_key
     FROM unnest(v_ids, p_subjects, p_header_ids, p_entities, p_smtputf8) AS m (id, subject, header_id, entity, smtputf8);
-    IF pg_relation_size('kliv_mail._suppression') > 0 AND kliv_mail._any_suppressed(p_recipients) THEN
+    IF (pg_relation_size('kliv_mail._suppression') > 0 OR pg_relation_size('kliv_mail._forgotten') > 0) AND kliv_mail._any_suppressed(p_recipients) THEN
         SELECT array_agg(s.reason ORDER BY r.n), array_agg(s.hint ORDER BY r.n) INTO v_reasons, v_hints
         FROM unnest(p_recipients) WITH ORDINALITY AS r (recipient, n), kliv_mail._suppressed(r.recipient, p_priority, p_topic, p_now) AS s;
         suppressed := cardinality(array_remove(v_reasons, NULL));
@@ -249,46 +266,5 @@ BEGIN
         ORDER BY o.expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED), at);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
-END;
-$$;
-
--- Old history, in small batches; the sender calls it when it has nothing to do.
-CREATE FUNCTION kliv_mail._retain(p_before timestamptz, p_limit integer) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    v_count bigint;
-    v_total bigint := 0;
-BEGIN
-    DELETE FROM kliv_mail._delivery AS d
-    WHERE d.id IN (SELECT x.id FROM kliv_mail._delivery AS x WHERE x.finished_at < p_before ORDER BY x.finished_at LIMIT p_limit FOR UPDATE SKIP LOCKED);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    DELETE FROM kliv_mail._message AS m
-    WHERE m.id IN (SELECT x.id FROM kliv_mail._message AS x
-                   WHERE x.created_at < p_before
-                     AND NOT EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.message_id = x.id)
-                     AND NOT EXISTS (SELECT FROM kliv_mail._delivery AS d WHERE d.message_id = x.id)
-                   ORDER BY x.created_at LIMIT p_limit FOR UPDATE SKIP LOCKED);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    -- A key lives as long as its message.
-    DELETE FROM kliv_mail._idempotency AS i
-    WHERE (i.sender_role, i.key) IN (SELECT x.sender_role, x.key FROM kliv_mail._idempotency AS x
-                                     WHERE x.created_at < p_before
-                                       AND NOT EXISTS (SELECT FROM kliv_mail._message AS m WHERE m.id = x.message_id)
-                                     ORDER BY x.created_at LIMIT p_limit FOR UPDATE SKIP LOCKED);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    DELETE FROM kliv_mail._event AS e
-    WHERE e.id IN (SELECT x.id FROM kliv_mail._event AS x WHERE x.at < p_before ORDER BY x.at LIMIT p_limit);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    DELETE FROM kliv_mail._report AS r
-    WHERE (r.source, r.key) IN (SELECT x.source, x.key FROM kliv_mail._report AS x WHERE x.at < p_before ORDER BY x.at LIMIT p_limit);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    DELETE FROM kliv_mail._ignored_report AS i WHERE i.last_at < p_before;
-    DELETE FROM kliv_mail._usage AS u WHERE u.window_end < least(p_before, kliv_mail._now() - interval '8 days');
-    RETURN v_total;
 END;
 $$;

@@ -41,7 +41,7 @@ DECLARE
     v_room integer;
     v_ids bigint[];
     v_suspects bigint[];
-    v_any_suppressed boolean := pg_relation_size('kliv_mail._suppression') > 0;
+    v_any_suppressed boolean := pg_relation_size('kliv_mail._suppression') > 0 OR pg_relation_size('kliv_mail._forgotten') > 0;
 BEGIN
     -- A glance without a lock, so that a look in vain writes nothing: is anything
     -- waiting at all, and may it leave?
@@ -140,7 +140,7 @@ BEGIN
             SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
         SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts,
                coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = c.message_id), 0),
-               CASE WHEN v_any_suppressed AND kliv_mail._any_current_row(NULL::kliv_mail._suppression, '_suppression_pkey', kliv_mail._suppression_keys(c.recipient))
+               CASE WHEN v_any_suppressed AND kliv_mail._any_suppressed(ARRAY[c.recipient])
                     THEN (SELECT s.reason FROM kliv_mail._suppressed(c.recipient, c.priority,
                               (SELECT m.topic FROM kliv_mail._message AS m WHERE m.id = c.message_id), v_at) AS s) END,
                f.from_address, f.from_name, c.expires_at

@@ -86,7 +86,7 @@ BEGIN
     WITH gone AS (
         DELETE FROM kliv_mail._delivery AS d
         WHERE d.message_id = p_id AND d.status IN ('failed', 'bounced', 'expired')
-          AND EXISTS (SELECT FROM kliv_mail._message AS m WHERE m.id = p_id)
+          AND EXISTS (SELECT FROM kliv_mail._message AS m WHERE m.id = p_id AND m.entity <> '')
         RETURNING d.*)
     INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at, expires_at,
         attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, last_reason, replace_key)

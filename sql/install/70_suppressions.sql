@@ -114,10 +114,13 @@ CREATE FUNCTION kliv_mail._unsuppress(p_caller name, p_address text, p_scope tex
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_address text := kliv_mail._one_address(p_address, true);
+    v_was boolean;
 BEGIN
     PERFORM kliv_mail._topic_name(p_scope, 'scope');
-    DELETE FROM kliv_mail._suppression AS s WHERE s.address = v_address AND s.scope = p_scope;
-    IF NOT FOUND THEN
+    WITH forgotten AS (DELETE FROM kliv_mail._forgotten AS f WHERE f.hash = kliv_mail._address_hash(v_address) AND f.scope = p_scope RETURNING f.hash),
+         gone AS (DELETE FROM kliv_mail._suppression AS s WHERE s.address = v_address AND s.scope = p_scope RETURNING s.address)
+    SELECT EXISTS (SELECT FROM forgotten) OR EXISTS (SELECT FROM gone) INTO v_was;
+    IF NOT v_was THEN
         RETURN false;
     END IF;
     PERFORM kliv_mail._log_event('unsuppressed_address', NULL, v_address, jsonb_build_object('scope', p_scope), p_caller);

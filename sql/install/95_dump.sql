@@ -15,6 +15,7 @@ SELECT pg_extension_config_dump('kliv_mail._webhook', '');
 SELECT pg_extension_config_dump('kliv_mail._report', '');
 SELECT pg_extension_config_dump('kliv_mail._ignored_report', '');
 SELECT pg_extension_config_dump('kliv_mail._suppression', '');
+SELECT pg_extension_config_dump('kliv_mail._forgotten', '');
 SELECT pg_extension_config_dump('kliv_mail._topic', '');
 SELECT pg_extension_config_dump('kliv_mail._brand', '');
 SELECT pg_extension_config_dump('kliv_mail._template', '');

@@ -290,7 +290,8 @@ message_of(const KlmClaim *claimed, List *messages)
 		KlmStoredMessage *message = list_nth(messages, middle);
 
 		if (message->id == claimed->message_id)
-			return message->entity ? message : NULL;
+			/* (forget() empties one) */
+			return message->entity && message->entity_length > 0 ? message : NULL;
 		if (message->id < claimed->message_id)
 			low = middle + 1;
 		else
