@@ -112,6 +112,15 @@ CREATE TABLE kliv_mail._quota (
     connections_until timestamptz
 );
 
+-- What bounces and complaints make of an account's name (49_reputation.sql): no row, no trouble yet.
+CREATE TABLE kliv_mail._reputation (
+    account    text COLLATE "C" PRIMARY KEY,
+    stage      text CHECK (stage IN ('warning', 'paused')),    -- paused: no marketing mail leaves
+    reason     text,
+    judged_at  timestamptz NOT NULL,
+    resumed_at timestamptz                      -- by resume(): what came before counts no more
+);
+
 -- What was claimed, by account name, kind of window and window.  Rows whose
 -- range contains the present count, so that neither a clock set back nor
 -- another quota_timezone opens a second window.

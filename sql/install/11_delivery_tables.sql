@@ -89,6 +89,7 @@ CREATE TABLE kliv_mail._delivery (
     reported_at       timestamptz,              -- when a report last changed it
     changed           bigint NOT NULL           -- the _change() that made it what it is
 );
+CREATE INDEX _delivery_unwelcome ON kliv_mail._delivery (account, finished_at) WHERE bounce_type = 'hard' OR status = 'complained';
 CREATE INDEX _delivery_played ON kliv_mail._delivery (finished_at) WHERE simulated AND status = 'sent';
 CREATE INDEX _delivery_changed ON kliv_mail._delivery (changed, id);
 CREATE INDEX _delivery_message ON kliv_mail._delivery (message_id);

@@ -106,6 +106,12 @@ BEGIN
             PERFORM kliv_mail._log_event('copy_released', v_account, 'the account sends from this database now', NULL, p_caller);
         END IF;
     END IF;
+    UPDATE kliv_mail._reputation AS r SET stage = NULL, reason = NULL, resumed_at = kliv_mail._now()
+    WHERE v_account IN ('', r.account) AND r.stage = 'paused';
+    IF FOUND THEN
+        v_released := kliv_mail._waiting_for(v_account);
+        PERFORM kliv_mail._log_event('resumed', nullif(v_account, ''), 'marketing mail', NULL, p_caller);
+    END IF;
     DELETE FROM kliv_mail._pause AS p WHERE p.account = v_account;
     IF FOUND THEN
         v_released := kliv_mail._waiting_for(v_account);
@@ -125,6 +131,6 @@ $$;
 CREATE FUNCTION kliv_mail.resume(account text DEFAULT NULL) RETURNS bigint
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.resume IS
-$$Ends a pause(): of an account, or with NULL that of the whole database (accounts paused by name stay so; a NOTICE names them). In a copy of a database (dump and restore, template, pg_upgrade), which sends nothing by itself, resume() releases its mail, old and new.
+$$Ends a pause(): of an account, or with NULL that of the whole database (accounts paused by name stay so; a NOTICE names them), and a pause of marketing mail that too many bounces or complaints have caused. In a copy of a database (dump and restore, template, pg_upgrade), which sends nothing by itself, resume() releases its mail, old and new.
 Returns how many deliveries were released. Errors: 22023 no such account.
 Example: SELECT kliv_mail.resume();$$;

@@ -124,7 +124,8 @@ CREATE FUNCTION kliv_mail._availability(
     OUT day_room integer,               -- of this day, also by kliv_mail.max_daily_limit for all own accounts
     OUT shares_room boolean,            -- the own accounts could together claim more than that leaves
     OUT opens_at timestamptz,           -- when all windows have room: now, if they have
-    OUT marketing_opens_at timestamptz)
+    OUT marketing_opens_at timestamptz,
+    OUT marketing_reason text)          -- what stops marketing mail alone, until resume()
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a record;
@@ -235,6 +236,14 @@ BEGIN
                     hint := kliv_mail._cure_of_hold(p_account, a.own, a.provider, q.held_by, q.held_reason, q.held_hint);
                 END IF;
             END IF;
+        END IF;
+    END IF;
+    IF pg_relation_size('kliv_mail._reputation') > 0 THEN
+        marketing_reason := (SELECT 'marketing mail is paused: ' || x.reason
+                             FROM kliv_mail._snapshot_rows(NULL::kliv_mail._reputation, '_reputation_pkey', NULL, p_account) AS x WHERE x.stage = 'paused');
+        IF marketing_reason IS NOT NULL THEN
+            remaining_marketing := 0;
+            marketing_opens_at := 'infinity';
         END IF;
     END IF;
     IF held_by IS NULL AND remaining = 0 THEN

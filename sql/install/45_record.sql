@@ -155,6 +155,9 @@ BEGIN
                AND d.status = 'bounced' ORDER BY lower(d.recipient COLLATE "C") LOOP
         PERFORM kliv_mail._suppress_bounced(a.recipient, a.reason);
     END LOOP;
+    FOR a IN SELECT DISTINCT x.account FROM unnest(v_refused) AS x WHERE x.verdict = 'permanent' AND x.bounce_type = 'hard' ORDER BY 1 LOOP
+        PERFORM kliv_mail._judge_reputation(a.account, v_at);
+    END LOOP;
 
     -- A sender that spam filters block five of a hundred times stops for a while,
     -- before its name is worth nothing.

@@ -63,6 +63,9 @@ BEGIN
     IF v.blocked_until > v_at THEN
         problem := v.reason;
         hint := v.hint;
+    ELSIF p_priority = 2 AND v.marketing_reason IS NOT NULL THEN
+        problem := v.marketing_reason;
+        hint := kliv_mail._reputation_hint(p_account, 'paused');
     END IF;
     -- What is queued before this takes its share; counted only as far as it matters.
     v_left := CASE WHEN p_priority = 2 THEN v.remaining_marketing ELSE v.remaining END;

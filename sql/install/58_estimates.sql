@@ -52,7 +52,7 @@ BEGIN
             SELECT t.id, a.name::text, greatest(v_start, t.leaves_at)
             FROM unnest(l.ids, l.messages, kliv_mail._leave_times(l.dues, l.counts, v_start, current_setting('kliv_mail.quota_timezone'),
                      ARRAY[v.hour_limit, v.day_limit, coalesce(v.rolling_limit, -1)],
-                     ARRAY[kliv_mail._marketing_share(v.hour_limit), kliv_mail._marketing_share(v.day_limit),
+                     ARRAY[CASE WHEN v.marketing_reason IS NULL THEN kliv_mail._marketing_share(v.hour_limit) ELSE 0 END, kliv_mail._marketing_share(v.day_limit),
                            coalesce(kliv_mail._marketing_share(v.rolling_limit), -1)],
                      -- Today by what is left of it, which other accounts have their share of.
                      ARRAY[v.hour_used, v.day_limit - v.day_room, coalesce(v.rolling_used, 0)],
@@ -85,9 +85,9 @@ END;
 -- What stops each account now.
 CREATE FUNCTION kliv_mail._account_holds()
 RETURNS TABLE (account text, held_by text, blocked_until timestamptz, code text, reason text, hint text, remaining integer, remaining_marketing integer,
-    opens_at timestamptz)
+    opens_at timestamptz, marketing_reason text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp ROWS 5
 BEGIN ATOMIC
-    SELECT a.name, v.held_by, v.blocked_until, v.code, v.reason, v.hint, v.remaining, v.remaining_marketing, v.opens_at
+    SELECT a.name, v.held_by, v.blocked_until, v.code, v.reason, v.hint, v.remaining, v.remaining_marketing, v.opens_at, v.marketing_reason
     FROM kliv_mail._accounts() AS a CROSS JOIN LATERAL kliv_mail._availability(a.name, kliv_mail._now()) AS v;
 END;

@@ -41,11 +41,12 @@ CREATE VIEW kliv_mail._delivery_now AS
                 WHEN x.held_by = 'retry' THEN 'retry'
                 WHEN d.due > x.at THEN CASE d.row_held_by WHEN 'quota' THEN 'recipient_hour_used' WHEN 'account' THEN 'account_trouble'
                                                        WHEN 'limit' THEN 'provider_limit' ELSE 'key_missing' END
+                WHEN x.held_by = 'paused' AND h.held_by IS DISTINCT FROM 'paused' THEN 'marketing_paused'
                 WHEN x.held_by IS NOT NULL THEN coalesce(h.code, 'in_line') END AS code,
-           h.held_by AS account_held_by, h.reason AS account_reason, h.hint AS account_hint,
-           CASE WHEN d.waiting AND NOT d.claimed AND d.due < 'infinity' AND NOT d.foreign_origin
+           h.held_by AS account_held_by, h.reason AS account_reason, h.hint AS account_hint, h.marketing_reason,
+           CASE WHEN d.waiting AND NOT d.claimed AND d.due < 'infinity' AND NOT d.foreign_origin AND (d.priority < 2 OR h.marketing_reason IS NULL)
                 THEN coalesce(l.estimated_send_at, e.estimated_send_at) END AS estimated_send_at,
-           CASE WHEN d.waiting AND NOT d.claimed AND NOT d.foreign_origin
+           CASE WHEN d.waiting AND NOT d.claimed AND NOT d.foreign_origin AND (d.priority < 2 OR h.marketing_reason IS NULL)
                 THEN nullif(greatest(d.due, h.blocked_until, CASE WHEN x.held_by = 'quota' THEN coalesce(l.estimated_send_at, e.estimated_send_at) END),
                             'infinity') END AS next_attempt_at
     FROM kliv_mail._every_delivery AS d
@@ -63,6 +64,7 @@ CREATE VIEW kliv_mail._delivery_now AS
                     WHEN d.due > n.at AND d.attempts > 0 THEN 'retry'
                     WHEN d.due > n.at THEN NULL
                     WHEN h.held_by IS NOT NULL THEN h.held_by
+                    WHEN d.priority = 2 AND h.marketing_reason IS NOT NULL THEN 'paused'
                     WHEN d.priority = 2 AND h.remaining_marketing = 0 THEN 'quota'
                     WHEN l.estimated_send_at > n.at + interval '1 second' THEN 'quota' END AS held_by
         FROM (SELECT kliv_mail._now() AS at) AS n) AS x;
@@ -78,6 +80,7 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
                     WHEN 'scheduled' THEN 'it is scheduled for ' || d.due
                     WHEN 'retry' THEN coalesce(d.reason, 'it is tried again later')
                     WHEN 'recipient_hour_used' THEN d.reason
+                    WHEN 'marketing_paused' THEN d.marketing_reason
                     WHEN 'in_line' THEN 'others before it fill the quota of its account'
                     WHEN '' THEN coalesce(p.reason, 'it is next: a sender takes it at once')
                     ELSE coalesce(CASE WHEN d.due > kliv_mail._now() THEN d.reason END, d.account_reason) END END AS reason,
@@ -90,6 +93,7 @@ CREATE VIEW kliv_mail.deliveries WITH (security_barrier) AS
                     WHEN 'in_doubt' THEN coalesce(d.hint, d.account_hint)
                     WHEN 'retry' THEN coalesce(d.hint, format('SELECT kliv_mail.retry(%s); tries it now.', d.message_id))
                     WHEN 'recipient_hour_used' THEN 'It goes out by itself at ' || d.due || '.'
+                    WHEN 'marketing_paused' THEN kliv_mail._reputation_hint(d.account, 'paused')
                     WHEN 'in_line' THEN 'It goes out by itself at ' || d.estimated_send_at || '.'
                     WHEN '' THEN coalesce(p.hint, 'The sender''s last error: ' || p.last_error)
                     ELSE coalesce(CASE WHEN d.row_held_by IN ('account', 'limit') AND d.due > kliv_mail._now()

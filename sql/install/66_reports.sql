@@ -158,6 +158,9 @@ BEGIN
             last_reply = coalesce(p_diagnostic, x.last_reply), reported_at = kliv_mail._now(), changed = kliv_mail._change()
         WHERE x.id = d.id;
     END IF;
+    IF v_changed AND d.account IS NOT NULL AND (p_kind = 'complained' OR p_kind = 'bounced' AND p_bounce_type = 'hard') THEN
+        PERFORM kliv_mail._judge_reputation(d.account, kliv_mail._now());
+    END IF;
     -- A complaint is about marketing, a hard bounce about the address.
     IF p_sure AND d.status = ANY (v_ranks) THEN
         IF p_kind = 'bounced' AND p_bounce_type = 'hard' AND v_changed THEN

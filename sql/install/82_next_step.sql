@@ -35,8 +35,8 @@ BEGIN
     statement := kliv_mail._statement_of(hint);
     IF statement IS NOT NULL THEN
         cures := statement ~ 'configure_smtp|update_sender'
-            OR code NOT IN ('account_trouble', 'provider_limit', 'retry', 'in_doubt', 'next', 'standby');
-        safe := code NOT IN ('not_preloaded', 'launcher_not_running', 'no_worker_slot', 'copy', 'account_copy', 'delivery_hold', 'paused',
+            OR code NOT IN ('account_trouble', 'provider_limit', 'retry', 'in_doubt', 'next', 'standby', 'reputation_warning');
+        safe := code NOT IN ('not_preloaded', 'launcher_not_running', 'no_worker_slot', 'copy', 'account_copy', 'delivery_hold', 'paused', 'marketing_paused',
             'account_paused', 'limit_zero', 'hour_used', 'day_used', 'suppressed', 'in_doubt_held', 'expired');
         needs_input := kliv_mail._inputs_of(statement);
     ELSIF code = 'platform_not_configured' OR code IN ('hour_used', 'day_used', 'limit_zero') AND account = 'platform' THEN
@@ -151,6 +151,9 @@ BEGIN
         problem := format('the account %I: ', u.account) || u.reason;
         v_hint := u.hint;
         retries_at := nullif(coalesce(u.blocked_until, u.opens_at), 'infinity');
+    ELSIF EXISTS (SELECT FROM kliv_mail._bad_reputations()) THEN
+        SELECT r.account, CASE r.stage WHEN 'paused' THEN 'marketing_paused' ELSE 'reputation_warning' END, r.reason, r.hint
+        INTO v_account, code, problem, v_hint FROM kliv_mail._bad_reputations() AS r LIMIT 1;
     ELSIF p.last_error IS NOT NULL THEN
         code := 'sender_error';
         problem := 'the sender met an error: ' || p.last_error;

@@ -6,6 +6,7 @@ SELECT pg_extension_config_dump('kliv_mail._platform_test', '');
 SELECT pg_extension_config_dump('kliv_mail._account', '');
 SELECT pg_extension_config_dump('kliv_mail._pause', '');
 SELECT pg_extension_config_dump('kliv_mail._quota', '');
+SELECT pg_extension_config_dump('kliv_mail._reputation', '');
 SELECT pg_extension_config_dump('kliv_mail._usage', '');
 SELECT pg_extension_config_dump('kliv_mail._message', '');
 SELECT pg_extension_config_dump('kliv_mail._outbox', '');

@@ -55,13 +55,13 @@ is($node->sql($held), '', 'after CREATE EXTENSION under hostile default privileg
 
 # ---- the allow-lists ----
 
-my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold);
+my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold _reputation_hint);
 my %functions = (
     send => [
         qw(send attach attach_text mailbox is_address parse_addresses classify_reply raw_message csv html_table cancel retry wait outcomes render send_template send_template_batch),
         @helpers ],
     read   => [ qw(parse_addresses classify_reply is_address mailbox describe next_step render outcomes delivery_stats), @helpers,
-        qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of) ],
+        qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of _bad_reputations) ],
     ingest => [qw(unsubscribe)],
     admin  => undef);    # all that is public, and what the views of the others need
 my %views = (
@@ -107,7 +107,7 @@ is($node->sql(q{
       AND p.proconfig IS NOT NULL AND NOT p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp']}), '', 'no C function has another one');
 is($node->sql(q{
     SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND prosecdef}),
-    '_account_holds _accounts _availability _default_account _key_state _line_end _own_routes _smtp_settings _usage_now',
+    '_account_holds _accounts _availability _bad_reputations _default_account _key_state _line_end _own_routes _smtp_settings _usage_now',
     'SECURITY DEFINER is only what must be');
 is($node->sql(q{
     SELECT c.relname FROM pg_class AS c WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v' AND c.relname !~ '^_'
