@@ -20,6 +20,8 @@
 
 /* Characters of the text that lists of mail show beside a subject. */
 #define PREHEADER_CHARS 110
+/* And of a wide window. */
+#define PADDED_CHARS 160
 
 /* One scope for all: the variables, their defaults, what is built in. */
 typedef struct Root
@@ -161,6 +163,30 @@ make_preheader(const char *text)
 	}
 	while (out.len > 0 && strchr(" (:", out.data[out.len - 1]) != NULL)
 		out.data[--out.len] = '\0';
+	return out.data;
+}
+
+/*
+ * One of the author's own, with what cannot be seen behind it: lists of mail would
+ * go on with the body, in which may be what they are not to show.
+ */
+static char *
+pad_preheader(const char *text)
+{
+	StringInfoData out;
+	const char *pos = text;
+	const char *end = text + strlen(text);
+
+	initStringInfo(&out);
+	appendStringInfoString(&out, text);
+	for (int shown = 0; text[0] != '\0' && shown < PADDED_CHARS; shown++)
+	{
+		if (pos < end)
+			(void) klm_utf8_next(&pos, end);
+		else
+			/* no joiner, no break */
+			appendStringInfoString(&out, "\xE2\x80\x8C\xC2\xA0");
+	}
 	return out.data;
 }
 
@@ -313,11 +339,17 @@ klm_mail_render(const KlmMailSource *source, const KlmMailInput *input, KlmMail 
 			{"preheader", klm_value_text(NULL)}
 		};
 
-		if (!klm_mustache_find(scopes, 1, "preheader", strlen("preheader"), &preheader) ||
-			preheader.kind != KLM_STRING)
-			preheader = klm_value_text(make_preheader(text.data));
-		mail->preheader = pnstrdup(preheader.text, preheader.length);
-		parts[lengthof(parts) - 1].value = preheader;
+		if (klm_mustache_find(scopes, 1, "preheader", strlen("preheader"), &preheader) &&
+			preheader.kind == KLM_STRING)
+		{
+			mail->preheader = pnstrdup(preheader.text, preheader.length);
+			parts[lengthof(parts) - 1].value = klm_value_text(pad_preheader(mail->preheader));
+		}
+		else
+		{
+			mail->preheader = make_preheader(text.data);
+			parts[lengthof(parts) - 1].value = klm_value_text(mail->preheader);
+		}
 		scopes[1] = klm_value_pairs(parts, lengthof(parts));
 		rendering.scope_count = 2;
 		rendering.mode = KLM_HELD;

@@ -19,7 +19,7 @@ $node->sql(q{SELECT kliv_mail.install_starter_templates();
 for my $locale ('en', 'ar')
 {
     my $text = slurp_file("test/gallery/markdown.$locale.md") =~ s/'/''/gr;
-    $node->sql("SELECT kliv_mail.save_template('markdown', 'Markdown', '$text', locale => '$locale')");
+    $node->sql("SELECT kliv_mail.save_template('markdown', 'Markdown', '$text', locale => '$locale', message_type => 'marketing')");
 }
 for (split /\n/, $node->sql(q{SELECT t.name || '.' || coalesce(t.locale, 'en') || ' ' || translate(encode(convert_to(p.html, 'UTF8'), 'base64'), E'\n', '')
     FROM kliv_mail.templates AS t, kliv_mail.preview_template(t.name, locale => t.locale) AS p}))

@@ -94,7 +94,8 @@ for my $brand ('without a brand', 'with a name and an address', 'with all')
         $wrong->(!@{ $seen->{attributes} } && !(grep { /^(?:script|link|form|input|iframe|object|svg|base)$/ } @{ $seen->{elements} }), 'elements');
         $wrong->(!@{ $seen->{unstyled} }, "inline styles: @{ $seen->{unstyled} }");
         $wrong->(@{ $seen->{hidden} } == 1 && $seen->{hidden}[0] eq $seen->{first}, 'a preheader, first');
-        $wrong->($mail->{name} ne 'one-time-code' || "$seen->{first} $mail->{subject}" !~ /482 913/, 'no code in what lists of mail show');
+        # Lists of mail go on with the body, where there is room.
+        $wrong->($mail->{name} ne 'one-time-code' || ("$seen->{first} $mail->{subject}" !~ /482 913/ && length($seen->{first}) > 150), 'no code in what lists of mail show');
         $wrong->(length($mail->{html}) < 40 * 1024, 'size');
         # What the text says, but for its lines and URLs, the HTML says, too.
         my %words = map { $_ => 1 } $seen->{shown} =~ /(\w+)/g;
