@@ -103,7 +103,9 @@ klm_read_bounce(const char *raw, Size length, KlmReport *report)
 			klm_classify_reported(&report->recipients[i],
 								  refused_at_dot(&report->recipients[i], text));
 	}
-	if (report->type != KLM_REPORT_NONE && report->message_id == NULL)
+	if (report->type == KLM_REPORT_NONE)
+		report->message_id = NULL;	/* nobody says anything about it */
+	else if (report->message_id == NULL)
 		read_references(found.mail, report);
 }
 
