@@ -11,7 +11,10 @@
 #	$postfix->ca_file, $postfix->username, $postfix->password
 #	$postfix->mails               # each mail received so far, oldest first
 #
-# Every recipient's mail is delivered into one maildir that the tests may read.
+# Every recipient's mail is delivered into one maildir that the tests may read, but
+# for what comes back: unknown@, full@ and policy@remote.example are refused by a
+# second server (a listener of the same); ana@, ben@ and eve@moved.example are
+# forwarded to where nobody is.
 #
 # Copyright (c) 2026, the kliv_mail developers
 package KlivMail::Postfix;
@@ -32,7 +35,7 @@ sub start
     my (undef, undef, $uid, $gid) = getpwnam($user) or die "no user $user";
     my ($postfix_uid, $postfix_gid) = (getpwnam('postfix'))[ 2, 3 ];
     my $password = join '', map { ('a' .. 'z', 0 .. 9)[ rand 36 ] } 1 .. 24;
-    my %port = _free_ports(qw(clear starttls tls));
+    my %port = _free_ports(qw(clear starttls tls remote));
 
     File::Path::make_path(map { "$folder/$_" } qw(conf queue data mail));
     chmod 0755, $folder;
@@ -62,6 +65,16 @@ virtual_minimum_uid = 1
 virtual_uid_maps = static:$uid
 virtual_gid_maps = static:$gid
 smtpd_recipient_restrictions = permit
+smtpd_restriction_classes = remote
+remote = check_recipient_access inline:{
+ {unknown\@remote.example=550 5.1.1 User unknown}
+ {full\@remote.example=552 5.2.2 Mailbox full}
+ {policy\@remote.example=554 5.7.1 Message rejected by policy}}
+transport_maps = inline:{
+ {remote.example=smtp:[127.0.0.1]:$port{remote}}
+ {gone.example=error:5.1.1 nobody is here any more}}
+virtual_alias_maps = inline:{ana\@moved.example=x\@gone.example ben\@moved.example=x\@gone.example
+ eve\@moved.example=x\@gone.example}
 smtpd_relay_restrictions = permit_mynetworks, reject
 smtpd_tls_cert_file = $certificate
 smtpd_tls_key_file = $key
@@ -89,9 +102,12 @@ EOF
         [ proxymap => '-', '-', 'proxymap' ],
         [ error => '-', '-', 'error' ],
         [ retry => '-', '-', 'error' ],
-        [ anvil => '-', 1, 'anvil' ]);
+        [ anvil => '-', 1, 'anvil' ],
+        [ smtp => '-', '-', 'smtp' ]);
     _write("$folder/conf/master.cf", <<"EOF");
 127.0.0.1:$port{clear} inet n - n - - smtpd
+127.0.0.1:$port{remote} inet n - n - - smtpd
+ -o smtpd_recipient_restrictions=remote
 127.0.0.1:$port{starttls} inet n - n - - smtpd
  -o smtpd_tls_security_level=encrypt
 $authenticated
