@@ -33,5 +33,14 @@ SELECT tried($$left(kliv_mail.preview_html('page', locale => 'ja'), 15)$$), trie
 -- a layout: what stands around nothing
 SELECT kliv_mail.save_template('layout', 's', '<!DOCTYPE html><html lang="en"><body><h1>Own</h1>{{{content}}}{{unsubscribe_url}}</body></html>', 'html', locale => 'de');
 SELECT html FROM kliv_mail.preview_template('layout', locale => 'de');
+-- from right to left; a list in a list; a link that begins a line of a list
+SELECT kliv_mail.save_template('page', 's', E'> q\n\n- <https://x.example>\n  - [b](https://y.example)\n\n| c | d | e |\n|---|--:|:--|\n| f | g | h |', locale => l) FROM unnest(ARRAY['ar', 'en']) AS l;
+SELECT l, m[1] AS element, m[2] AS style FROM unnest(ARRAY['ar', 'en']) AS l, kliv_mail.preview_template('page', locale => l) AS p,
+    regexp_matches(regexp_replace(p.html, '^.*k-card"[^\n]*', ''), '<(blockquote|ul|td)[^>]* style="([^"]*)"', 'g') AS m;
+SELECT p.html ~ 'lang="ar" dir="rtl"' AS rtl, p.plain_text FROM kliv_mail.preview_template('page', locale => 'ar') AS p;
+-- behind a preheader of the author's own, nothing of the body is to be seen
+SELECT kliv_mail.save_template('page', 's', 'The code is 1.', variables => '{"preheader": {"default": "Valid for ten minutes."}}', locale => 'it');
+SELECT v, (SELECT length(part(p.html, '<div style="display:none[^>]*>(.*?)</div>')) FROM kliv_mail.preview_template('page', v::jsonb, 'it') AS p),
+    part(kliv_mail.preview_html('page', v::jsonb, 'it'), '</h1>\n<p>(.*?)</p>') FROM unnest(ARRAY['{}', '{"preheader": ""}', '{"preheader": null}', '{"preheader": 5}']) AS v;
 SELECT kliv_mail.delete_template('layout', 'de'), kliv_mail.delete_template('page');
 DROP FUNCTION tried, unescaped, part;
