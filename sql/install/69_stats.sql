@@ -12,7 +12,7 @@ CREATE FUNCTION kliv_mail._delivery_stats(p_caller name, p_since timestamptz, p_
 RETURNS TABLE (bucket_start timestamptz, group_name text, finished bigint, accepted bigint, delivered bigint, bounced_hard bigint, bounced_soft bigint,
     blocked bigint, complained bigint, failed bigint, suppressed bigint, cancelled bigint, expired bigint, simulated bigint,
     bounce_rate numeric, complaint_rate numeric)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
     IF p_since IS NULL OR p_until IS NULL OR p_since >= p_until OR p_since = '-infinity' OR p_until = 'infinity' THEN
@@ -40,15 +40,16 @@ BEGIN
                      CASE p_group_by WHEN 'account' THEN coalesce(d.account, nullif(d.route, ''), v.default_account)
                                      WHEN 'message_type' THEN (ARRAY['system', 'transactional', 'marketing'])[d.priority + 1]
                                      WHEN 'domain' THEN lower(split_part(d.recipient, '@', -1) COLLATE "C")
-                                     WHEN 'topic' THEN m.topic WHEN 'template' THEN m.template WHEN 'tag' THEN t.tag END AS name,
+                                     WHEN 'topic' THEN (SELECT m.topic FROM kliv_mail._message AS m WHERE m.id = d.message_id)
+                                     WHEN 'template' THEN (SELECT m.template FROM kliv_mail._message AS m WHERE m.id = d.message_id)
+                                     WHEN 'tag' THEN t.tag END AS name,
                      d.status, d.bounce_type, d.sent_at, d.simulated, d.status = 'bounced' AND d.bounce_type = 'hard' AS hard,
                      -- What a server judged.
                      NOT d.simulated AND (d.sent_at IS NOT NULL OR d.status = 'bounced' OR d.bounce_type = 'policy') AS tried,
                      d.status = 'complained' OR c.reports AS known
               FROM kliv_mail._delivery AS d
               CROSS JOIN (SELECT kliv_mail._default_account() AS default_account) AS v
-              LEFT JOIN kliv_mail._message AS m ON p_group_by IN ('topic', 'template', 'tag') AND m.id = d.message_id
-              LEFT JOIN LATERAL unnest(CASE WHEN p_group_by = 'tag' THEN m.tags END) AS t (tag) ON true
+              LEFT JOIN LATERAL unnest(CASE WHEN p_group_by = 'tag' THEN (SELECT m.tags FROM kliv_mail._message AS m WHERE m.id = d.message_id) END) AS t (tag) ON true
               LEFT JOIN (SELECT a.name, kliv_mail._reports_complaints(a.name) AS reports FROM kliv_mail._accounts() AS a) AS c ON c.name = d.account
               WHERE d.finished_at >= p_since AND d.finished_at < p_until) AS x
         GROUP BY x.at, x.name ORDER BY x.at, x.name;

@@ -49,6 +49,13 @@ $node->sql("UPDATE kliv_mail._message SET id = id - 1000000 WHERE id < 0; UPDATE
             UPDATE kliv_mail._idempotency SET key = 'kept' || key, message_id = message_id - 1000000 WHERE message_id < 0; UPDATE kliv_mail._event SET id = id - 1000000 WHERE id < 0");
 grow(20000, '11 days');
 $node->sql("UPDATE kliv_mail._message SET created_at = now() - interval '20 days' WHERE id = $waiting");
+# A batch reads what it deletes, not all history beside it.
+my $read = $node->sql(q{ANALYZE kliv_mail._message, kliv_mail._delivery;
+    BEGIN;
+    SELECT kliv_mail._retain(now() - interval '10 days', 100) AS gone \gset
+    SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables WHERE relname IN ('_message', '_delivery', '_idempotency', '_event');
+    ROLLBACK});
+cmp_ok($read, '<', 4000, "a batch of 100 rows of each table reads $read");
 # Slow enough to be met in the middle.
 $node->sql(q{
     CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;
