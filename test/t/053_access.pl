@@ -58,11 +58,11 @@ is($node->sql($held), '', 'after CREATE EXTENSION under hostile default privileg
 my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold _reputation_hint);
 my %functions = (
     send => [
-        qw(send attach attach_text mailbox is_address parse_addresses classify_reply raw_message csv html_table cancel retry wait outcomes render send_template send_template_batch),
+        qw(send attach attach_text mailbox is_address parse_addresses classify_reply parse_bounce raw_message csv html_table cancel retry reschedule wait outcomes render send_template send_template_batch),
         @helpers ],
-    read   => [ qw(parse_addresses classify_reply is_address mailbox describe next_step render outcomes delivery_stats), @helpers,
+    read   => [ qw(parse_addresses classify_reply parse_bounce is_address mailbox describe next_step render outcomes delivery_stats), @helpers,
         qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of _bad_reputations) ],
-    ingest => [qw(unsubscribe)],
+    ingest => [qw(unsubscribe ingest_bounce ingest_webhook)],
     admin  => undef);    # all that is public, and what the views of the others need
 my %views = (
     send   => [qw(messages deliveries events usage templates)],
@@ -131,7 +131,7 @@ for my $function (sort keys %$sources)
     my $source = $sources->{$function};
     $source =~ s/--[^\n]*//g;
     $source =~ s/'(?:[^']|'')*'/''/g;
-    my %own = map { lc $_ => 1 } $source =~ /\b(?:AS|WITH|,)\s+(\w+)(?=\s*(?:\(|AS\b))/gi;
+    my %own = map { lc $_ => 1 } $source =~ /\b(?:AS|WITH|WITH RECURSIVE|,)\s+(\w+)(?=\s*(?:\(|AS\b))/gi;
     $source =~ s/\bextract\(\w+ FROM /extract(/gi;
     # calls
     while ($source =~ /(?<![\w.%])([a-z_]\w*)\s*\(/gi)
