@@ -4,8 +4,9 @@
  *		What a test cannot do to a machine that it does not own, for LD_PRELOAD:
  *		a look-up of a name that never ends (never.example), a disk that is
  *		full while the file that KLM_FULL_DISK names exists: then no file of a
- *		database grows; and a clock that is off by the seconds that the file
- *		KLM_CLOCK says, while CLOCK_MONOTONIC goes on.
+ *		database grows; a clock that is off by the seconds that the file
+ *		KLM_CLOCK says, while CLOCK_MONOTONIC goes on; and CLOCK_MONOTONIC ahead
+ *		by those that the file KLM_MONOTONIC says, for what waits for minutes.
  *
  *		cc -shared -fPIC -o preload.so test/preload.c
  *
@@ -16,6 +17,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +25,7 @@
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 int
@@ -116,20 +119,37 @@ posix_fallocate64(int fd, off_t offset, off_t length)
 	return posix_fallocate(fd, offset, length);
 }
 
+/* The number in the file that the variable names; 0: there is none.  Handlers of signals ask for the time, too. */
+static long
+number_in(const char *variable)
+{
+	const char *name = getenv(variable);
+	int			file = name ? open(name, O_RDONLY | O_CLOEXEC) : -1;
+	char		text[32] = "";
+	ssize_t		length = file >= 0 ? read(file, text, sizeof(text) - 1) : 0;
+
+	if (file >= 0)
+		close(file);
+	return length > 0 ? atol(text) : 0;
+}
+
 int
 gettimeofday(struct timeval *restrict now, void *restrict zone)
 {
 	int			(*original) (struct timeval *, void *) = dlsym(RTLD_NEXT, "gettimeofday");
-	const char *name = getenv("KLM_CLOCK");
-	FILE	   *file = name ? fopen(name, "r") : NULL;
 	int			result = original(now, zone);
-	long		off = 0;
 
-	if (file)
-	{
-		if (fscanf(file, "%ld", &off) == 1)
-			now->tv_sec += off;
-		fclose(file);
-	}
+	now->tv_sec += number_in("KLM_CLOCK");
+	return result;
+}
+
+int
+clock_gettime(clockid_t clock, struct timespec *now)
+{
+	int			(*original) (clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+	int			result = original(clock, now);
+
+	if (clock == CLOCK_MONOTONIC)
+		now->tv_sec += number_in("KLM_MONOTONIC");
 	return result;
 }

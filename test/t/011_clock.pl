@@ -44,6 +44,7 @@ $node->configure(
 {
     local $ENV{LD_PRELOAD} = "$folder/preload.so";
     local $ENV{KLM_CLOCK} = "$folder/clock";
+    local $ENV{KLM_MONOTONIC} = "$folder/minutes";
     $node->start;
 }
 $node->sql(q{
@@ -69,5 +70,22 @@ $smtp->set(dot_reply => '');
 $smtp->resume;
 $node->wait_until(q{SELECT count(*) = 4 FROM kliv_mail.deliveries WHERE recipient ~ '^(waits|then)' AND status = 'sent'});
 is($node->sql(q{SELECT DISTINCT attempts, doubts FROM kliv_mail._delivery WHERE recipient ~ '^(waits|then)'}), '1|0', '... and what waited is sent once');
+
+# A reply to the dot has ten minutes as a whole, though its lines come and come, and
+# though another mail joins behind it.  (The clock that waits go by is put on.)
+$node->reconfigure('kliv_mail.connections_per_account' => 1);
+$node->sql(q{SELECT kliv_mail.send('drip-dot@example.com', 'x', 'x', account => 'platform')});
+my $drips = sub { my @lines = $smtp->transcript =~ /< \d+-please wait/g; return scalar @lines };
+for my $minutes (4, 8, 12)
+{
+    my $before = $drips->();
+    ok($smtp->wait_for(sub { $drips->() >= $before + 3 }, 60), "after @{[ $minutes - 4 ]} minutes it still replies");
+    $node->sql(q{SELECT kliv_mail.send('joins@example.com', 'x', 'x', account => 'platform')}) if $minutes == 4;
+    unlink "$folder/minutes";
+    append_to_file("$folder/minutes", 60 * $minutes);
+}
+$node->wait_until(q{SELECT count(*) = 0 FROM kliv_mail.deliveries WHERE status = 'sending'});
+is($node->sql(q{SELECT string_agg(recipient || ' ' || status, ', ' ORDER BY recipient) FROM kliv_mail.deliveries WHERE recipient ~ '^(drip|joins)'}),
+    'drip-dot@example.com sent, joins@example.com sent', 'a reply that never ends is given up after its ten minutes, and counts as what it began with');
 $node->stop;
 done_testing();
