@@ -62,6 +62,8 @@ is(scalar($node->workers('kliv_mail sender', 'without')), 0, 'no sender in the d
 
 $node->sql('CREATE ROLE owner LOGIN CREATEDB; CREATE ROLE stranger LOGIN');
 KlivMail::RawMessages::gone(qr/^q\d+\@example\.com$/, 'its database was dropped');
+# (a superuser's setting for tests: without a folder of its own)
+$node->sql("SET allow_in_place_tablespaces = on; CREATE TABLESPACE $_ LOCATION ''") for qw(queued hanging);
 for my $state ('queued', 'hanging')
 {
     my $prepare = sub {
@@ -84,6 +86,7 @@ for my $state ('queued', 'hanging')
     $prepare->('source');
     promptly('CREATE DATABASE copy TEMPLATE source', "$state: CREATE DATABASE ... TEMPLATE");
     promptly('ALTER DATABASE source RENAME TO renamed', "$state: RENAME");
+    promptly("ALTER DATABASE renamed SET TABLESPACE $state", "$state: SET TABLESPACE");
     my $refused = $node->try('DROP DATABASE renamed', role => 'stranger');
     is($refused->{state}, '42501', "$state: a stranger's DROP is refused");
     promptly('DROP DATABASE renamed', "$state: DROP DATABASE");

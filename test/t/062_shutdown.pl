@@ -162,6 +162,27 @@ $node->sql('DROP TRIGGER lasts ON kliv_mail._delivery');
 $node->wait_until(q{SELECT status = 'sent' FROM kliv_mail.deliveries WHERE recipient = 'lasts@statement.example'});
 pass('... and what it would have recorded is recorded later');
 
+# ---- a look-up that never ends keeps no statement waiting that wants the database, or another one ----
+
+my @looks = (dbname => 'looks');
+$node->sql('CREATE DATABASE looks');
+$node->sql('CREATE EXTENSION kliv_mail', @looks);
+$node->sql(q{SELECT FROM kliv_mail.configure_smtp(host => 'never.example', port => 587, encryption => 'none', username => '', from_address => 'shop@looks.example', test => false)}, @looks);
+KlivMail::RawMessages::gone(qr/\@looks\.example$/, 'its database was dropped');
+$node->sql(q{SELECT kliv_mail.send('a@looks.example', 'x', 'x')}, @looks);
+$node->wait_until(q{SELECT count(*) = 1 FROM kliv_mail.deliveries WHERE status = 'sending'}, @looks);
+my $plain = Time::HiRes::time();
+$node->sql('CREATE DATABASE unconcerned');
+$node->sql('DROP DATABASE unconcerned');
+$plain = Time::HiRes::time() - $plain;
+for my $sql ('CREATE DATABASE unconcerned TEMPLATE looks', 'DROP DATABASE unconcerned', 'DROP DATABASE looks')
+{
+    my $start = Time::HiRes::time();
+    is($node->try($sql)->{err}, '', "in a look-up: $sql");
+    my $waited = Time::HiRes::time() - $start;
+    cmp_ok($waited, '<', 2 + $plain, sprintf('... within 2 s more than a plain one (%.2f s)', $waited));
+}
+
 # ---- fast shutdown ----
 
 configure('never', 587, host => 'never.example');
