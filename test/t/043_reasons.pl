@@ -112,6 +112,10 @@ sub check
         $code_of{$cause}, '... its code, whether the statement cures it and what it needs');
     is($node->sql("SELECT safe FROM kliv_mail.next_step($id)", %option), $unsafe{$cause} ? 'f' : 't', '... and whether it may be run without asking');
     is($node->sql("SELECT DISTINCT code FROM kliv_mail.deliveries WHERE message_id = $id", %option), $code_of{$cause} =~ s/ .*//r, '... the same code as the view');
+    # What is held and goes on by itself says when, and never a time that is over.
+    $status ne 'deferred' or is($node->sql("SELECT coalesce(d.next_attempt_at > kliv_mail._now(), true), d.next_attempt_at IS NOT DISTINCT FROM n.retries_at, d.next_attempt_at IS NOT NULL
+            FROM kliv_mail.deliveries AS d, kliv_mail.next_step($id) AS n WHERE d.message_id = $id", %option),
+        't|t|' . ($held_by =~ /^(?:quota|account|retry|key)$/ ? 't' : 'f'), '... and when it is tried again');
     run_hint($cause, $row->{hint}, %option);
     run_hint("$cause, next_step()", $statement, %option);
     $problem =~ /\Q$row->{hint}\E/ or like($row->{hint}, qr/\Q$statement\E/, '... which is the cure, or the cure stands with the problem');
