@@ -856,6 +856,20 @@ end_multipart(Entity *entity, char level)
  * Encodings
  */
 
+#define ONES		UINT64CONST(0x0101010101010101)
+#define HIGH_BITS	(ONES * 0x80)
+
+/* Is one of eight bytes a control (of ASCII) or "="? */
+static inline bool
+has_special(uint64 chunk)
+{
+	uint64		equals = chunk ^ (ONES * '=');
+	uint64		dels = chunk ^ (ONES * 0x7F);
+
+	return ((((chunk - ONES * 0x20) & ~chunk) | ((equals - ONES) & ~equals) |
+			 ((dels - ONES) & ~dels)) & HIGH_BITS) != 0;
+}
+
 /*
  * Choose the encoding: 7bit where the text survives any relay that way (ASCII,
  * short lines, no space at a line's end, no "From " at its start, which mbox
@@ -882,22 +896,15 @@ plan_text(TextPart *part, const char *subtype, const char *data)
 		/* Eight bytes at a time while none is a control or "=". */
 		while (end - pos >= 8)
 		{
-			const uint64 ones = UINT64CONST(0x0101010101010101);
-			const uint64 high = ones * 0x80;
 			uint64		chunk;
-			uint64		equals;
-			uint64		dels;
 
 			memcpy(&chunk, pos, 8);
-			equals = chunk ^ (ones * '=');
-			dels = chunk ^ (ones * 0x7F);
-			if ((((chunk - ones * 0x20) & ~chunk) | ((equals - ones) & ~equals) |
-				 ((dels - ones) & ~dels)) & high)
+			if (has_special(chunk))
 				break;
-			if (chunk & high)
+			if (chunk & HIGH_BITS)
 			{
 				clean = false;
-				extra += (((chunk & high) >> 7) * ones) >> 56;	/* their number */
+				extra += (((chunk & HIGH_BITS) >> 7) * ONES) >> 56; /* their number */
 			}
 			pos += 8;
 		}
@@ -1020,10 +1027,24 @@ encode_quoted_printable(char *target, const char *text, Size length)
 		bool		literal;
 		const char *stop = text + Min(end - text, LINE_CHARS - 1 - (out - line));
 
-		/* What needs no thought; an F at a line's start might. */
+		/* What needs no thought; an F at a line's start might, a space at its end does. */
 		if (out > line || *text != 'F')
-			while (text < stop && *text > 0x20 && *text < 0x7F && *text != '=')
+		{
+			for (uint64 chunk; stop - text >= 8; text += 8, out += 8)
+			{
+				memcpy(&chunk, text, 8);
+				if (has_special(chunk) || (chunk & HIGH_BITS))
+					break;
+				memcpy(out, &chunk, 8);
+			}
+			while (text < stop && *text >= 0x20 && *text < 0x7F && *text != '=')
 				*out++ = *text++;
+			if (out > line && out[-1] == ' ' && (text == end || *text == '\r' || *text == '\n'))
+			{
+				out--;
+				text--;
+			}
+		}
 		if (text == end)
 			break;
 

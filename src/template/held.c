@@ -176,13 +176,15 @@ static bool
 is_unreserved(unsigned char ch)
 {
 	return (ch >= '0' && ch <= '9') || (ch >= 'a' && ch <= 'z') || (ch >= 'A' && ch <= 'Z') ||
-		(ch != '\0' && strchr("-._~", ch) != NULL);
+		ch == '-' || ch == '.' || ch == '_' || ch == '~';
 }
 
 /* What a URL may hold, percent-encoded where it is something else. */
 static void
 put_url_text(StringInfo out, const char *text, int length, const char *kept)
 {
+	static const char hex[] = "0123456789ABCDEF";
+
 	for (int i = 0; i < length; i++)
 	{
 		unsigned char ch = text[i];
@@ -190,7 +192,11 @@ put_url_text(StringInfo out, const char *text, int length, const char *kept)
 		if (is_unreserved(ch) || (ch != '\0' && strchr(kept, ch) != NULL))
 			appendStringInfoCharMacro(out, ch);
 		else
-			appendStringInfo(out, "%%%02X", ch);
+		{
+			appendStringInfoCharMacro(out, '%');
+			appendStringInfoCharMacro(out, hex[ch >> 4]);
+			appendStringInfoCharMacro(out, hex[ch & 15]);
+		}
 	}
 }
 

@@ -410,15 +410,28 @@ step(KlmHtml *html, const char *pos, const char *at, const char *end)
 			}
 			break;
 		case KLM_HTML_VALUE:
-			if (html->quote ? ch == html->quote : is_space(ch) || ch == '>')
+			if (html->quote)
+			{
+				const char *close = memchr(from, html->quote, at - from);
+
+				pos = close ? close : at;
+				appendBinaryStringInfo(&html->value, from, pos - from);
+				if (close)
+					end_value(html);
+				return close ? close + 1 : at;
+			}
+			if (is_space(ch) || ch == '>')
 			{
 				end_value(html);
-				return html->quote ? pos : from;
+				return from;
 			}
 			appendStringInfoChar(&html->value, ch);
 			return pos;
 	}
-	appendBinaryStringInfo(html->out, from, pos - from);
+	if (pos == from + 1)
+		appendStringInfoCharMacro(html->out, ch);
+	else
+		appendBinaryStringInfo(html->out, from, pos - from);
 	return pos;
 }
 

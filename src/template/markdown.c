@@ -587,8 +587,10 @@ enter_link(Maker *maker, const MD_SPAN_A_DETAIL *link)
 				klm_put_escaped(maker->html, title.data, title.len);
 				pfree(title.data);
 			}
-			appendStringInfo(maker->html, "\" class=\"k-link\" style=\"color:%s;text-decoration:underline%s\">",
-							 maker->markdown->link_color, maker->text.in_cell ? ";word-break:break-word" : "");
+			put(maker, "\" class=\"k-link\" style=\"color:");
+			put(maker, maker->markdown->link_color);
+			put(maker, ";text-decoration:underline");
+			put(maker, maker->text.in_cell ? ";word-break:break-word\">" : "\">");
 		}
 	}
 	pfree(written.data);
