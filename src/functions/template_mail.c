@@ -100,20 +100,19 @@ klm_timestamp_text(const KlmFormats *formats)
  * ----------------------------------------------------------------
  */
 
-/* The names of the sections around a node, the outermost first. */
+/* The sections around a node, the outermost first: of the open ones, those that end behind it. */
 static Datum
-sections_around(const KlmTemplate *template, int number)
+sections_around(List **open, int number)
 {
 	ArrayBuildState *names = NULL;
+	ListCell   *lc;
 
-	for (int i = 0; i < number; i++)
-	{
-		const KlmNode *node = &template->nodes[i];
-
-		if (node->kind == KLM_NODE_SECTION && node->end > number)
-			names = accumArrayResult(names, CStringGetTextDatum(klm_from_utf8(node->text)), false,
-									 TEXTOID, CurrentMemoryContext);
-	}
+	while (*open != NIL && ((const KlmNode *) llast(*open))->end <= number)
+		*open = list_delete_last(*open);
+	foreach(lc, *open)
+		names = accumArrayResult(names,
+								 CStringGetTextDatum(klm_from_utf8(((KlmNode *) lfirst(lc))->text)),
+								 false, TEXTOID, CurrentMemoryContext);
 	return names ? makeArrayResult(names, CurrentMemoryContext) :
 		PointerGetDatum(construct_empty_array(TEXTOID));
 }
@@ -132,11 +131,12 @@ kliv_mail__template_names(PG_FUNCTION_ARGS)
 	int			line = 1;
 	int			column = 1;
 	int			at = 0;
+	List	   *open = NIL;
 
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; i < template->count; i++)
 	{
-		const KlmNode *node = &template->nodes[i];
+		KlmNode    *node = &template->nodes[i];
 		Datum		values[6];
 		bool		nulls[6] = {0};
 		int			more_lines;
@@ -153,9 +153,11 @@ kliv_mail__template_names(PG_FUNCTION_ARGS)
 		values[1] = CStringGetTextDatum(klm_from_utf8(node->text));
 		values[2] = Int32GetDatum(line);
 		values[3] = Int32GetDatum(column);
-		values[4] = sections_around(template, i);
+		values[4] = sections_around(&open, i);
 		values[5] = BoolGetDatum(node->raw);
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+		if (node->kind == KLM_NODE_SECTION)
+			open = lappend(open, node);
 	}
 	return (Datum) 0;
 }

@@ -6,8 +6,8 @@
  *
  * The only file that includes md4c.  md4c parses a text in which values are
  * placeholders; its callbacks below write both outputs, and put each value in as
- * its place asks for.  They raise nothing of their own; where palloc fails in one,
- * what md4c has allocated in that call is lost.
+ * its place asks for.  md4c has its memory from malloc(): what palloc() raises in
+ * a callback is held back until md4c has returned, and so has freed it.
  *
  * Styles are inline, since some mail clients read no others; what adapts to
  * darkness has a class, for which the layout (layout.c) has rules.
@@ -43,6 +43,7 @@ typedef struct Maker
 	KlmTextWriter text;
 	StringInfo	text_out;
 	KlmError   *error;
+	bool		raised;			/* a callback was ended by an error of the server's */
 
 	int			depth;			/* of blocks */
 	bool		had_h1;
@@ -74,7 +75,51 @@ static int	enter_block(MD_BLOCKTYPE type, void *detail, void *data);
 static int	leave_block(MD_BLOCKTYPE type, void *detail, void *data);
 static int	enter_span(MD_SPANTYPE type, void *detail, void *data);
 static int	leave_span(MD_SPANTYPE type, void *detail, void *data);
-static int	text_callback(MD_TEXTTYPE type, const char *text, MD_SIZE size, void *data);
+static int	put_md_text(MD_TEXTTYPE type, const char *text, MD_SIZE size, void *data);
+
+/* Such an error stops the parser; klm_markdown_render() raises it again. */
+#define CALLBACK(call) \
+	volatile int result = -1; \
+	PG_TRY(); \
+	{ \
+		result = (call); \
+	} \
+	PG_CATCH(); \
+	{ \
+		((Maker *) data)->raised = true; \
+	} \
+	PG_END_TRY(); \
+	return result
+
+static int
+on_enter_block(MD_BLOCKTYPE type, void *detail, void *data)
+{
+	CALLBACK(enter_block(type, detail, data));
+}
+
+static int
+on_leave_block(MD_BLOCKTYPE type, void *detail, void *data)
+{
+	CALLBACK(leave_block(type, detail, data));
+}
+
+static int
+on_enter_span(MD_SPANTYPE type, void *detail, void *data)
+{
+	CALLBACK(enter_span(type, detail, data));
+}
+
+static int
+on_leave_span(MD_SPANTYPE type, void *detail, void *data)
+{
+	CALLBACK(leave_span(type, detail, data));
+}
+
+static int
+on_text(MD_TEXTTYPE type, const char *text, MD_SIZE size, void *data)
+{
+	CALLBACK(put_md_text(type, text, size, data));
+}
 
 bool
 klm_markdown_render(KlmMarkdown *markdown, const char *source, int length, StringInfo html,
@@ -82,8 +127,8 @@ klm_markdown_render(KlmMarkdown *markdown, const char *source, int length, Strin
 {
 	MD_PARSER	parser = {
 		.flags = MD_DIALECT_GITHUB | (markdown->raw_html ? 0 : MD_FLAG_NOHTML),
-		.enter_block = enter_block, .leave_block = leave_block,
-		.enter_span = enter_span, .leave_span = leave_span, .text = text_callback
+		.enter_block = on_enter_block, .leave_block = on_leave_block,
+		.enter_span = on_enter_span, .leave_span = on_leave_span, .text = on_text
 	};
 	Maker	   *maker = palloc0(sizeof(Maker));
 	int			definitions = 0;
@@ -106,6 +151,8 @@ klm_markdown_render(KlmMarkdown *markdown, const char *source, int length, Strin
 	initStringInfo(&maker->url);
 	initStringInfo(&maker->image_title);
 	result = md_parse(source, length, &parser, maker);
+	if (maker->raised)
+		PG_RE_THROW();
 	if (result < 0)
 		return klm_fail(error, ERRCODE_OUT_OF_MEMORY, NULL, "out of memory");
 	return result == 0;
@@ -722,7 +769,7 @@ leave_span(MD_SPANTYPE type, void *detail, void *data)
 }
 
 static int
-text_callback(MD_TEXTTYPE type, const char *text, MD_SIZE size, void *data)
+put_md_text(MD_TEXTTYPE type, const char *text, MD_SIZE size, void *data)
 {
 	Maker	   *maker = data;
 	int			before = text_target(maker)->len;

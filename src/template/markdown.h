@@ -4,7 +4,7 @@
  *		Markdown (GitHub's dialect, by md4c) to HTML and to plain text, in one
  *		pass.
  *
- * Pure but for md4c's own memory, which ends with the call.
+ * Pure but for md4c's own memory, which ends with the call, also by an error.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *

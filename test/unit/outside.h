@@ -39,6 +39,16 @@ j2day(int jd)
 
 MemoryContext CurrentMemoryContext = NULL;
 
+/* One of them catches what palloc() raises. */
+sigjmp_buf *PG_exception_stack = NULL;
+ErrorContextCallback *error_context_stack = NULL;
+
+void
+pg_re_throw(void)
+{
+	siglongjmp(*PG_exception_stack, 1);
+}
+
 /* The pure modules never raise. */
 bool
 errstart(int elevel, const char *domain)

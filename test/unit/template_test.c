@@ -8,7 +8,7 @@
  * -fsanitize=address,undefined for the sanitizers):
  *	cc -O1 -Isrc -I$(pg_config --includedir-server) -o template_test test/unit/template_test.c
  *		src/base/error.c src/base/text.c src/message/*.c src/template/*.c
- *		-L$(pg_config --pkglibdir) -L$(pg_config --libdir)
+ *		-L$(pg_config --pkglibdir) -L$(pg_config --libdir) -Wl,--wrap=appendBinaryStringInfo
  *		-lpgcommon -lpgport -lidn2 -lcrypto -lmd4c -lm
  * Run: template_test [rounds [seed]].  Ends with "N passed, N failed".
  *
@@ -541,6 +541,69 @@ test_cost(bool measured)
 	printf("worst: %.0f ms for 256 kB of %s\n", worst * 1000, worst_case);
 }
 
+/* ---- out of memory ---- */
+
+static int	appends_left = -1;
+
+extern void __real_appendBinaryStringInfo(StringInfo str, const void *data, int length);
+extern void __wrap_appendBinaryStringInfo(StringInfo str, const void *data, int length);
+
+/* One of them raises, as where its memory is refused. */
+void
+__wrap_appendBinaryStringInfo(StringInfo str, const void *data, int length)
+{
+	if (appends_left > 0 && --appends_left == 0)
+		siglongjmp(*PG_exception_stack, 1);
+	__real_appendBinaryStringInfo(str, data, length);
+}
+
+static size_t
+in_use(void)
+{
+	struct mallinfo2 info = mallinfo2();
+
+	return info.uordblks + info.hblkhd;
+}
+
+/* An error in a callback arrives behind the parser, whose memory is free then. */
+static void
+test_memory(void)
+{
+	StringInfoData source;
+	size_t		before;
+	volatile int caught = 0;
+
+	initStringInfo(&source);
+	repeat(&source, "**a** _b_ ", KLM_MAX_SOURCE / 4);
+	before = in_use();
+	for (int i = 1; i <= 50; i++)
+	{
+		KlmMarkdown markdown = {.holder = &(KlmHolder) {0}, .link_color = "#000000"};
+		StringInfoData html;
+		StringInfoData text;
+		KlmError	error;
+		sigjmp_buf	here;
+
+		initStringInfo(&html);
+		initStringInfo(&text);
+		PG_exception_stack = &here;
+		if (sigsetjmp(here, 0) == 0)
+		{
+			appends_left = 20 * i;
+			(void) klm_markdown_render(&markdown, source.data, source.len, &html, &text, &error);
+		}
+		else
+			caught++;
+		appends_left = -1;
+		PG_exception_stack = NULL;
+		pfree(html.data);
+		pfree(text.data);
+	}
+	check(caught == 50, "errors in callbacks are raised", psprintf("%d of 50", caught));
+	check(in_use() - before < 5 * 1024 * 1024, "... and the parser's memory is freed",
+		  psprintf("%zu kB are not", (in_use() - before) / 1024));
+}
+
 int
 main(int argc, char **argv)
 {
@@ -552,6 +615,7 @@ main(int argc, char **argv)
 	test_places();
 	test_subject();
 	test_property(rounds);
+	test_memory();
 	test_cost(true);
 	printf("%d passed, %d failed\n", passed, failed);
 	return failed > 0 ? 1 : 0;
