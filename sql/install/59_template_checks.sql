@@ -78,7 +78,7 @@ BEGIN
         RETURN NEXT;
     END IF;
     FOR v_unused IN
-        WITH RECURSIVE used (kind, name) AS (
+        WITH RECURSIVE used AS (
             SELECT x.kind, x.name FROM kliv_mail._template_all_names(p_subject, p_body, p_plain_text) AS x
             UNION
             SELECT x.kind, x.name FROM used AS u CROSS JOIN LATERAL kliv_mail._template_names(u.name, v_partials ->> u.name) AS x WHERE u.kind = 'partial'
