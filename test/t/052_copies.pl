@@ -34,6 +34,8 @@ $source->sql(qq{
     SELECT * FROM kliv_mail.configure_smtp(host => 'relay.example', username => '', port => 25, encryption => 'none', from_address => 'a\@shop.example', account => 'relay', test => false);
     SELECT kliv_mail.pause('relay', 'not yet');
     SELECT kliv_mail.suppress('no\@customer.example', reason => 'asked for it');
+    SELECT kliv_mail.suppress('gone\@customer.example'), kliv_mail.forget('gone\@customer.example');
+    SELECT kliv_mail.save_topic('news', 'News');
     SELECT kliv_mail.save_template('welcome', 'Welcome', 'Hello {{name}}');
     SELECT kliv_mail.set_brand(name => 'Shop', unsubscribe_url => 'https://shop.example/u')}, @in);
 my $link = $source->sql(q{SELECT kliv_mail.unsubscribe_url('c@customer.example')}, @in);
@@ -70,7 +72,11 @@ sub contents
     $contents->{sequences} = $node->sql(q{SELECT string_agg(sequencename || ' ' || coalesce(last_value, 0), ' ' ORDER BY sequencename) FROM pg_sequences WHERE schemaname = 'kliv_mail'}, dbname => $dbname);
     return $contents;
 }
-$source->sql('INSERT INTO kliv_mail._platform_test (tested_at, ok) VALUES (now(), true)', @in);
+$source->sql(q{INSERT INTO kliv_mail._platform_test (tested_at, ok) VALUES (now(), true);
+    INSERT INTO kliv_mail._replacement VALUES (-1);
+    INSERT INTO kliv_mail._webhook (provider, public_key, updated_at, updated_by) VALUES ('sendgrid', 'x', now(), 'me');
+    INSERT INTO kliv_mail._report (source, key, at, kind) VALUES ('sendgrid', 'x', now(), 'delivered');
+    INSERT INTO kliv_mail._ignored_report VALUES ('bounce', 'no report', now(), 1, now())}, @in);
 my $original = contents($source, 'shop');
 # (_batch has what senders are at, and none is there.)
 is_deeply([ grep { !$original->{$_} } sort keys %$original ], ['_batch'], 'every table has rows to carry over');
