@@ -81,11 +81,12 @@ is($node->try($key =~ s/'x'/'y'/r)->{state}, '23505', 'other arguments are 23505
 $node->sql("SELECT kliv_mail.wait($once, '60 s')");
 is(scalar($smtp->accepted('key@example.com')), 1, 'and one mail leaves');
 
-# A refused recipient: bounced; retry() sends it again.
+# A refused recipient: bounced, and its address suppressed; then retry() sends it again.
 my $refused = $node->sql(q{SELECT kliv_mail.send('once-rcpt-550-5.1.1@example.com', 'No', 'x')});
 is($node->sql("SELECT kliv_mail.wait($refused, '60 s')"), 'bounced', '550 at RCPT: bounced');
 is($node->sql("SELECT bounce_type, last_stage, last_code, last_enhanced_code FROM kliv_mail.deliveries WHERE message_id = $refused"),
     'hard|rcpt|550|5.1.1', 'with the reply');
+is($node->sql(q{SELECT kliv_mail.unsuppress('once-rcpt-550-5.1.1@example.com')}), 't', 'the address was suppressed');
 is($node->sql("SELECT kliv_mail.retry($refused)"), 1, 'retry() queues it anew');
 is($node->sql("SELECT kliv_mail.wait($refused, '60 s')"), 'sent', 'and it is sent');
 
