@@ -129,11 +129,11 @@ BEGIN
         result := kliv_mail._summary(before, after, p_kept, p_dry_run);
         IF p_dry_run THEN
             -- Take it all back; the variables stay.
-            RAISE EXCEPTION USING ERRCODE = 'KM001';
+            RAISE EXCEPTION USING ERRCODE = 'KM000';
         END IF;
         PERFORM kliv_mail._label();
         PERFORM kliv_mail._account_mended(p_account);
-    EXCEPTION WHEN SQLSTATE 'KM001' THEN
+    EXCEPTION WHEN SQLSTATE 'KM000' THEN
         NULL;
     END;
     RETURN result;
@@ -154,7 +154,7 @@ provider: @PROVIDERS@
 encryption: tls | starttls | none
 auth: password | oauth2
 A provider's arguments are in the view providers (required, example); without one give host, username and password. Left out, encryption is tls on the ports 465 and 2465 and starttls on others; none is only for a relay without password. With oauth2 the password is an access token. Instead of password: password_sealed (crypto_box_seal of the lines account, host, password for public_key()) or password_file (on the server, for members of pg_read_server_files). from_address: default is a username that is an address; it goes with it, another one is kept. test: connect, log in and ask whether from_address may send first. dry_run: check, and test, but save nothing. account: a further account's name.
-Returns the account in short, its password masked, and what changed. Errors: 22023 bad value, 42501 host not allowed or account platform, 54000 too long, 55000 key, 08xxx failed test.
+Returns the account in short, its password masked, and what changed. Errors: 22023 bad value, 42501 host not allowed or account platform, 54000 too long, 55000 key, KM001 to KM006 a failed test (dns, connect, tls, ehlo, auth, sender).
 Example: SELECT * FROM kliv_mail.configure_smtp(provider => 'sendgrid', password => 'SG.your-api-key', from_address => 'noreply@example.com');
 Example: SELECT * FROM kliv_mail.configure_smtp(host => 'smtp.example.com', port => 465, username => 'app@example.com', password => 'the mailbox password');
 Example: SELECT * FROM kliv_mail.configure_smtp(password => 'the new password');$$;

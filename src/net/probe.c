@@ -151,15 +151,30 @@ add_step(KlmProbe *probe, const char *name, double elapsed_ms, char *detail)
 	return step;
 }
 
+/*
+ * A failed test's SQLSTATE names its step.  It is of a class of our own: a pool
+ * that sees class 08 throws its connection to the database away.
+ */
+static int
+sqlstate_of(const char *name)
+{
+	static const char *const steps[] = {"dns", "connect", "tls", "ehlo", "auth", "sender"};
+	int			n = 0;
+
+	while (strcmp(steps[n], name) != 0)
+		n++;
+	return MAKE_SQLSTATE('K', 'M', '0', '0', '1' + n);
+}
+
 /* The step that failed, in our words and the server's. */
 static void
-add_failure(KlmProbe *probe, const char *name, double elapsed_ms, int sqlstate, char *failure,
+add_failure(KlmProbe *probe, const char *name, double elapsed_ms, char *failure,
 			char *hint, const KlmReply *reply, const char *provider, const char *recipient)
 {
 	KlmProbeStep *step;
 
 	probe->ok = false;
-	probe->sqlstate = sqlstate;
+	probe->sqlstate = sqlstate_of(name);
 	probe->failure = failure;
 	probe->reply = *reply;
 	if (reply->code != 0)
@@ -244,19 +259,13 @@ add_connection_steps(const KlmTarget *target, const char *provider, const KlmCon
 	const char *failed = NULL;
 	double		before = 0;
 	double		next;
-	int			sqlstate = ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION;
 
-	/* After the connect nothing but a refusal tells more than that it was lost. */
-	if (report->connect_ms >= 0 && report->reply.stage != KLM_STAGE_TLS)
-		sqlstate = ERRCODE_CONNECTION_FAILURE;
 	if (!report->ok)
 	{
 		switch (report->reply.stage)
 		{
 			case KLM_STAGE_CONNECT:
 				failed = report->dns_ms < 0 ? "dns" : "connect";
-				if (report->refused)
-					sqlstate = ERRCODE_INSUFFICIENT_PRIVILEGE;
 				break;
 			case KLM_STAGE_GREETING:
 				failed = target->encryption == KLM_TLS ? "tls" : "connect";
@@ -266,23 +275,21 @@ add_connection_steps(const KlmTarget *target, const char *provider, const KlmCon
 				break;
 			case KLM_STAGE_AUTH:
 				failed = "auth";
-				if (!report->caps.auth)
-					sqlstate = ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION;
 				break;
 			default:
 				failed = "ehlo";
 				break;
 		}
-		if (report->reply.code != 0)
-			sqlstate = ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION;
 	}
 
 #define STEP(name, applies, time, text) \
 	do { \
 		if (failed != NULL && strcmp(failed, name) == 0) \
 		{ \
-			add_failure(probe, name, total_ms - before, sqlstate, report->detail, report->hint, \
+			add_failure(probe, name, total_ms - before, report->detail, report->hint, \
 						&report->reply, provider, NULL); \
+			if (report->refused) \
+				probe->sqlstate = ERRCODE_INSUFFICIENT_PRIVILEGE; \
 			return; \
 		} \
 		if (applies) \
@@ -357,12 +364,10 @@ add_sender_step(const KlmSmtpResult *result, const char *provider, const char *f
 		char	   *failure = reply.text;
 
 		reply.text = pstrdup("");
-		add_failure(probe, "sender", elapsed_ms, ERRCODE_CONNECTION_FAILURE, failure, NULL,
-					&reply, provider, from_address);
+		add_failure(probe, "sender", elapsed_ms, failure, NULL, &reply, provider, from_address);
 	}
 	else
 		add_failure(probe, "sender", elapsed_ms,
-					ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION,
 					psprintf("the server does not let \"%s\" send", from_address),
 					pstrdup(preset != NULL && preset->sender_hint != NULL ?
 							preset->sender_hint :
@@ -399,8 +404,8 @@ klm_probe(const KlmTarget *target, const char *provider, const char *from_addres
 		{
 			KlmReply	none = {.stage = KLM_STAGE_CONNECT,.text = pstrdup("")};
 
-			add_failure(probe, "dns", 0, error.sqlstate, error.message, error.hint, &none,
-						provider, NULL);
+			add_failure(probe, "dns", 0, error.message, error.hint, &none, provider, NULL);
+			probe->sqlstate = error.sqlstate;
 		}
 		else
 		{

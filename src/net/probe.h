@@ -56,9 +56,8 @@ extern void klm_probe(const KlmTarget *target, const char *provider, const char 
 
 /*
  * Raise what a failed probe found: 42501 for an address that the guard
- * refused, 08001 (no connection), 08004 (the server refused) or 08006
- * (connection lost) otherwise, with the failing step, the server's words and
- * the hint.  secret: the statement carries a password and stays out of the log.
+ * refused, KM001 (dns), KM002 (connect), KM003 (tls), KM004 (ehlo), KM005 (auth)
+ * or KM006 (sender) otherwise, with the server's words and the hint.  secret: the statement carries a password and stays out of the log.
  */
 extern void klm_probe_raise(const KlmProbe *probe, bool secret) pg_attribute_noreturn();
 

@@ -50,15 +50,15 @@ my %provider = (
         refusal => $gmail_says,
         mistakes => [
             [ 'the password of the Google account', { password => 'My-normal-passw0rd' }, '22023', qr/^password: is not an app password/, qr/app password.*2-Step Verification > App passwords/ ],
-            [ 'an app password of another account', { password => 'zzzzyyyyxxxxwwww' }, '08004', qr/"auth".*password/, qr/App passwords/ ],
-            [ 'a password where Google wants an app password', {}, '08004', qr/"auth"/, qr/App passwords/, { auth_reply => '534-5.7.9 Application-specific password required. For more information, go to' . "\r\n" . '534 5.7.9 https://support.google.com/mail/?p=InvalidSecondFactor d1sm1 - gsmtp' } ],
+            [ 'an app password of another account', { password => 'zzzzyyyyxxxxwwww' }, 'KM005', qr/"auth".*password/, qr/App passwords/ ],
+            [ 'a password where Google wants an app password', {}, 'KM005', qr/"auth"/, qr/App passwords/, { auth_reply => '534-5.7.9 Application-specific password required. For more information, go to' . "\r\n" . '534 5.7.9 https://support.google.com/mail/?p=InvalidSecondFactor d1sm1 - gsmtp' } ],
             [ 'no password', { password => undef }, '22023', qr/^password: is needed/, qr/App passwords/ ],
             [ 'no user name', { username => undef }, '22023', qr/^username: is needed/, qr/full mail address/i ],
             [ 'half a user name', { username => 'ana' }, '22023', qr/^username: "ana" is not a full mail address/, qr/full mail address/i ],
             [ 'tls on port 587', { port => 587, encryption => 'tls' }, '22023', qr/^encryption: .*587/, qr/starttls/ ],
             [ 'starttls on port 465', { port => 465, encryption => 'starttls' }, '22023', qr/^encryption: .*465/, qr/'tls'|587/ ],
-            [ 'the limit of the day', {}, '08004', qr/"sender": the provider's daily limit is used up/, qr/by itself.*test => false/, { mail_reply => '550-5.4.5 Daily user sending limit exceeded. For more information on Gmail' . "\r\n" . '550 5.4.5 sending limits go to https://support.google.com/a/answer/166852 d1sm1 - gsmtp' } ],
-            [ 'too many logins', {}, '08004', qr/"auth": the server saw too many logins/, qr/in an hour.*test => false/, { auth_reply => '454 4.7.0 Too many login attempts, please try again later. d1sm1 - gsmtp' } ],
+            [ 'the limit of the day', {}, 'KM006', qr/"sender": the provider's daily limit is used up/, qr/by itself.*test => false/, { mail_reply => '550-5.4.5 Daily user sending limit exceeded. For more information on Gmail' . "\r\n" . '550 5.4.5 sending limits go to https://support.google.com/a/answer/166852 d1sm1 - gsmtp' } ],
+            [ 'too many logins', {}, 'KM005', qr/"auth": the server saw too many logins/, qr/in an hour.*test => false/, { auth_reply => '454 4.7.0 Too many login attempts, please try again later. d1sm1 - gsmtp' } ],
         ]
     },
     sendgrid => {
@@ -69,10 +69,10 @@ my %provider = (
         header => qr/^X-SMTPAPI: \{"unique_args":\{"kliv_mail":"\d+"\}\}\r$/m,
         mistakes => [
             [ 'something else than an API key', { password => 'my-sendgrid-login' }, '22023', qr/^password: .*SG\./, qr/Settings > API Keys > Create API Key/ ],
-            [ 'an API key that was deleted', { password => 'SG.deleted.deleted' }, '08004', qr/"auth"/, qr/API Keys > Create API Key.*Mail Send/ ],
+            [ 'an API key that was deleted', { password => 'SG.deleted.deleted' }, 'KM005', qr/"auth"/, qr/API Keys > Create API Key.*Mail Send/ ],
             [ 'the name of the account as user name', { username => 'ana@shop.example' }, '22023', qr/^username: .*"apikey"/, qr/Leave it out/ ],
             [ 'no sender', { from_address => undef }, '22023', qr/^from_address: is needed/, qr/address that the mail shall come from/ ],
-            [ 'a used-up plan', {}, '08004', qr/"auth": the provider's credits are used up/, qr/Buy credits.*next day/, { auth_reply => '451 Authentication failed: Maximum credits exceeded' } ],
+            [ 'a used-up plan', {}, 'KM005', qr/"auth": the provider's credits are used up/, qr/Buy credits.*next day/, { auth_reply => '451 Authentication failed: Maximum credits exceeded' } ],
         ],
         later => [
             [ 'an unverified sender', { dot_reply => '550 The from address does not match a verified Sender Identity. Mail cannot be sent until this error is resolved.' }, qr/sender address/, qr/Settings > Sender Authentication/ ],
@@ -86,8 +86,8 @@ my %provider = (
         header => qr/^X-Mailgun-Variables: \{"kliv_mail":"\d+"\}\r$/m,
         mistakes => [
             [ 'the API key', { password => 'key-0123456789abcdef0123456789abcdef' }, '22023', qr/^password: is an API key/, qr/SMTP credentials > Reset password.*not an API key/ ],
-            [ 'an API key of the new form', { password => '0123456789abcdef0123456789abcdef-01234567-89abcdef' }, '08004', qr/"auth"/, qr/not an API key/ ],
-            [ 'the other region', { password => 'of-a-domain-in-the-eu' }, '08004', qr/"auth"/, qr/^Mailgun was asked in the region 'us', where only credentials of that region are known \(there are: us eu\): give region => with theirs\./ ],
+            [ 'an API key of the new form', { password => '0123456789abcdef0123456789abcdef-01234567-89abcdef' }, 'KM005', qr/"auth"/, qr/not an API key/ ],
+            [ 'the other region', { password => 'of-a-domain-in-the-eu' }, 'KM005', qr/"auth"/, qr/^Mailgun was asked in the region 'us', where only credentials of that region are known \(there are: us eu\): give region => with theirs\./ ],
             [ 'a region that it does not have', { region => 'jp' }, '22023', qr/^region: "jp" is not a region/, qr/us eu/ ],
             [ 'a user name without domain', { username => 'postmaster' }, '22023', qr/^username: .*not a full mail address/, qr/SMTP credentials/ ],
             [ 'no user name', { username => undef }, '22023', qr/^username: is needed/, qr/SMTP credentials/ ],
@@ -105,7 +105,7 @@ my %provider = (
             [ 'the secret access key of an IAM user', { password => 'wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY01' }, '22023', qr/^password: has the 40 characters of a secret access key/, qr/SMTP settings > Create SMTP credentials/ ],
             [ 'no region', { region => undef }, '22023', qr/^region: is needed/, qr/region => 'us-east-1'/ ],
             [ 'a region by its name', { region => 'Tokyo' }, '22023', qr/^region: "Tokyo"/, qr/ap-northeast-1/ ],
-            [ 'credentials of another region', { password => 'BJz9876543210abcdefghijklmnopqrstuvwxyzABCDE' }, '08004', qr/"auth"/, qr/^Amazon SES was asked in the region 'ap-northeast-1', .*give region => with theirs\. .*SMTP password of this region/ ],
+            [ 'credentials of another region', { password => 'BJz9876543210abcdefghijklmnopqrstuvwxyzABCDE' }, 'KM005', qr/"auth"/, qr/^Amazon SES was asked in the region 'ap-northeast-1', .*give region => with theirs\. .*SMTP password of this region/ ],
             [ 'a mail address as user name', { username => 'ana@shop.example' }, '22023', qr/^username: .*not an SMTP user name/, qr/AKIA/ ],
             [ 'no user name', { username => undef }, '22023', qr/^username: is needed/, qr/AKIA/ ],
             [ 'no sender', { from_address => undef }, '22023', qr/^from_address: is needed/, qr/address that the mail shall come from/ ],
@@ -122,8 +122,8 @@ my %provider = (
         header => qr/^X-PM-Message-Stream: outbound\r\nX-PM-Metadata-kliv-mail: \d+\r$/m,
         mistakes => [
             [ 'port 465', { port => 465 }, '22023', qr/^port: .*does not answer on port 465/, qr/587/ ],
-            [ 'a token of another server', { password => 'ffffffff-1111-2222-3333-444455556666' }, '08004', qr/"auth"/, qr/Server API token: Postmark > your server > API Tokens/ ],
-            [ 'the mail address as user name', { username => 'ana@shop.example' }, '08004', qr/"auth"/, qr/Server API token/ ],
+            [ 'a token of another server', { password => 'ffffffff-1111-2222-3333-444455556666' }, 'KM005', qr/"auth"/, qr/Server API token: Postmark > your server > API Tokens/ ],
+            [ 'the mail address as user name', { username => 'ana@shop.example' }, 'KM005', qr/"auth"/, qr/Server API token/ ],
             [ 'no token', { password => undef }, '22023', qr/^(?:username|password): is needed/, qr/Server API token/ ],
             [ 'no sender', { from_address => undef }, '22023', qr/^from_address: is needed/, qr/address that the mail shall come from/ ],
         ],
@@ -141,8 +141,8 @@ my %provider = (
             [ 'no host', { host => undef }, '22023', qr/^host: is needed/, qr/初期ドメイン.*sakura\.ne\.jp/ ],
             [ 'a host of its own domain', { host => 'smtp.shop.example' }, '22023', qr/^host: "smtp\.shop\.example" is not a server of Sakura/, qr/初期ドメイン/ ],
             [ 'half a user name', { username => 'info' }, '22023', qr/^username: .*not a full mail address/, qr/$sakura_menu > メール > メール一覧/ ],
-            [ 'the password of the control panel', { password => 'of-the-panel' }, '08004', qr/"auth"/, qr/mailbox's own password.*$sakura_menu.*会員メニュー/ ],
-            [ 'a sender that the mailbox may not use', { from_address => 'boss@other.example' }, '08004', qr/"sender".*boss\@other\.example/, qr/address that logs in/, { mail_reply => '553 5.7.1 <boss@other.example>: Sender address rejected: not owned by user info@shop.example' } ],
+            [ 'the password of the control panel', { password => 'of-the-panel' }, 'KM005', qr/"auth"/, qr/mailbox's own password.*$sakura_menu.*会員メニュー/ ],
+            [ 'a sender that the mailbox may not use', { from_address => 'boss@other.example' }, 'KM006', qr/"sender".*boss\@other\.example/, qr/address that logs in/, { mail_reply => '553 5.7.1 <boss@other.example>: Sender address rejected: not owned by user info@shop.example' } ],
         ]
     },
     onamae => {
@@ -154,8 +154,8 @@ my %provider = (
             [ 'no host', { host => undef }, '22023', qr/^host: is needed/, qr/メールサーバー名.*mail65\.onamae\.ne\.jp.*$sakura_menu/ ],
             [ 'a host of its own domain', { host => 'smtp.shop.example' }, '22023', qr/^host: "smtp\.shop\.example" is not a server of Onamae/, qr/mail65\.onamae\.ne\.jp.*certificate/i ],
             [ 'half a user name', { username => 'info' }, '22023', qr/^username: .*not a full mail address/, qr/$sakura_menu > メール/ ],
-            [ 'the password of the customer account', { password => 'of-onamae-navi' }, '08004', qr/"auth"/, qr/mailbox's own password.*メールパスワード/ ],
-            [ 'a sender that the mailbox may not use', { from_address => 'boss@other.example' }, '08004', qr/"sender"/, qr/address that logs in/, { mail_reply => '553 5.7.1 <boss@other.example>: Sender address rejected: not owned by user info@shop.example' } ],
+            [ 'the password of the customer account', { password => 'of-onamae-navi' }, 'KM005', qr/"auth"/, qr/mailbox's own password.*メールパスワード/ ],
+            [ 'a sender that the mailbox may not use', { from_address => 'boss@other.example' }, 'KM006', qr/"sender"/, qr/address that logs in/, { mail_reply => '553 5.7.1 <boss@other.example>: Sender address rejected: not owned by user info@shop.example' } ],
         ]
     },
     resend => {
@@ -166,7 +166,7 @@ my %provider = (
         header => qr/^Resend-Idempotency-Key: \d+\/\S+\@\S+\r$/m,
         mistakes => [
             [ 'something else than an API key', { password => 'my-login' }, '22023', qr/^password: .*re_/, qr/API Keys/ ],
-            [ 'an API key that was deleted', { password => 're_deleted_deleted' }, '08004', qr/"auth"/, qr/API Keys/ ],
+            [ 'an API key that was deleted', { password => 're_deleted_deleted' }, 'KM005', qr/"auth"/, qr/API Keys/ ],
             [ 'a mail address as user name', { username => 'ana@shop.example' }, '22023', qr/^username: .*"resend"/, qr/Leave it out/ ],
             [ 'no sender', { from_address => undef }, '22023', qr/^from_address: is needed/, qr/address that the mail shall come from/ ],
         ],
@@ -292,7 +292,7 @@ for my $name (sort keys %provider)
     my $smtp = KlivMail::SmtpServer->start(address => $address, tls => 1, cert => $cert, key => $key, auth => ['info@shop.example:mailbox-password']);
     $names->add('smtp.shop.example', $address, 465 => $smtp->port);
     my $result = $session->try(q{SELECT kliv_mail.configure_smtp(provider => '', host => 'smtp.shop.example', port => 465, username => 'info@shop.example', password => 'mailbox-password')});
-    is($result->{state}, '08001', 'a certificate of another name is refused');
+    is($result->{state}, 'KM003', 'a certificate of another name is refused');
     like($result->{message}, qr/not for "smtp\.shop\.example" but for mail65\.onamae\.ne\.jp/, '... and the right name is told');
     like($result->{hint}, qr/Use as host a name that the certificate is for/, '... as the cure');
     is(scalar($smtp->ledger('auth')), 0, '... before any login');
@@ -307,7 +307,7 @@ for my $name (sort keys %provider)
     $names->add('smtp-relay.gmail.com', $address, 465 => $smtp->port);
     my %relay = (host => 'smtp-relay.gmail.com', username => 'ana@shop.example', auth => 'oauth2');
     my $result = configure('gmail', %relay, password => 'ya29.expired');
-    is($result->{state}, '08004', 'gmail, auth => oauth2: an expired token');
+    is($result->{state}, 'KM005', 'gmail, auth => oauth2: an expired token');
     like("$result->{message} $result->{hint}", qr/token/, '... is told as one');
     $result = configure('gmail', %relay, password => 'ya29.token');
     is($result->{state}, '', 'gmail, auth => oauth2');

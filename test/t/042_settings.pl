@@ -86,7 +86,7 @@ $own->set(auth => ["app:$next"]);
 $own->drop_connections;
 my $lost = queued('rotate');
 held($lost, 'account', 'the provider has a new password: mail waits');
-is($session->try("SELECT kliv_mail.configure_smtp(password => '$first')")->{state}, '08004', 'the old one fails the test');
+is($session->try("SELECT kliv_mail.configure_smtp(password => '$first')")->{state}, 'KM005', 'the old one fails the test');
 is($session->try("SELECT kliv_mail.configure_smtp(password => '$next')")->{state}, '', 'configure_smtp(password => ...) alone');
 is(query("SELECT $kept FROM kliv_mail.smtp_settings WHERE account = 'custom'"), $before, '... keeps limits, names and senders');
 my $entry = sent($lost, $own, 'rotate', '... and releases what waited');
@@ -119,7 +119,7 @@ for my $elsewhere (
 is($foreign->state->{connections}, 0, 'no connection was made for any of them');
 is(query("SELECT $kept FROM kliv_mail.smtp_settings WHERE account = 'custom'"), $before, '... and nothing saved');
 # With a password of its own the new place gets that one, and no other.
-is($session->try("SELECT kliv_mail.configure_smtp(host => '127.0.0.1', port => $foreign_tls, encryption => 'tls', username => 'app', password => 'of-this-place')")->{state}, '08004', 'with a password: tried there');
+is($session->try("SELECT kliv_mail.configure_smtp(host => '127.0.0.1', port => $foreign_tls, encryption => 'tls', username => 'app', password => 'of-this-place')")->{state}, 'KM005', 'with a password: tried there');
 is($session->try("SELECT kliv_mail.test_smtp(host => '127.0.0.1', port => $foreign_tls, encryption => 'tls', username => 'app', password => 'of-this-place')")->{state}, '', '... by test_smtp() too');
 # Nor by the hand of a superuser, whom a sender obeys.
 $node->sql("UPDATE kliv_mail._account SET host = '127.0.0.1', port = $foreign_tls WHERE name = 'custom'");

@@ -79,7 +79,7 @@ my $file = "$folder/password";
 append_to_file($file, canary('file') . "\n");
 chmod 0600, $file;
 ok_call('password_file', "SELECT * FROM kliv_mail.configure_smtp($to, password_file => '$file', test => false, account => 'by_file')");
-fails('08', 'password_file with the wrong password', "SELECT * FROM kliv_mail.configure_smtp($to, password_file => '$file', account => 'by_file')");
+fails('KM', 'password_file with the wrong password', "SELECT * FROM kliv_mail.configure_smtp($to, password_file => '$file', account => 'by_file')");
 append_to_file("$folder/binary", canary('binary') . "\0x\n");
 fails('22023', 'password_file with a NUL in it', "SELECT * FROM kliv_mail.configure_smtp($to, password_file => '$folder/binary', test => false, account => 'by_file')");
 
