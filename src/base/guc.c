@@ -12,9 +12,11 @@
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <limits.h>
 
+#include "access/parallel.h"
 #include "common/int.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -79,6 +81,9 @@ static int	on_in_doubt = ON_IN_DOUBT_RETRY;
 static int	max_in_doubt_retries = 2;
 static char *quota_timezone = NULL;
 static int	delivery = DELIVERY_ON;
+static bool test_in_session = false;
+
+static GucStringCheckHook check_mail_address = NULL;
 
 /* From which klm_test_clock_offset is derived. */
 static char *test_clock_offset = NULL;
@@ -99,7 +104,10 @@ static const struct config_enum_entry delivery_options[] = {
 static bool check_platform_url(char **newval, void **extra, GucSource source);
 static bool check_ehlo_name(char **newval, void **extra, GucSource source);
 static bool check_bounce_domain(char **newval, void **extra, GucSource source);
+static bool check_allowed_hosts(char **newval, void **extra, GucSource source);
 static bool check_time_zone(char **newval, void **extra, GucSource source);
+static bool check_delivery(int *newval, void **extra, GucSource source);
+static bool check_redirect_to(char **newval, void **extra, GucSource source);
 static bool check_clock_offset(char **newval, void **extra, GucSource source);
 static void assign_clock_offset(const char *newval, void *extra);
 
@@ -113,6 +121,8 @@ static void assign_clock_offset(const char *newval, void *extra);
 void
 klm_define_settings(GucStringCheckHook check_address)
 {
+	check_mail_address = check_address;
+
 	DefineCustomStringVariable("kliv_mail.platform_url",
 		"The SMTP server of the account \"platform\".",
 		"smtps://host:port, smtp+starttls://host:port or smtp://host:port (in "
@@ -190,7 +200,7 @@ klm_define_settings(GucStringCheckHook check_address)
 		"spaces; for accounts that users configure.",
 		&klm_allowed_hosts, "",
 		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-		NULL, NULL, NULL);
+		check_allowed_hosts, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.ca_file",
 		"The certificates (PEM) that SMTP servers are verified with.",
 		"Empty: the system's.",
@@ -306,6 +316,12 @@ klm_define_settings(GucStringCheckHook check_address)
 		PGC_SIGHUP, 0,
 		NULL, NULL, NULL);
 
+	DefineCustomBoolVariable("kliv_mail.test_in_session",
+		"Lets a session set what otherwise only its database or the configuration file may set.",
+		"For tests of SQL functions: the sender does not have what a session sets.",
+		&test_in_session, false,
+		PGC_SUSET, GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE,
+		NULL, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.quota_timezone",
 		"The time zone whose hours and days quotas count in.",
 		"A change never opens a second window.",
@@ -317,13 +333,13 @@ klm_define_settings(GucStringCheckHook check_address)
 		"hold is for copies of a server; sandbox for development and tests: mail is delivered as far as views tell, or what its address at simulator.invalid says (bounced@simulator.invalid, ...).",
 		&delivery, DELIVERY_ON, delivery_options,
 		PGC_SUSET, 0,
-		NULL, NULL, NULL);
+		check_delivery, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.redirect_to",
 		"The one address that all mail goes to, instead of its recipients.",
 		"For tests and copies; the original recipient is named in a header.",
 		&klm_redirect_to, "",
 		PGC_SUSET, 0,
-		check_address, NULL, NULL);
+		check_redirect_to, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.bounce_domain",
 		"The domain that mail comes back to, at an address that is signed for each delivery.",
 		"Its mail must get to kliv_mail.ingest_bounce(). For the platform and accounts of a server "
@@ -450,9 +466,107 @@ check_ehlo_name(char **newval, void **extra, GucSource source)
 	return good;
 }
 
+bool
+klm_is_of_database(const char *setting)
+{
+	static const char *const settings[] = {
+		"kliv_mail.bounce_domain", "kliv_mail.delivery", "kliv_mail.quota_timezone",
+		"kliv_mail.redirect_to", "kliv_mail.test_clock_offset"
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+	{
+		if (pg_strcasecmp(setting, settings[i]) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Is this set where the sender has it, too?  A session that may set it would
+ * be told that its mail is held or redirected, and the mail would leave.
+ */
+static bool
+reaches_sender(const char *name, GucSource source)
+{
+	/* A parallel worker takes over what its leader has, in whatever order. */
+	if (source <= PGC_S_DATABASE || source == PGC_S_OVERRIDE || source == PGC_S_TEST ||
+		test_in_session || InitializingParallelWorker)
+		return true;
+	GUC_check_errcode(ERRCODE_CANT_CHANGE_RUNTIME_PARAM);
+	GUC_check_errmsg("%s can be set neither in a session nor for a role", name);
+	GUC_check_errdetail("The sender, which it is for, would not have it.");
+	GUC_check_errhint("Use ALTER DATABASE ... SET %s = ..., or the configuration file.", name);
+	return false;
+}
+
+static bool
+check_delivery(int *newval, void **extra, GucSource source)
+{
+	return reaches_sender("kliv_mail.delivery", source);
+}
+
+static bool
+check_redirect_to(char **newval, void **extra, GucSource source)
+{
+	return reaches_sender("kliv_mail.redirect_to", source) &&
+		check_mail_address(newval, extra, source);
+}
+
+/*
+ * Names, addresses and networks, commas between.  An entry that could name nothing
+ * is a mistake that would be met only when a mail is refused.
+ */
+static bool
+check_allowed_hosts(char **newval, void **extra, GucSource source)
+{
+	static const char *const separators = ", \t\r\n";
+
+	for (const char *p = *newval + strspn(*newval, separators); *p; p += strspn(p, separators))
+	{
+		int			length = strcspn(p, separators);
+		int			host_length = strcspn(p, ", \t\r\n/");
+		char		host[256];
+		uint8		address[16];
+		int			family = AF_UNSPEC;
+		bool		good = length < (int) sizeof(host);
+
+		if (good)
+		{
+			memcpy(host, p, host_length);
+			host[host_length] = '\0';
+			family = inet_pton(AF_INET, host, address) == 1 ? AF_INET :
+				inet_pton(AF_INET6, host, address) == 1 ? AF_INET6 : AF_UNSPEC;
+		}
+		if (good && host_length < length)
+		{
+			char	   *end;
+			long		bits = strtol(p + host_length + 1, &end, 10);
+
+			good = family != AF_UNSPEC && isdigit((unsigned char) p[host_length + 1]) &&
+				end == p + length && bits <= (family == AF_INET ? 32 : 128);
+		}
+		else if (good && family == AF_UNSPEC)
+			good = strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+						  "0123456789-._") == length && strspn(host, "0123456789.") < length;
+		if (!good)
+		{
+			GUC_check_errdetail("\"%.*s\" is no host name, no address and no network.",
+								Min(length, 100), p);
+			GUC_check_errhint("Write names, addresses or networks with commas between, as in "
+							  "\"mail.internal, 10.0.0.0/8, fd00::/8\".");
+			return false;
+		}
+		p += length;
+	}
+	return true;
+}
+
 static bool
 check_bounce_domain(char **newval, void **extra, GucSource source)
 {
+	if (!reaches_sender("kliv_mail.bounce_domain", source))
+		return false;
 	if ((*newval)[0] != '[' && strlen(*newval) <= 190 && check_ehlo_name(newval, extra, source))
 		return true;
 	GUC_check_errdetail("It must be a domain such as bounce.example.com.");
@@ -464,6 +578,8 @@ check_time_zone(char **newval, void **extra, GucSource source)
 {
 	pg_tz	   *zone = *newval != NULL ? pg_tzset(*newval) : NULL;
 
+	if (!reaches_sender("kliv_mail.quota_timezone", source))
+		return false;
 	if (zone == NULL)
 	{
 		GUC_check_errdetail("There is no time zone of this name.");
@@ -495,6 +611,8 @@ check_clock_offset(char **newval, void **extra, GucSource source)
 	int64		offset = 0;
 	int64	   *result;
 
+	if (!reaches_sender("kliv_mail.test_clock_offset", source))
+		return false;
 	if (*newval != NULL && **newval != '\0')
 	{
 		memset(&parts, 0, sizeof(parts));

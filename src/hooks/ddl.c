@@ -48,6 +48,7 @@
 #include "utils/syscache.h"
 
 #include "base/compat.h"
+#include "base/guc.h"
 #include "cluster/database_label.h"
 #include "cluster/wake.h"
 #include "hooks/ddl.h"
@@ -66,6 +67,7 @@ static bool may_create_databases(void);
 static bool touches_extension(Node *statement, Oid extension);
 static bool owns_all_extensions(List *names, bool *named);
 static Oid	extension_owner(Oid extension);
+static void refuse_senders_setting(const AlterRoleSetStmt *statement);
 static void after_statement(Node *statement, Oid extension_before, Oid blocked);
 
 void
@@ -99,6 +101,9 @@ process_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 		return;
 	}
 
+	if (IsA(node, AlterRoleSetStmt))
+		refuse_senders_setting((AlterRoleSetStmt *) node);
+
 	extension = get_extension_oid(KLM_SCHEMA, true);
 
 	PG_TRY();
@@ -123,6 +128,23 @@ process_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 	after_statement(node, extension, blocked);
 }
 
+/*
+ * The check hooks of the settings see a session that sets them, but not for whom
+ * ALTER ROLE does.  For all roles reaches the sender, too.
+ */
+static void
+refuse_senders_setting(const AlterRoleSetStmt *statement)
+{
+	if (statement->role != NULL && statement->setstmt->name != NULL &&
+		statement->setstmt->kind != VAR_RESET && klm_is_of_database(statement->setstmt->name))
+		ereport(ERROR,
+				(errcode(ERRCODE_CANT_CHANGE_RUNTIME_PARAM),
+				 errmsg("%s cannot be set for a role", statement->setstmt->name),
+				 errdetail("The sender, which it is for, would not have it."),
+				 errhint("Use ALTER DATABASE ... SET %s = ..., or the configuration file.",
+						 statement->setstmt->name)));
+}
+
 /* Cheap: every utility statement of the cluster comes by here. */
 static bool
 concerns_us(Node *node)
@@ -132,6 +154,7 @@ concerns_us(Node *node)
 		case T_DropdbStmt:
 		case T_AlterDatabaseStmt:
 		case T_AlterDatabaseSetStmt:
+		case T_AlterRoleSetStmt:
 		case T_CreatedbStmt:
 		case T_DropOwnedStmt:
 		case T_CreateExtensionStmt:

@@ -102,6 +102,7 @@ SELECT attname FROM pg_stats WHERE schemaname = 'kliv_mail' AND tablename = '_me
 
 \echo # the clock is set back: retry() moves what waits for no time, what is scheduled stays so
 DELETE FROM kliv_mail._outbox;
+SET kliv_mail.test_in_session = on;
 SET kliv_mail.test_clock_offset = '1 day';
 SELECT kliv_mail.send('a@x.example', 's', 'b') AS one \gset
 SELECT kliv_mail.send('b@x.example', 's', 'b') AS two \gset

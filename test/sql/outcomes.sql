@@ -31,6 +31,7 @@ BEGIN
 END;
 $$;
 -- The present session may claim; the windows of a day to come are empty.
+SET kliv_mail.test_in_session = on;
 SET kliv_mail.delivery = on;
 SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-01 10:00:00+00' - clock_timestamp())::text, false) <> '' AS clock;
 CREATE FUNCTION reset() RETURNS void LANGUAGE sql AS $$

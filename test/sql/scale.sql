@@ -8,6 +8,7 @@ SELECT kliv_mail._epoch_lock(78) AS alive;
 INSERT INTO kliv_mail._account (name, in_use, route_order, origin, host, port, encryption, from_address,
     hourly_limit, daily_limit, created_at, updated_at, updated_by, renewed_at)
 VALUES ('scale', true, 9, kliv_mail._origin(), 'smtp.example.com', 25, 'none', 'app@example.com', 10000, 10000, now(), now(), 'me', now());
+SET kliv_mail.test_in_session = on;
 SET kliv_mail.delivery = on;
 SELECT count(kliv_mail.send('r' || n || '@example.com', 'Scale', 'x', account => 'scale')) FROM generate_series(1, 500) AS n;
 DELETE FROM kliv_mail._outbox;

@@ -87,6 +87,7 @@ SELECT count(*) FROM kliv_mail.suppressions WHERE address = 'a@x.example';
 \echo # what has expired stops nothing
 SELECT kliv_mail.suppress('fred@x.example', expires_at => kliv_mail._now() + interval '1 hour');
 SELECT b.status FROM became(kliv_mail.send('fred@x.example', 's', 'b')) AS b;
+SET kliv_mail.test_in_session = on;
 SET kliv_mail.test_clock_offset = '2 hours';
 SELECT b.status FROM became(kliv_mail.send('fred@x.example', 's', 'b')) AS b;
 SELECT count(*) FROM kliv_mail.suppressions WHERE address = 'fred@x.example';

@@ -14,7 +14,7 @@ my $session = $node->session;
 $node->sql(q{
     INSERT INTO kliv_mail._account (name, in_use, route_order, origin, host, port, encryption, from_address, created_at, updated_at, updated_by, renewed_at)
     VALUES ('custom', true, 0, kliv_mail._origin(), 'smtp.example.com', 25, 'none', 'a@a.example', now(), now(), 'me', now())});
-$session->sql(q{SET kliv_mail.test_clock_offset = '1 day'});
+$session->sql(q{SET kliv_mail.test_in_session = on; SET kliv_mail.test_clock_offset = '1 day'});
 my $at_once = $session->sql(q{SELECT kliv_mail.send('at-once@example.com', 'x', 'x')}) =~ s/^.*NOTICE.*\n|^HINT.*\n|^LOCATION.*\n//mgr;
 my $planned = $session->sql(q{SELECT kliv_mail.send('planned@example.com', 'x', 'x', send_at => kliv_mail._now() + interval '1 hour')});
 $session->sql(q{INSERT INTO kliv_mail._quota (account, held_until, held_by, held_reason, held_since, failures, fingerprint)

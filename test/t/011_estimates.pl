@@ -31,6 +31,7 @@ for my $name (sort keys %accounts)
 $node->sql(q{SELECT kliv_mail.set_brand(unsubscribe_url => 'https://shop.example/u')});
 
 my $hours = 0;
+$session->sql('SET kliv_mail.test_in_session = on');
 sub clock { $hours = shift; return $session->sql("SET kliv_mail.test_clock_offset = '" . ($noon + 3600 * $hours) . " s'"); }
 
 # What was sent before: in the last day by hours, so that the rolling rule has something to wait for.
@@ -112,7 +113,7 @@ like($idle, qr/^3 \d \d, 10 \d+ \d+, 12 \d+ \d+$/, 'usage shows the last 24 hour
     $session->sql(q{UPDATE kliv_mail._account SET daily_limit = CASE WHEN name IN ('plain', 'rolling') THEN 10 ELSE 0 END});
     $session->sql(q{SELECT count(kliv_mail.send('y' || i || '@x.example', 'x', 'x', account => a)) FROM generate_series(1, 10) AS i, unnest(ARRAY['plain', 'rolling']) AS a});
     my $other = $node->session;
-    $other->sql("SET kliv_mail.test_clock_offset = '" . ($noon + 86400 * 41) . " s'");
+    $other->sql("SET kliv_mail.test_in_session = on; SET kliv_mail.test_clock_offset = '" . ($noon + 86400 * 41) . " s'");
     $session->sql('BEGIN');
     my $mine = $session->sql(q{SELECT count(*) FROM kliv_mail._claim_account(1, 'plain', 100, 1000000, true)});
     my $theirs = $other->sql(q{SELECT count(*) FROM kliv_mail._claim_account(2, 'rolling', 100, 1000000, true)});

@@ -19,7 +19,7 @@ my $node = KlivMail::Cluster->new(
     });
 $node->sql('ALTER DATABASE postgres SET kliv_mail.delivery = hold');
 my $session = $node->background_psql('postgres', on_error_stop => 1);
-$session->query("SET client_min_messages = warning; SET kliv_mail.delivery = on; SELECT kliv_mail._epoch_lock(77);
+$session->query("SET client_min_messages = warning; SET kliv_mail.test_in_session = on; SET kliv_mail.delivery = on; SELECT kliv_mail._epoch_lock(77);
     CREATE TEMPORARY TABLE claimed (id bigint, account text)");
 
 # Octets of WAL a mail; at most a tenth more than what it was, and not less than nine tenths.

@@ -34,7 +34,7 @@ $node->sql('ALTER DATABASE postgres SET kliv_mail.delivery = hold; CREATE TABLE 
 $node->stop;
 
 my @statements = (
-    q{SET client_min_messages = warning; SET kliv_mail.delivery = on; SELECT kliv_mail._epoch_lock(77);
+    q{SET client_min_messages = warning; SET kliv_mail.test_in_session = on; SET kliv_mail.delivery = on; SELECT kliv_mail._epoch_lock(77);
       CREATE TEMPORARY TABLE claimed (id bigint, account text)});
 my @measured;
 
