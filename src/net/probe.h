@@ -55,9 +55,10 @@ extern void klm_probe(const KlmTarget *target, const char *provider, const char 
 					  KlmProbe *probe);
 
 /*
- * Raise what a failed probe found: 42501 for an address that the guard
- * refused, KM001 (dns), KM002 (connect), KM003 (tls), KM004 (ehlo), KM005 (auth)
- * or KM006 (sender) otherwise, with the server's words and the hint.  secret: the statement carries a password and stays out of the log.
+ * Raise what a failed probe found: 42501 for an address that the guard refused,
+ * KM001 (dns), KM002 (connect), KM003 (tls), KM004 (ehlo), KM005 (auth) or KM006
+ * (sender) otherwise, with the server's words and the hint.  secret: the
+ * statement carries a password and is kept out of the log.
  */
 extern void klm_probe_raise(const KlmProbe *probe, bool secret) pg_attribute_noreturn();
 

@@ -5,6 +5,7 @@ SET client_min_messages = warning;
 \pset tuples_only on
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET kliv_mail.delivery = hold', current_database()); END $$;
 SELECT kliv_mail.resume() >= 0;
+SET kliv_mail.test_in_session = on;
 SET kliv_mail.delivery = on;
 INSERT INTO kliv_mail._account (name, in_use, route_order, origin, host, port, encryption, from_address,
     hourly_limit, daily_limit, created_at, updated_at, updated_by, renewed_at, last_test_at, last_test_ok)
