@@ -100,12 +100,12 @@ klm_read_bounce_text(const KlmPart *mail, const char *text, KlmReport *report)
 
 	/* The words of the mail that is returned say nothing. */
 	lower[end - text] = '\0';
-	if (!has_any(lower, failures, lengthof(failures)) &&
+	delayed = has_any(lower, delays, lengthof(delays)) ||
+		has_any(subject, delays, lengthof(delays));
+	if (!delayed && !has_any(lower, failures, lengthof(failures)) &&
 		!has_any(subject, failures, lengthof(failures)))
 		return;
-	delayed = (has_any(lower, delays, lengthof(delays)) ||
-			   has_any(subject, delays, lengthof(delays))) &&
-		!has_any(lower, finals, lengthof(finals));
+	delayed &= !has_any(lower, finals, lengthof(finals));
 
 	for (const char *line = text; line < end;)
 	{

@@ -223,6 +223,8 @@ SELECT d.status, d.reason FROM kliv_mail.deliveries AS d WHERE d.message_id = :o
 SELECT kliv_mail._set_aside(-1, 'no such row');
 SELECT reset();
 
+-- what does not exist gets no more mail
+SELECT s.scope, s.reason FROM kliv_mail.suppressions AS s WHERE s.address ~ '@x.example$' ORDER BY s.address;
 DELETE FROM kliv_mail._suppression WHERE address = 'gone@x.example';
 DELETE FROM kliv_mail._message WHERE account = 'out';
 DELETE FROM kliv_mail._account WHERE name = 'out';

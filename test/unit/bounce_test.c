@@ -181,6 +181,9 @@ test_manners(void)
 		{"a warning", FROM_MAILER "Delivery of your message has been delayed.\n\nbob@example.com: "
 			"451 4.4.1 connection refused\n\nThe server will retry.\n",
 			"text -: bob@example.com delayed 4.4.1 soft"},
+		{"a warning in its subject", "From: postmaster@mx.example\nSubject: Warning: message delayed\n\n"
+			"  bob@example.com\n    451 4.4.1 connection refused\n",
+			"text -: bob@example.com delayed 4.4.1 soft"},
 		{"a sentence with a number", FROM_MAILER "Could not be delivered, for 587 reasons:\n\n"
 			"bob@example.com:\nport 25 is closed\n", "text -: bob@example.com failed - soft"},
 

@@ -52,6 +52,13 @@ static const char *addresses[] = {
 	"\xE5\x88\xB6\xE9\x99\x90throttle@x.example"
 };
 
+/* Mobile carriers of Japan, but for the last two. */
+static const char *const carriers[] = {
+	"taro@docomo.ne.jp", "taro@ezweb.ne.jp", "taro@AU.com", "taro@softbank.ne.jp",
+	"taro@i.softbank.jp", "taro@t.vodafone.ne.jp", "taro@ymobile.ne.jp",
+	"taro@notdocomo.ne.jp", "taro@docomo.ne.jp.example"
+};
+
 static void
 check(bool ok, const char *what, const char *reply, const char *address, const KlmDecision *expected,
 	  const KlmDecision *found)
@@ -299,6 +306,22 @@ main(void)
 	decide(KLM_STAGE_RCPT, "550 5.7.1 Relay access denied", NULL, "relay@x.example", &decision);
 	check(decision.scope <= KLM_SCOPE_ACCOUNT, "a name that is a word", "relay", "relay@x.example", &decision,
 		  &decision);
+
+	/* A carrier's "unknown" is about the mailbox at RCPT, and perhaps about us at the dot. */
+	for (int i = 0; i < lengthof(carriers); i++)
+	{
+		bool		carrier = i < lengthof(carriers) - 2;
+
+		decide(KLM_STAGE_RCPT, "550 5.1.1 User unknown", NULL, carriers[i], &decision);
+		check(decision.verdict == KLM_PERMANENT && strcmp(decision.bounce_type, "hard") == 0,
+			  "unknown at RCPT", "550", carriers[i], &decision, &decision);
+		decide(KLM_STAGE_DOT, "550 Unknown user", NULL, carriers[i], &decision);
+		check(decision.verdict == KLM_PERMANENT &&
+			  strcmp(decision.bounce_type, carrier ? "soft" : "hard") == 0,
+			  "unknown at the dot", "550", carriers[i], &decision, &decision);
+		check(klm_filters_by_recipient(carriers[i]) == carrier, "a carrier", "", carriers[i],
+			  &decision, &decision);
+	}
 	printf("%d passed, %d failed\n", passed, failed);
 	return failed != 0;
 }
