@@ -116,6 +116,9 @@ BEGIN
         v_waits := v_waits || j.waits;
         v_until := v_until || array_fill(j.until, ARRAY[cardinality(j.waits)]);
         PERFORM kliv_mail._release_suspects(j.released, j.print, v_at);
+        IF cardinality(j.waits) > 1 AND EXISTS (SELECT FROM unnest(v_refused) AS x WHERE x.account = a.account AND x.verdict = 'temporary') THEN
+            RETURN QUERY SELECT * FROM kliv_mail._finish(NULL, kliv_mail._tried_enough(a.account, v_at, v_retry_for), v_at);
+        END IF;
         -- Those of this batch, which are still claimed.
         UPDATE kliv_mail._outbox AS o SET refused = kliv_mail._refusal(x.stage, x.code, x.enhanced, j.print)
         FROM unnest(v_refused) AS x WHERE x.id = ANY (j.released) AND o.id = x.id AND o.epoch = p_epoch;

@@ -110,6 +110,14 @@ SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-04 16:00:
 SELECT count(*) FROM play('{}', 'temporary', 'account', 'rcpt', 0);
 SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-04 18:00:00+00' - clock_timestamp())::text, false) <> '' AS clock;
 SELECT count(*) FROM play('{}', 'temporary', 'account', 'rcpt', 0);
+-- those whose time is over end with the hold of two others: one tries at each hold's end
+SELECT count(*) FROM play('{s1@x.example,s2@x.example}', 'temporary', 'account', 'rcpt', 0);
+UPDATE kliv_mail._outbox SET attempts = 3, first_attempt_at = kliv_mail._now() - interval '4 days', refused = NULL, last_reason = 'played', due = kliv_mail._now() + interval '1 hour'
+WHERE recipient IN ('s1@x.example', 's2@x.example');
+UPDATE kliv_mail._quota SET held_until = NULL, suspects = '{}' WHERE account = 'out';
+SELECT count(*) FROM play('{s3@x.example,s4@x.example}', 'temporary', 'account', 'rcpt', 0);
+SELECT count(*) FROM play('{}', 'temporary', 'account', 'rcpt', 0);
+SELECT recipient, status, held_by, attempts, reason FROM kliv_mail.deliveries WHERE recipient ~ '^s\d@x' ORDER BY 1;
 SELECT recipient, status, held_by, attempts, reason FROM kliv_mail.deliveries WHERE recipient ~ '^r\d@x' ORDER BY 1;
 SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-01 15:00:00+00' - clock_timestamp())::text, false) <> '' AS clock;
 SELECT reset();
