@@ -15,7 +15,7 @@ CREATE TABLE kliv_mail._template_version (
     version      integer NOT NULL,
     subject      text NOT NULL,
     body         text NOT NULL,
-    format       text NOT NULL CHECK (format IN ('markdown', 'markdown_html', 'html')),
+    format       text NOT NULL CHECK (format IN ('markdown', 'html')),
     plain_text   text,
     message_type text NOT NULL CHECK (message_type IN ('system', 'transactional', 'marketing')),
     variables    jsonb NOT NULL,                -- as declared, or as found

@@ -131,24 +131,27 @@ END;
 
 -- The defaults of variables, and their examples as a caller would give them.
 CREATE FUNCTION kliv_mail._variable_defaults(p_variables jsonb) RETURNS jsonb
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT coalesce(jsonb_object_agg(x.key, x.value -> 'default') FILTER (WHERE x.value ? 'default'), '{}') FROM jsonb_each(p_variables) AS x;
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT coalesce(jsonb_object_agg(x.key, x.value -> 'default') FILTER (WHERE x.value ? 'default'), '{}') FROM jsonb_each(p_variables) AS x);
 END;
+$$;
 
 CREATE FUNCTION kliv_mail._variable_examples(p_variables jsonb) RETURNS jsonb
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT coalesce(jsonb_object_agg(x.key, CASE WHEN x.value ? 'example' THEN x.value -> 'example' WHEN x.value ? 'default' THEN x.value -> 'default'
-                                                 ELSE to_jsonb(x.key) END), '{}') FROM jsonb_each(p_variables) AS x;
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT coalesce(jsonb_object_agg(x.key, CASE WHEN x.value ? 'example' THEN x.value -> 'example' WHEN x.value ? 'default' THEN x.value -> 'default'
+                                                 ELSE to_jsonb(x.key) END), '{}') FROM jsonb_each(p_variables) AS x);
 END;
+$$;
 
 -- What is around a mail: the brand, and the layout and the partials of a locale.
 CREATE FUNCTION kliv_mail._brand_values() RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT coalesce((SELECT to_jsonb(b) FROM kliv_mail._brand AS b), '{}');
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT coalesce((SELECT to_jsonb(b) FROM kliv_mail._brand AS b), '{}'));
 END;
+$$;
 
 CREATE FUNCTION kliv_mail._template_source(p_name text, p_locale text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -167,8 +170,9 @@ END;
 $$;
 
 CREATE FUNCTION kliv_mail._template_partials(p_locale text) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT coalesce(jsonb_object_agg(x.name, kliv_mail._template_source(x.name, p_locale)), '{}')
-    FROM (SELECT DISTINCT t.name FROM kliv_mail._template AS t WHERE t.version IS NOT NULL) AS x;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT coalesce(jsonb_object_agg(x.name, kliv_mail._template_source(x.name, p_locale)), '{}')
+    FROM (SELECT DISTINCT t.name FROM kliv_mail._template AS t WHERE t.version IS NOT NULL) AS x);
 END;
+$$;

@@ -65,9 +65,9 @@ DECLARE
 BEGIN
     IF p_subject IS NULL OR p_body IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = CASE WHEN p_subject IS NULL THEN 'subject' ELSE 'body' END || ': is NULL';
-    ELSIF p_format IS NULL OR p_format NOT IN ('markdown', 'markdown_html', 'html') THEN
+    ELSIF p_format IS NULL OR p_format NOT IN ('markdown', 'html') THEN
         RAISE invalid_parameter_value USING MESSAGE = format('format: %s is not a choice', coalesce(quote_ident(left(p_format, 40)), 'NULL')),
-            HINT = 'Use markdown, markdown_html (in which your own HTML passes) or html.';
+            HINT = 'Use markdown (your own HTML passes where {{% html }} begins the body) or html.';
     ELSIF p_message_type IS NULL OR p_message_type NOT IN ('system', 'transactional', 'marketing') THEN
         RAISE invalid_parameter_value USING MESSAGE = format('message_type: %s is not a choice', coalesce(quote_ident(left(p_message_type, 40)), 'NULL')),
             HINT = 'Use system, transactional or marketing.';
@@ -127,8 +127,8 @@ CREATE FUNCTION kliv_mail.save_template(
     description text DEFAULT NULL, publish boolean DEFAULT true) RETURNS integer
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.save_template IS
-$comment$Saves a new version of a template and returns its number; publish => false makes a draft, the present version stays in use. body is Markdown with $firstName or ${order.total}, {{#items}}...{{/items}}, {{> partial}}; [Label](https://... "button") is a button. plain_text: NULL is made from body. variables: {"name": {"required": true, "default": ..., "example": ..., "description": "..."}}; NULL: what is found is required. expires_in: mail that has not left by then does not leave. A template named layout (html with {{{content}}}) stands around all others.
-format: markdown | markdown_html | html
+$comment$Saves a new version of a template and returns its number; publish => false makes a draft, the present version stays in use. body is Markdown with $firstName or ${order.total}, {{#items}}...{{/items}}, {{> partial}}; [Label](https://... "button") is a button. A body that begins with {{% html }} lets its own HTML and {{{name}}} pass, else both are shown as they are written. plain_text: NULL is made from body. variables: {"name": {"required": true, "default": ..., "example": ..., "description": "..."}}; NULL: what is found is required. expires_in: mail that has not left by then does not leave. A template named layout (html with {{{content}}}) stands around all others.
+format: markdown | html
 message_type: system | transactional | marketing
 Warns of what mail programs would not like (NOTICE; all of it: check_template()). Errors: 42601 syntax, 22023 an unknown variable or partial, both with line, column and the nearest name, 54000 over 256 kB.
 Example: SELECT kliv_mail.save_template('welcome', 'Welcome, $firstName', 'Hello **$firstName**, [confirm](${url} "button") your address.', variables => '{"url": {"example": "https://example.com/c/1"}}');$comment$;

@@ -39,7 +39,7 @@ BEGIN
                 'Write the whole URL; no other leads anywhere from a mail.'),
             ('not_https', 'a link or image is not https: ' || coalesce(n.detail, ''), 'Write https://; whoever is between can read and change the other.'),
             ('other_address', 'a link''s text names another address than the link, as phishing does: ' || coalesce(n.detail, ''), 'Name the link in words.'),
-            ('raw_value', '{{{ }}} would put HTML into Markdown', 'Write {{ }}, or save it with format => ''markdown_html''.'),
+            ('raw_value', '{{{ }}} would put HTML into Markdown', 'Write {{ }}, or {{% html }} at the beginning of the body, by which HTML passes.'),
             ('misplaced', 'a value stands in ' || coalesce(n.detail, 'a tag'), 'Put values into texts and attributes only.'),
             ('script', 'mail programs run no script', 'Take the script or the event attribute out.'),
             ('open_tag', 'the HTML ends within a tag', 'Close it.')) AS k (kind, problem, hint) WHERE k.kind = n.kind;

@@ -52,8 +52,7 @@ klm_compile_source(const char *argument, const char *utf8)
 KlmBodyFormat
 klm_body_format(const char *name)
 {
-	return strcmp(name, "html") == 0 ? KLM_BODY_HTML :
-		strcmp(name, "markdown_html") == 0 ? KLM_BODY_MARKDOWN_HTML : KLM_BODY_MARKDOWN;
+	return strcmp(name, "html") == 0 ? KLM_BODY_HTML : KLM_BODY_MARKDOWN;
 }
 
 /* ----------------------------------------------------------------

@@ -17,7 +17,7 @@
 /* A source, compiled; raises 42601 and 54000 for the argument, with line and column. */
 extern KlmTemplate *klm_compile_source(const char *argument, const char *utf8);
 
-/* markdown, markdown_html or html. */
+/* markdown or html. */
 extern KlmBodyFormat klm_body_format(const char *name);
 
 /* How a locale writes, with the clock of a zone (NULL or unknown: UTC). */

@@ -250,7 +250,7 @@ render_body(KlmRendering *rendering, const KlmMailSource *source, const KlmMailI
 	KlmHolder	holder = {0};
 	const char *color = input->brand->color ? input->brand->color : KLM_BRAND_COLOR;
 	KlmMarkdown markdown = {
-		.holder = &holder, .raw_html = source->format == KLM_BODY_MARKDOWN_HTML,
+		.holder = &holder, .raw_html = source->body->allows_html,
 		.rtl = strcmp(klm_direction(input->locale), "rtl") == 0,
 		.link_color = klm_link_color(input->brand->color), .button_color = color,
 		.button_text_color = klm_color_on(color), .notes = notes

@@ -18,7 +18,6 @@
 typedef enum KlmBodyFormat
 {
 	KLM_BODY_MARKDOWN,
-	KLM_BODY_MARKDOWN_HTML,		/* in which the author's HTML passes */
 	KLM_BODY_HTML
 } KlmBodyFormat;
 

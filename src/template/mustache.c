@@ -183,7 +183,7 @@ klm_mustache_compile(const char *source, KlmSourceError *error)
 				return NULL;
 			start = tag.start;
 			end = tag.end;
-			if (strchr("#^/!=>", tag.type) == NULL || tag.type == '\0' ||
+			if (strchr("#^/!=>%", tag.type) == NULL || tag.type == '\0' ||
 				!stands_alone(template, &start, &end))
 			{
 				start = tag.start;
@@ -239,7 +239,7 @@ parse_tag(Compiler *compiler, int start, Tag *tag)
 
 	while (*pos == ' ' || *pos == '\t' || *pos == '\n' || *pos == '\r')
 		pos++;
-	tag->type = *pos != '\0' && strchr("#^/!=>&{", *pos) ? *pos++ : '\0';
+	tag->type = *pos != '\0' && strchr("#^/!=>&{%", *pos) ? *pos++ : '\0';
 	if (tag->type == '=')
 		before = '=';
 	else if (tag->type == '{')
@@ -367,6 +367,12 @@ add_tag(Compiler *compiler, const Tag *tag, const char *indent, int indent_lengt
 	switch (tag->type)
 	{
 		case '!':
+			return true;
+		case '%':
+			if (tag->length != 4 || memcmp(tag->content, "html", 4) != 0)
+				return fail_at(compiler, tag->start, "Write {{% html }}, by which a Markdown body's own HTML passes; {{name}} for a value.",
+							   "{{%%%s}} is no option", klm_shown(tag->content, tag->length));
+			compiler->template->allows_html = true;
 			return true;
 		case '=':
 			return set_delimiters(compiler, tag);

@@ -63,6 +63,7 @@ typedef struct KlmTemplate
 	int			length;
 	KlmNode    *nodes;
 	int			count;
+	bool		allows_html;	/* {{% html }}: in Markdown, its author's HTML passes */
 } KlmTemplate;
 
 /* Everything is palloc'd in the present context; NULL with *error filled. */

@@ -27,11 +27,11 @@ SELECT * FROM problems('s', E'<p>Hi\n<img src="http://x.example/a.png">\n<a href
 SELECT * FROM problems('s', 'all is well <a href="{{u}}">here</a>', 'html');
 SELECT * FROM problems('s', E'{{u}}\n<p title="x', 'html');
 -- Markdown with HTML
-SELECT * FROM problems('s', E'# H {{u}}\n\n<img src="http://x.example/a.png">\n\ntext <a href="http://a.example">x</a> <a href="https://evil.example/">**https://bank.example/**</a>\n\n- a ![](https://x.example/b.png)\n'
-    '- [https://bank.example](https://evil.example) <https://x.example>', 'markdown_html');
+SELECT * FROM problems('s', E'{{% html }}\n# H {{u}}\n\n<img src="http://x.example/a.png">\n\ntext <a href="http://a.example">x</a> <a href="https://evil.example/">**https://bank.example/**</a>\n\n- a ![](https://x.example/b.png)\n'
+    '- [https://bank.example](https://evil.example) <https://x.example>', 'markdown');
 -- what is refused, and where
 SELECT f, b, tried(format('kliv_mail.save_template(''refused'', ''s'', %L, %L)', b, f)) FROM (VALUES ('html', E'<p\n onclick="x()">a'), ('html', E'<p>\n<b {{v}}>a'), ('html', E'\n\n <a on{{v}}=x>'), ('html', E'<script>\n{{v}}</script>'),
-    ('markdown_html', E'a\n\nb <i onclick=x>c</i>'), ('markdown_html', E'a\n\n<script>x</script>'), ('markdown', E'a\n\nb {{{v}}}')) AS x (f, b);
+    ('markdown', E'{{% html }}\na\n\nb <i onclick=x>c</i>'), ('markdown', E'{{% html }}\na\n\n<script>x</script>'), ('markdown', E'a\n\nb {{{v}}}')) AS x (f, b);
 SELECT b, tried(format('kliv_mail.save_template(''layout'', ''s'', %L, ''html'', locale => ''xx'')', b)) FROM unnest(ARRAY['<html>{{content}}</html>', '<html><p title="{{{content}}}">x</p></html>', '<html><!-- {{&content}} --></html>',
     E'<html>\n{{{content}}}<script>x</script></html>', E'<html>{{{content}}}\n<p {{subject}}></html>', '<html>{{{content}}}{{nothing}}</html>']) AS b;
 -- a layout has its own

@@ -59,7 +59,7 @@ SELECT tried($$kliv_mail.save_template('two', 's', '{{name}} {{code}} {{more}}')
 SELECT tried($$kliv_mail.save_template('two', 's', '{{name}} {{code}} {{more}}', variables => '{"name": {}, "code": {}, "more": {"default": "m"}}')$$);
 SELECT a, tried('kliv_mail.save_template(' || a || ')') FROM unnest(ARRAY[$$'v', NULL, 'b'$$, $$'v', 's', NULL$$, $$'v', 's', 'b', 'text'$$, $$'v', 's', 'b', message_type => 'spam'$$,
     $$'v', 's', 'b', locale => 'x/y'$$, $$'v', 's', 'b', expires_in => '-1 s'$$, $$'v', 's', 'b', publish => NULL$$, $$'layout', 's', 'b'$$,
-    $$'raw', 's', '{{{name}}}'$$, $$'script', 's', '<script>{{name}}</script>', 'html'$$, $$'tag', 's', '<p {{name}}>', 'markdown_html'$$]) AS a;
+    $$'raw', 's', '{{{name}}}'$$, $$'script', 's', '<script>{{name}}</script>', 'html'$$, $$'tag', 's', '{{% html }}<p {{name}}>'$$, $$'option', 's', '{{% tables }}'$$, $$'format', 's', 'b', 'markdown_html'$$]) AS a;
 
 -- versions and drafts
 SELECT kliv_mail.save_template('one', 'S2 $firstName', 'New', publish => false);

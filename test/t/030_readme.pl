@@ -16,7 +16,7 @@ sub blocks { return [ map { [@$_] } pairs($_[0] =~ /^```(\w*)\n(.*?)^```$/msg) ]
 sub pairs { my @pairs; push @pairs, [ splice @_, 0, 2 ] while @_; return @pairs; }
 my $blocks = blocks($text{'README.md'});
 my @sql = map { $_->[1] } grep { $_->[0] eq 'sql' } @$blocks;
-is(scalar(@sql), 6, 'README.md has its six SQL blocks');
+is(scalar(@sql), 7, 'README.md has its seven SQL blocks');
 
 # ---- the Japanese one ----
 
@@ -219,9 +219,27 @@ like($node->sql("SELECT subject || convert_from(entity, 'UTF8') FROM kliv_mail._
 like($made{preview_html}{out}, qr/^<!DOCTYPE html>.*ご登録ありがとうございます/s, 'preview_html(): a page, in Japanese');
 is($made{check_template}{out}, '', 'check_template(): nothing to warn of');
 
+# ---- what applications send ----
+
+my @templates = runs($sql[5]);
+my ($reset) = grep { $_->{statement} =~ /idempotency_key/ } @templates;
+is($node->try($reset->{statement})->{out}, $reset->{out}, 'a second reset with the token is the first one');
+my ($code) = grep { $_->{statement} =~ /replace_key/ } @templates;
+my $newer = $node->try($code->{statement} =~ s/482 913/555 111/r)->{out};
+is($node->sql("SELECT status, reason FROM kliv_mail.deliveries WHERE message_id = $code->{out}"), "cancelled|replaced by message $newer", 'a newer code replaces the first one');
+is($node->sql("SELECT expires_at - created_at BETWEEN '9 minutes' AND '10 minutes' FROM kliv_mail._message WHERE id = $newer"), 't', '... and leaves within ten minutes');
+is($node->sql(q{SELECT count(*) FROM kliv_mail.messages WHERE template = 'receipt' AND subject ~ 'A-1042' AND subject ~ '[^ -~]'}), 1, 'the receipt is Japanese');
+is($templates[-1]{out}, '2|recipients: "no address" is not an e-mail address', 'the newsletter tells the address that is none');
+is($node->sql(q{SELECT string_agg(o.recipient || ' ' || (m.subject = 'News for ' || u.name), ', ' ORDER BY m.id) FROM kliv_mail._message AS m
+    JOIN kliv_mail._outbox AS o ON o.message_id = m.id JOIN users AS u ON u.email = o.recipient WHERE m.template = 'news'}),
+    'taro@example.jp true, eve@example.com true', '... and each other one has a mail');
+is($node->sql("SELECT kliv_mail.reschedule($newer, now() + interval '5 minutes')"), 1, 'reschedule() moves what waits');
+like($node->sql(q{SELECT plain_text FROM kliv_mail.preview_template('news')}), qr/^Autumn\n=+\n/, 'preview_template() shows it');
+$node->sql(q{SELECT kliv_mail.set_brand(unsubscribe_url => '')});
+
 # ---- reference ----
 
-my ($described) = runs($sql[5]);
+my ($described) = runs($sql[6]);
 my $description = decode_json($described->{out});
 my %exists = map { $_ => 1 } split /\n/, $node->sql(q{
     SELECT proname FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND proname !~ '^_'

@@ -39,6 +39,7 @@ SKIP:
 my @values = ('<script>alert(1)</script>', '](javascript:alert(1))', '`code`', 'a | b', "two\nlines", '{{firstName}} $firstName', '&lt;&amp;&#65;',
     q{"'><img src=x onerror=alert(1)>}, '**x** _y_ # z', 'javascript:alert(1)', "\x{5c71}" , '~~~', '-->', '</style></td></table>', '%3Cb%3E', 'kLmVaLuE000000');
 my $markdown = <<'END';
+{{% html }}
 # H {{v}}
 
 T {{v}} and *{{v}}* [L {{v}}](https://x.example/{{v}}?q={{v}} "T {{v}}") [B {{v}}](https://x.example/b/{{v}} "button") [U]({{v}})
@@ -61,7 +62,7 @@ https://x.example/auto/{{v}}
 
 <p title="R {{v}}" data-x=S{{v}} style="color:{{v}}">W {{v}}</p><a href="{{v}}">X</a><a href="https://x.example/{{v}}">Y</a>
 END
-$node->sql("SELECT kliv_mail.save_template('places', 'S', " . quoted($markdown) . ", format => 'markdown_html', variables => '{\"v\": {\"example\": \"e\"}}')");
+$node->sql("SELECT kliv_mail.save_template('places', 'S', " . quoted($markdown) . ", variables => '{\"v\": {\"example\": \"e\"}}')");
 
 $node->sql(q{SELECT kliv_mail.save_template('subject', 'S {{v}}', 'b')});
 

@@ -238,7 +238,7 @@ text_of(const char *body, const char *value)
 	KlmError	error;
 	char	   *footer;
 
-	if (!mail_of("s", body, KLM_BODY_MARKDOWN_HTML, pairs, lengthof(pairs), &mail, &error))
+	if (!mail_of("s", psprintf("{{%% html }}\n%s", body), KLM_BODY_MARKDOWN, pairs, lengthof(pairs), &mail, &error))
 		return psprintf("%s %s", sqlstate_text(error.sqlstate), error.message);
 	footer = strstr(mail.text, "\n\n--\n");
 	if (footer)
@@ -275,10 +275,10 @@ test_places(void)
 		{KLM_BODY_MARKDOWN, "see https://x.example/{{v}} now", "a b", "href=\"https://x.example/a%20b\""},
 		{KLM_BODY_MARKDOWN, "<b>{{v}}</b>", "x", "&lt;b&gt;x&lt;/b&gt;"},
 		{KLM_BODY_MARKDOWN, "{{{v}}}", "<b>", "&lt;b&gt;"},
-		{KLM_BODY_MARKDOWN_HTML, "<b title='{{v}}'>{{v}}</b>", "' onx='", "<b title='&#39; onx=&#39;'>&#39; onx=&#39;</b>"},
-		{KLM_BODY_MARKDOWN_HTML, "{{{v}}}", "<i>", "<i>"},
-		{KLM_BODY_MARKDOWN_HTML, "<a href={{v}}>x</a>", "javascript:x onclick=y", "<a href=\"\">"},
-		{KLM_BODY_MARKDOWN_HTML, "<a href={{v}}>x</a>", "https://x.example/ onclick=y", "<a href=\"https://x.example/%20onclick=y\">"},
+		{KLM_BODY_MARKDOWN, "{{% html }}\n<b title='{{v}}'>{{v}}</b>", "' onx='", "<b title='&#39; onx=&#39;'>&#39; onx=&#39;</b>"},
+		{KLM_BODY_MARKDOWN, "{{% html }}\n{{{v}}}", "<i>", "<i>"},
+		{KLM_BODY_MARKDOWN, "{{% html }}\n<a href={{v}}>x</a>", "javascript:x onclick=y", "<a href=\"\">"},
+		{KLM_BODY_MARKDOWN, "{{% html }}\n<a href={{v}}>x</a>", "https://x.example/ onclick=y", "<a href=\"https://x.example/%20onclick=y\">"},
 		{KLM_BODY_HTML, "<p class=k-{{v}}>", "a b><script>", "<p class=\"k-a b&gt;&lt;script&gt;\">"},
 		{KLM_BODY_HTML, "<p style='color:{{v}}'>", "red;background:url(javascript:x)'", "<p style='color:redbackgroundurljavascriptx'>"},
 		{KLM_BODY_HTML, "<{{v}}>", "script", "<>"},
