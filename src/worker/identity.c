@@ -84,6 +84,11 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 		klm_provider_headers(klm_find_provider(account->provider), account->target.host,
 							 message->header_id, claimed->id, headers);
 
+	if (message->topic && klm_has_unsafe_char(message->topic, false))
+	{
+		*problem = "its topic has a line break or control character";
+		return NULL;
+	}
 	if (message->topic)
 	{
 		headers[identity.header_count].name = "List-Id";
@@ -133,7 +138,11 @@ list_id(const char *topic, const char *link, const char *from)
 {
 	const char *host = link ? strstr(link, "://") : NULL;
 
-	host = host ? host + 3 : strrchr(from, '@') + 1;
+	if (host == NULL)
+		host = strrchr(from, '@');
+	else
+		host += 2;
+	host = host ? host + 1 : "localhost";
 	return psprintf("<%s.%.*s>", topic, (int) strcspn(host, ":/?"), host);
 }
 
@@ -182,7 +191,9 @@ klm_make_unsubscribe_links(List *claims, List *messages, const char *url, const 
 
 			if (message->id != claimed->message_id || !message->unsubscribe)
 				continue;
-			if (url == NULL)
+			if (message->topic == NULL)
+				claimed->problem = "its topic is missing, which marketing mail needs";
+			else if (url == NULL)
 				claimed->problem = "set_brand() has no unsubscribe_url any more, which marketing mail needs";
 			else if (trouble == NULL && key == NULL && !klm_token_key(domain, false, &key, &error))
 			{

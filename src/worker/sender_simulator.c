@@ -94,6 +94,8 @@ klm_play(KlmPool *pool)
 	int			granted = pool->granted;
 	dlist_mutable_iter iter;
 
+	if (pool->settings == NULL)
+		return;
 	/* What may begin stands first. */
 	dlist_foreach_modify(iter, &pool->queue)
 	{

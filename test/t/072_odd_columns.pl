@@ -24,7 +24,12 @@ for my $account (qw(victim other))
 $session->sql(q{
     SELECT kliv_mail.set_brand(name => 'Shop', unsubscribe_url => 'https://shop.example/u');
     SELECT kliv_mail.save_template('welcome', 'Welcome', 'Hello {{name}}');
-    SELECT kliv_mail.suppress('gone@x.example');
+    SELECT kliv_mail.suppress('lost@x.example'), kliv_mail.forget('lost@x.example'), kliv_mail.suppress('gone@x.example');
+    SELECT kliv_mail.save_topic('news', 'News');
+    INSERT INTO kliv_mail._reputation VALUES ('victim', 'warning', 'x', now(), now());
+    INSERT INTO kliv_mail._webhook (provider, public_key, updated_at, updated_by) VALUES ('sendgrid', 'x', now(), 'me');
+    INSERT INTO kliv_mail._report (source, key, at, kind) VALUES ('sendgrid', 'x', now(), 'delivered');
+    INSERT INTO kliv_mail._ignored_report VALUES ('bounce', 'no report', now(), 1, now());
     INSERT INTO kliv_mail._pause VALUES ('nobody', 'x', now(), 'x');
     INSERT INTO kliv_mail._platform_test (tested_at, ok) VALUES (now(), true);
     SELECT kliv_mail.send('first@x.example', 'first', 'x', account => 'victim', idempotency_key => 'k')});
@@ -43,13 +48,13 @@ for my $table (sort keys %table)
 {
     $session->sql("CREATE TABLE public.saved$table AS SELECT * FROM kliv_mail.$table WHERE " . ($spoiled{$table} // 'true'));
 }
-is($session->sql('SELECT count(*) FROM ' . join(' CROSS JOIN ', map { "(SELECT FROM kliv_mail.$_ LIMIT 1) AS t$_" } grep { !/^_(?:message|outbox|batch)$/ } sort keys %table)), 1,
+is($session->sql('SELECT count(*) FROM ' . join(' CROSS JOIN ', map { "(SELECT FROM kliv_mail.$_ LIMIT 1) AS t$_" } grep { !/^_(?:message|outbox|batch|replacement)$/ } sort keys %table)), 1,
     'each table has a row to spoil');
 
 my %odd = (
     text => q{E'\r\nX-Evil: 1'}, name => q{''}, bigint => '-9223372036854775808', integer => '-2147483648', smallint => '2', boolean => 'NOT %',
     bytea => q{'\x00ff0d0a2e0d0a'}, 'text[]' => q{'{{NULL,x},{a,b}}'}, 'bigint[]' => q{'{{NULL,2},{1,3}}'}, jsonb => q{'[null]'},
-    'timestamp with time zone' => q{'-infinity'}, interval => q{'-178000000 years'}, uuid => q{'00000000-0000-0000-0000-000000000000'});
+    'timestamp with time zone' => q{'-infinity'}, date => q{'-infinity'}, interval => q{'-178000000 years'}, uuid => q{'00000000-0000-0000-0000-000000000000'});
 my ($tries, $refused) = (0, 0);
 for my $column (@columns)
 {
