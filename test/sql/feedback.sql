@@ -115,6 +115,15 @@ SELECT kliv_mail.ingest_bounce(convert_to(replace(convert_from(dsn('three@exampl
     E'\r\n--=_b\r\nContent-Type: text/rfc822', E'\r\nFinal-Recipient: rfc822; x@example.com\r\nAction: delayed\r\nStatus: 4.4.1\r\n\r\n'
     'Original-Recipient: rfc822;y@example.com\r\nAction: delivered\r\nStatus: 2.0.0\r\n\r\n--=_b\r\nContent-Type: text/rfc822'), 'UTF8')), state_of('three@example.com');
 
+\echo # the domain of return paths
+CREATE FUNCTION set_domain(d text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('ALTER DATABASE %I SET kliv_mail.bounce_domain = %L', current_database(), d);
+    RETURN 'good';
+END $$;
+SELECT d, tried(format('set_domain(%L)', d)) FROM unnest('{bounce.example.com,nodot,"[192.0.2.1]",a b.example,-x.example,""}'::text[]) AS d;
+DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET kliv_mail.bounce_domain', current_database()); END $$;
+
 \echo # what is configured for webhooks
 SELECT tried($$kliv_mail.configure_webhook('nobody', secret => 'x')$$);
 SELECT tried($$kliv_mail.configure_webhook('sendgrid', secret => 'x')$$);
