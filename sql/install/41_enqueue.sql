@@ -79,7 +79,7 @@ BEGIN
         IF k.fingerprint = p_fingerprint THEN
             RETURN k.message_id;
         ELSIF FOUND THEN
-            RAISE unique_violation USING
+            RAISE unique_violation USING CONSTRAINT = 'idempotency_key',
                 MESSAGE = format('idempotency_key: "%s" was used for message %s with other arguments', left(p_key, 100), k.message_id),
                 HINT = 'Give every mail a key of its own; the same key and the same arguments give the first message''s id.';
         ELSIF current_setting('transaction_isolation') = 'read committed' THEN

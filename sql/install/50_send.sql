@@ -9,7 +9,7 @@ CREATE FUNCTION kliv_mail.send(
     topic text DEFAULT NULL, account text DEFAULT NULL, on_limit text DEFAULT 'defer')
 RETURNS bigint
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'kliv_mail_send';
-COMMENT ON FUNCTION kliv_mail.send IS
+COMMENT ON FUNCTION kliv_mail.send(text, text, text, text, text, text, text, text, text, jsonb, kliv_mail.attachment[], text, timestamptz, timestamptz, text, text, text[], jsonb, text, text, text) IS
 $$Queues a mail, sent if and only if this transaction commits; returns the message's id.
 recipients, cc, bcc, reply_to: address lists ('Ana <ana@example.com>, bob@example.org'), at most 50 addresses together. body: plain text; html: HTML; at least one of them. from_address: the account's address or one of its allowed_senders. headers: {"X-Name": "value"}. attachments: ARRAY[kliv_mail.attach(...)]. send_at: not before; expires_at: not after. idempotency_key: the same key and arguments give the first id. replace_key: what still waits of your earlier messages with this key is cancelled, so that the newest code or digest leaves. topic: of marketing mail, what a recipient leaves by its unsubscribe link, [a-z0-9_-]{1,63}; NULL is 'marketing'. account: NULL is the one in use.
 message_type: system | transactional | marketing

@@ -7,7 +7,8 @@ CREATE FUNCTION kliv_mail._grantable() RETURNS TABLE (grant_name text, kind text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT g.grant_name, g.kind, g.object FROM (VALUES
-        ('send', 'f', 'send'), ('send', 'f', 'attach'), ('send', 'f', 'attach_text'), ('send', 'f', 'mailbox'),
+        ('send', 'f', 'send'), ('send', 'f', 'attach'), ('send', 'f', 'attach_text'), ('send', 'f', 'attachments'),
+        ('send', 'f', '_known_names'), ('send', 'f', '_text_of'), ('send', 'f', '_addresses_of'), ('send', 'f', '_time_of'), ('send', 'f', '_nearest'), ('send', 'f', '_distance'), ('send', 'f', 'mailbox'),
         ('send', 'f', 'is_address'), ('send', 'f', 'parse_addresses'), ('send', 'f', 'classify_reply'), ('send', 'f', 'parse_bounce'),
         ('send', 'f', 'send_template'), ('send', 'f', 'send_template_batch'), ('send', 'v', 'templates'),
         ('read', 'v', 'templates'), ('read', 'v', 'template_versions'), ('send', 'f', 'render'), ('read', 'f', 'render'), ('send', 'f', 'raw_message'), ('send', 'f', 'csv'), ('send', 'f', 'html_table'),

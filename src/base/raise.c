@@ -54,8 +54,18 @@ klm_raise(const char *argument, const KlmError *error, bool secret)
 			(errcode(error->sqlstate),
 			 argument != NULL ? errmsg("%s: %s", argument, message) : errmsg("%s", message),
 			 error->hint != NULL ? errhint("%s", klm_from_utf8_lossy(bounded_utf8(error->hint))) : 0,
+			 argument != NULL ? err_generic_string(PG_DIAG_COLUMN_NAME, argument) : 0,
 			 secret ? errhidestmt(true) : 0,
 			 secret ? errhidecontext(true) : 0));
+}
+
+/* The argument that an error of our SQL functions begins with, for programs; NULL: none. */
+static char *
+argument_named(const char *message)
+{
+	Size		length = message ? strspn(message, "abcdefghijklmnopqrstuvwxyz_") : 0;
+
+	return length > 0 && message[length] == ':' ? pnstrdup(message, length) : NULL;
 }
 
 void
@@ -76,6 +86,8 @@ klm_rethrow(MemoryContext context)
 		error->context = NULL;
 		error->internalquery = NULL;
 		error->internalpos = 0;
+		if (error->column_name == NULL)
+			error->column_name = argument_named(error->message);
 	}
 	/* (which asks the callers' own context, as ReThrowError() does not) */
 	ThrowErrorData(error);
