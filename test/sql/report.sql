@@ -50,3 +50,14 @@ SELECT kliv_mail.raw_message(:raw, 'other@example.com');
 SELECT kliv_mail.raw_message(:raw, 'nobody');
 SELECT kliv_mail.raw_message(0);
 SELECT kliv_mail.cancel(:raw);
+
+-- what eyes read: a narrow row an account, and what a name is for
+SELECT account, in_use, server, hour, day, waiting FROM kliv_mail.overview;
+SELECT max(length(o::text)) < 120 AS narrow FROM kliv_mail.overview AS o;
+SELECT split_part(kliv_mail.help('kliv_mail.wait'), E'\n', 1) AS help;
+SELECT kliv_mail.help('overview');
+SELECT kliv_mail.help('mask_secrets');
+SELECT kliv_mail.help('send') ~ 'send\(mail jsonb\).*\n(.*\n)+kliv_mail.send\(recipients' AS both_forms;
+\set VERBOSITY default
+SELECT kliv_mail.help('sned');
+SELECT kliv_mail.help('_claim');

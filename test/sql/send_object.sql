@@ -79,10 +79,10 @@ SELECT tried('{"to": "a@x.example", "subject": "s", "text": "t"}'::jsonb || json
     ('[{"filename": "a.exe", "content": "YQ=="}]'), ('[{"filename": "a.txt", "text": 7}]'), ('[{"filename": "a.pdf", "content": "YQ==", "content_type": "no type"}]')) AS x (files);
 
 \echo # a template
-SELECT kliv_mail.save_template('hello', 'Hello $firstName', 'Hello $firstName', variables => '{"firstName": {"required": true}}');
-SELECT subject FROM kliv_mail._message WHERE id = kliv_mail.send('{"to": "ana@example.com", "template": "hello", "variables": {"firstName": "Ana"}}');
-SELECT tried(x.mail) FROM (VALUES ('{"to": "a@x.example", "template": "hello"}'::jsonb), ('{"to": "a@x.example", "template": "hallo"}'),
-    ('{"to": "a@x.example", "template": "hello", "subject": "s"}'), ('{"to": ["a@x.example", "b@x.example"], "template": "hello", "variables": {"firstName": "A"}}')) AS x (mail);
+SELECT kliv_mail.save_template('object-hello', 'Hello $firstName', 'Hello $firstName', variables => '{"firstName": {"required": true}}');
+SELECT subject FROM kliv_mail._message WHERE id = kliv_mail.send('{"to": "ana@example.com", "template": "object-hello", "variables": {"firstName": "Ana"}}');
+SELECT tried(x.mail) FROM (VALUES ('{"to": "a@x.example", "template": "object-hello"}'::jsonb), ('{"to": "a@x.example", "template": "object-hallo"}'),
+    ('{"to": "a@x.example", "template": "object-hello", "subject": "s"}'), ('{"to": ["a@x.example", "b@x.example"], "template": "object-hello", "variables": {"firstName": "A"}}')) AS x (mail);
 
 \echo # a role that may send
 CREATE ROLE object_sender;
@@ -94,7 +94,7 @@ RESET ROLE;
 SELECT sender_role FROM kliv_mail.messages ORDER BY id DESC LIMIT 1;
 SELECT kliv_mail.revoke_access('object_sender');
 DROP ROLE object_sender;
-SELECT kliv_mail.delete_template('hello');
+SELECT kliv_mail.delete_template('object-hello');
 DELETE FROM kliv_mail._outbox; DELETE FROM kliv_mail._message; DELETE FROM kliv_mail._idempotency;
 SELECT kliv_mail.resume() >= 0;
 DROP FUNCTION tried; DROP FUNCTION entity;
