@@ -168,9 +168,9 @@ BEGIN
 END;
 $$;
 
--- What an account in trouble lets end: deliveries that were tried again and again, and whose time to try in is
--- over.  Each of them would otherwise have to wait for a hold's end to be the one that tries.  A thousand rows of
--- its line are looked at: where more wait, the others in it are tried first.
+-- What an account in trouble lets end: deliveries that were tried, and whose time to try in is over.  Each of
+-- them would otherwise have to wait for a hold's end to be the one that tries.  A thousand rows of its line are
+-- looked at: where more wait, the others in it are tried first.
 CREATE FUNCTION kliv_mail._tried_enough(p_account text, at timestamptz, p_retry_for interval) RETURNS kliv_mail._outcome[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
@@ -185,7 +185,7 @@ BEGIN
                             WHERE y.origin = v_origin AND y.route = r.route AND y.priority = p.priority
                             ORDER BY y.due, y.id LIMIT 1000) AS x
               LIMIT 1000) AS o
-        WHERE o.epoch IS NULL AND o.attempts > 1 AND NOT o.doubtful AND o.last_reason IS NOT NULL
+        WHERE o.epoch IS NULL AND NOT o.doubtful AND o.last_reason IS NOT NULL
           AND o.first_attempt_at <= at - p_retry_for);
 END;
 $$;

@@ -176,16 +176,17 @@ BEGIN
     END LOOP;
 
     -- The rest goes back: at its old time where nobody is to blame or the account may be (no
-    -- attempt burned, but by what is only for now: retry_for ends that), later where it waits
-    -- for the account, or where the recipient or the message is to blame, and in doubt at once,
-    -- or never without a call.
+    -- attempt burned, though its time to try in runs where that is only for now), later where it
+    -- waits for the account, or where the recipient or the message is to blame, and in doubt at
+    -- once, or never without a call.
     RETURN QUERY
         UPDATE kliv_mail._outbox AS o
         SET epoch = NULL,
             -- What reset_smtp() took out of use meanwhile goes by the account that is in use.
             route = CASE WHEN o.route <> '' AND EXISTS (SELECT FROM kliv_mail._account AS c WHERE c.name = o.route AND NOT c.in_use) THEN '' ELSE o.route END,
             attempts = o.attempts - x.unburned::integer,
-            first_attempt_at = CASE WHEN o.attempts = 1 AND x.unburned THEN NULL ELSE o.first_attempt_at END,
+            first_attempt_at = CASE WHEN o.attempts = 1 AND x.unburned AND NOT (x.verdict = 'temporary' AND o.id = ANY (v_waits)) THEN NULL
+                                    ELSE o.first_attempt_at END,
             due = CASE WHEN x.verdict = 'in_doubt' THEN CASE WHEN o.doubts + 1 > v_doubts THEN 'infinity' ELSE v_at END
                        WHEN x.verdict = 'postponed' THEN v_at + interval '1 minute'
                        WHEN x.verdict = 'returned' THEN o.due
@@ -207,7 +208,7 @@ BEGIN
             last_reason = CASE WHEN x.verdict = 'returned' THEN o.last_reason ELSE x.reason END,
             last_hint = CASE WHEN x.verdict = 'returned' THEN o.last_hint ELSE x.hint END
         FROM (SELECT y.*, y.verdict IN ('returned', 'postponed')
-                          OR (y.scope = 'account' AND y.verdict <> 'in_doubt' AND NOT (y.verdict = 'temporary' AND y.id = ANY (v_waits))) AS unburned
+                          OR (y.scope = 'account' AND y.verdict <> 'in_doubt') AS unburned
               FROM unnest(v_refused) AS y) AS x
         WHERE o.id = x.id AND o.epoch = p_epoch
         RETURNING o.message_id, CASE WHEN o.doubtful THEN 'in_doubt' WHEN x.verdict = 'returned' THEN 'queued' ELSE 'deferred' END;
