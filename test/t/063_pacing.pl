@@ -17,7 +17,7 @@ sub wait_until { return $session->wait_until($_[0]); }
 sub hours_later
 {
     my $offset = $noon + 3600 * $_[0];
-    sql("SET kliv_mail.test_clock_offset = '$offset s'; ALTER DATABASE postgres SET kliv_mail.test_clock_offset = '$offset s'");
+    sql("SET kliv_mail.test_in_session = on; SET kliv_mail.test_clock_offset = '$offset s'; ALTER DATABASE postgres SET kliv_mail.test_clock_offset = '$offset s'");
     return;
 }
 hours_later(0);

@@ -22,7 +22,7 @@ sub wait_until { return $session->wait_until($_[0]); }
 sub move_clock
 {
     ($offset) = @_;
-    sql(sprintf q{SET kliv_mail.test_clock_offset = '%.3f s'; ALTER DATABASE postgres SET kliv_mail.test_clock_offset = '%1$.3f s'}, $offset);
+    sql(sprintf q{SET kliv_mail.test_in_session = on; SET kliv_mail.test_clock_offset = '%.3f s'; ALTER DATABASE postgres SET kliv_mail.test_clock_offset = '%1$.3f s'}, $offset);
     return;
 }
 move_clock($offset);
