@@ -117,11 +117,17 @@ extern int no_such_variable
 #define KLM_STANDARD_STRINGS standard_conforming_strings
 #endif
 
-/* libcurl 8.20 looks up names in threads of the multi handle, which says whether it waits. */
-#if defined(LIBCURL_VERSION_NUM) && LIBCURL_VERSION_NUM >= 0x081400
+/*
+ * libcurl 8.20 looks up names in threads of the multi handle, which says whether it
+ * waits.  Who includes libcurl's header after this one does not compile, instead of
+ * being taken for an older libcurl.
+ */
+#ifdef LIBCURL_VERSION_NUM
+#if LIBCURL_VERSION_NUM >= 0x081400
 #define klm_multi_quick_exit(multi) curl_multi_setopt(multi, CURLMOPT_QUICK_EXIT, 1L)
 #else
 #define klm_multi_quick_exit(multi) CURLM_OK
+#endif
 #endif
 
 #endif							/* KLM_COMPAT_H */

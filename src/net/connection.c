@@ -29,6 +29,7 @@
 #include "postgres.h"
 
 #include <arpa/inet.h>
+#include <curl/curl.h>
 #include <ifaddrs.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
