@@ -73,11 +73,13 @@ BEGIN
 END;
 $$;
 
--- What makes a refusal the same one.
+-- What makes a refusal the same one.  One that is only for now is so with other settings and by another
+-- account, too: what is at fault itself would else be a suspect anew after each change, and hold the account
+-- that stands in for its own.
 CREATE FUNCTION kliv_mail._refusal(stage text, code integer, enhanced text, fingerprint text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT concat_ws(' ', stage, code, enhanced, fingerprint);
+    SELECT concat_ws(' ', stage, code, enhanced, CASE WHEN code >= 500 THEN fingerprint END);
 END;
 
 -- Whose fault is a refusal that speaks of the account (scope account)?  The account is in trouble when two
