@@ -19,7 +19,7 @@ BEGIN ATOMIC
         ('send', 'f', '_account_holds'), ('send', 'f', '_reputation_hint'), ('read', 'f', '_reputation_hint'), ('read', 'f', '_bad_reputations'), ('send', 'f', '_line'), ('send', 'f', '_line_end'), ('send', 'f', '_usage_now'),
         ('read', 'f', 'parse_addresses'), ('read', 'f', 'classify_reply'), ('read', 'f', 'parse_bounce'), ('read', 'f', 'is_address'), ('read', 'f', 'mailbox'),
         ('read', 'v', 'messages'), ('read', 'v', 'deliveries'), ('read', 'v', 'events'), ('read', 'v', 'usage'),
-        ('read', 'v', 'status'), ('read', 'v', 'suppressions'), ('read', 'v', 'topics'), ('read', 'v', 'overview'), ('read', 'f', 'help'), ('send', 'f', 'help'), ('read', 'f', '_nearest'), ('read', 'f', '_distance'), ('read', 'v', 'smtp_settings'), ('read', 'v', 'providers'), ('read', 'v', '_sees_all'),
+        ('read', 'v', 'status'), ('read', 'v', 'suppressions'), ('read', 'v', 'topics'), ('read', 'v', 'overview'), ('read', 'f', 'help'), ('send', 'f', 'help'), ('send', 'f', 'history'), ('read', 'f', 'history'), ('read', 'f', '_nearest'), ('read', 'f', '_distance'), ('read', 'v', 'smtp_settings'), ('read', 'v', 'providers'), ('read', 'v', '_sees_all'),
         ('read', 'f', '_now'), ('read', 'f', '_origin'), ('read', 'f', '_default_account'), ('read', 'f', '_process_status'),
         ('read', 'f', '_account_holds'), ('read', 'f', '_line'), ('read', 'f', '_line_end'), ('read', 'f', '_usage_now'),
         ('read', 'f', '_availability'), ('read', 'f', '_accounts'), ('read', 'f', '_key_state'), ('read', 'f', '_providers'),

@@ -84,12 +84,25 @@ SELECT subject FROM kliv_mail._message WHERE id = kliv_mail.send('{"to": "ana@ex
 SELECT tried(x.mail) FROM (VALUES ('{"to": "a@x.example", "template": "object-hello"}'::jsonb), ('{"to": "a@x.example", "template": "object-hallo"}'),
     ('{"to": "a@x.example", "template": "object-hello", "subject": "s"}'), ('{"to": ["a@x.example", "b@x.example"], "template": "object-hello", "variables": {"firstName": "A"}}')) AS x (mail);
 
+\echo # what became of the mails to an address
+SELECT kliv_mail.send('Zoe <Zoe@History.example>', 'First', 't') > 0, kliv_mail.send('zoe@history.example, other@history.example', 'Second', 't') > 0;
+SELECT kliv_mail.cancel(max(id)) FROM kliv_mail._message;
+SELECT subject, status, split_part(reason, ' ', 1) AS reason, suppressed FROM kliv_mail.history('ZOE@history.example');
+SELECT kliv_mail.suppress('@history.example', 'marketing', 'no news');
+SELECT subject, suppressed FROM kliv_mail.history('Zoe <zoe@history.EXAMPLE>', 1);
+SELECT kliv_mail.unsuppress('@history.example', 'marketing');
+SELECT count(*) FROM kliv_mail.history('nobody@history.example');
+SELECT * FROM kliv_mail.history('nobody');
+SELECT * FROM kliv_mail.history('a@x.example', 0);
+
 \echo # a role that may send
 CREATE ROLE object_sender;
 SELECT kliv_mail.grant_send('object_sender');
 SET ROLE object_sender;
 SELECT kliv_mail.send('{"to": {"address": "ana@example.com", "name": "Ana"}, "subject": "s", "text": "t", "attachments": [{"filename": "a.txt", "text": "x"}]}') > 0;
 SELECT kliv_mail.send('{"to": "ana@example.com", "subjet": "s"}');
+SELECT count(*) AS others FROM kliv_mail.history('zoe@history.example');
+SELECT count(*) AS own FROM kliv_mail.history('ana@example.com');
 RESET ROLE;
 SELECT sender_role FROM kliv_mail.messages ORDER BY id DESC LIMIT 1;
 SELECT kliv_mail.revoke_access('object_sender');
