@@ -65,7 +65,7 @@ is($result->{out}, 'hello@shop.example', '... is kept');
 like("@{ $result->{notices} }", qr/the sender address "hello\@shop\.example" was saved with the former settings and is kept/, '... and told of');
 $smtp->set(rcpt_reply => '553 5.7.1 <hello@shop.example>: Sender address rejected: not owned by user');
 $result = configure($to);
-is($result->{state}, 'KM005', 'where it is refused');
+is($result->{state}, 'KM006', 'where it is refused');
 like($result->{hint}, qr/"hello\@shop\.example" was saved with the former settings and kept: give from_address =>/, '... the hint says where it comes from, and the argument');
 $smtp->set(rcpt_reply => '');
 is(configure($to)->{state}, '', 'a server that takes it');
