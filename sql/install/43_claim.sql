@@ -209,7 +209,10 @@ DECLARE
     c record;
     v_bytes bigint := p_bytes;
 BEGIN
-    PERFORM kliv_mail._replace_rest(kliv_mail._now());
+    -- Where nothing leaves, nothing stale does.
+    IF current_setting('kliv_mail.delivery') <> 'hold' THEN
+        PERFORM kliv_mail._replace_rest(kliv_mail._now());
+    END IF;
     FOR a IN
         SELECT x.name, coalesce(b.room, p_room) - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) = 0 AS idle, coalesce(b.held, 0) AS held,
                md5(x::text) AS settings
