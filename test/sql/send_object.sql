@@ -88,6 +88,10 @@ SELECT tried(x.mail) FROM (VALUES ('{"to": "a@x.example", "template": "object-he
 SELECT kliv_mail.send('Zoe <Zoe@History.example>', 'First', 't') > 0, kliv_mail.send('zoe@history.example, other@history.example', 'Second', 't') > 0;
 SELECT kliv_mail.cancel(max(id)) FROM kliv_mail._message;
 SELECT subject, status, split_part(reason, ' ', 1) AS reason, suppressed FROM kliv_mail.history('ZOE@history.example');
+SELECT code, regexp_replace(problem, '\d+', 'N', 'g') AS problem FROM kliv_mail.next_step('Zoe@History.example');
+SELECT code, problem, statement FROM kliv_mail.next_step('nobody@history.example');
+SELECT count(*) > 0 FROM kliv_mail.next_step((SELECT max(id)::text FROM kliv_mail._message));
+SELECT * FROM kliv_mail.next_step('nobody');
 SELECT kliv_mail.suppress('@history.example', 'marketing', 'no news');
 SELECT subject, suppressed FROM kliv_mail.history('Zoe <zoe@history.EXAMPLE>', 1);
 SELECT kliv_mail.unsuppress('@history.example', 'marketing');

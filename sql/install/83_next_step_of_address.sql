@@ -1,0 +1,36 @@
+-- Why has an address not got its mail?
+
+CREATE FUNCTION kliv_mail.next_step(address text)
+RETURNS TABLE (code text, problem text, statement text, cures boolean, safe boolean, needs_input text[], retries_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    h record;
+    v_any boolean := false;
+BEGIN
+    -- A number in quotes is a message's.
+    IF next_step.address ~ '^\d{1,18}$' THEN
+        RETURN QUERY SELECT * FROM kliv_mail.next_step(next_step.address::bigint);
+        RETURN;
+    END IF;
+    FOR h IN SELECT DISTINCT x.message_id, x.subject FROM kliv_mail.history(next_step.address, 20) AS x
+             WHERE x.status NOT IN ('sent', 'delivered') ORDER BY x.message_id DESC LOOP
+        v_any := true;
+        RETURN QUERY SELECT n.code, format('message %s, "%s": %s', h.message_id, left(h.subject, 60), n.problem), n.statement, n.cures, n.safe,
+                            n.needs_input, n.retries_at
+                     FROM kliv_mail._next_step_of(h.message_id) AS n;
+    END LOOP;
+    IF NOT v_any THEN
+        code := 'ok';
+        problem := format('nothing waits for %s, and none of the last mails to it failed', next_step.address);
+        statement := format('SELECT * FROM kliv_mail.history(%L);', next_step.address);
+        cures := false;
+        safe := true;
+        needs_input := '{}';
+        RETURN NEXT;
+    END IF;
+END;
+$$;
+COMMENT ON FUNCTION kliv_mail.next_step(text) IS
+$$The same for an address, in whatever case it is written: why its last 20 mails have not arrived, one row for each message and reason.
+Errors: 22023 not an address.
+Example: SELECT * FROM kliv_mail.next_step('ana@example.com');$$;
