@@ -8,7 +8,7 @@ DECLARE
     v_any boolean := false;
 BEGIN
     -- A number in quotes is a message's.
-    IF next_step.address ~ '^\d{1,18}$' THEN
+    IF next_step.address ~ '^[0-9]{1,18}$' THEN
         RETURN QUERY SELECT * FROM kliv_mail.next_step(next_step.address::bigint);
         RETURN;
     END IF;
