@@ -21,7 +21,7 @@ COMMENT ON COLUMN kliv_mail.overview.waiting IS 'Deliveries that wait for it.';
 CREATE FUNCTION kliv_mail.help(name text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_name text := regexp_replace(help.name, '^kliv_mail[.]|[(].*$', '', 'g');
+    v_name text := regexp_replace(left(help.name, 200), '^kliv_mail[.]|[(].*$', '', 'g');
     v_help text;
 BEGIN
     SELECT string_agg(x.help, E'\n\n' ORDER BY x.signature) INTO v_help
