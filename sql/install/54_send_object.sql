@@ -86,23 +86,23 @@ CREATE FUNCTION kliv_mail._addresses_of(p_mail jsonb, p_name text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_value jsonb := p_mail->p_name;
-    v_list text;
+    v_list text[] := '{}';
     a jsonb;
 BEGIN
     FOR a IN SELECT x FROM jsonb_array_elements(CASE jsonb_typeof(v_value) WHEN 'array' THEN v_value ELSE jsonb_build_array(v_value) END) AS x LOOP
         CONTINUE WHEN a IS NULL OR jsonb_typeof(a) = 'null';
         IF jsonb_typeof(a) = 'object' THEN
             PERFORM kliv_mail._known_names(a, 'mail: ' || p_name, p_name, '{address,email,name}');
-            v_list := concat_ws(', ', v_list, kliv_mail.mailbox(coalesce(kliv_mail._text_of(a, 'address', p_name), kliv_mail._text_of(a, 'email', p_name)),
-                                                                kliv_mail._text_of(a, 'name', p_name)));
+            v_list := v_list || kliv_mail.mailbox(coalesce(kliv_mail._text_of(a, 'address', p_name), kliv_mail._text_of(a, 'email', p_name)),
+                                                  kliv_mail._text_of(a, 'name', p_name));
         ELSIF jsonb_typeof(a) = 'string' THEN
-            v_list := concat_ws(', ', v_list, a #>> '{}');
+            v_list := v_list || (a #>> '{}');
         ELSE
             RAISE invalid_parameter_value USING MESSAGE = format('%s: an entry is of type %s', p_name, jsonb_typeof(a)), COLUMN = p_name,
                 HINT = 'Write an address list, {"address": "ana@example.com", "name": "Ana"}, or an array of these.';
         END IF;
     END LOOP;
-    RETURN v_list;
+    RETURN CASE WHEN v_list <> '{}' THEN array_to_string(v_list, ', ') END;
 END;
 $$;
 

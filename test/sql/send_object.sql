@@ -33,6 +33,11 @@ SELECT tried(jsonb_build_object('subject', 's', 'text', 't') || x.mail) FROM (VA
     ('{"to": {"adress": "ana@example.com"}}'), ('{"to": {"name": "Ana"}}'), ('{"to": "a@x.example", "from": ["a@x.example", "b@x.example"]}'),
     ('{"to": "a@x.example", "from": "a@x.example", "from_name": "A"}'), ('{"to": "a@x.example", "from": {"address": "nobody"}}')) AS x (mail);
 
+-- as many as a megabyte holds: refused in their time
+SET statement_timeout = '5 s';
+SELECT left(tried(jsonb_build_object('to', jsonb_agg('a' || n || '@x.example'), 'subject', 's', 'text', 't')), 60) FROM generate_series(1, 60000) AS n;
+RESET statement_timeout;
+
 \echo # names and types
 SELECT tried('{"to": "a@x.example", "subject": "s", "text": "t"}'::jsonb || x.mail) FROM (VALUES
     ('{"sbject": "s"}'::jsonb), ('{"body": "b"}'), ('{"recipients": "a@x.example"}'), ('{"subject": 7}'), ('{"html": ["<p>"]}'),
