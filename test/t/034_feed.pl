@@ -187,11 +187,11 @@ for my $language (qw(python js))
         my $out = '';
         my $consumer = IPC::Run::start([ $language eq 'python' ? '/usr/bin/python3' : 'node', $program ], '>', \$out, '2>&1', IPC::Run::timeout(60));
         $consumer->pump until $out =~ /^mine\@stopped\.example suppressed 7$/m;
-        ok(1, '... which reads what there is');
+        like($out, qr/^mine\@stopped\.example suppressed 7$/m, '... which reads what there is');
         $node->wait_until(q{SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE '%kliv_mail.outcomes%' AND state = 'idle' AND pid <> pg_backend_pid()});
         $node->sql(qq{SELECT kliv_mail.send('$language\@a.example', 's', 'b', metadata => '{"order": 8}')});
         $consumer->pump until $out =~ /^$language\@a\.example sent 8$/m;
-        ok(1, '... and what comes');
+        like($out, qr/^$language\@a\.example sent 8$/m, '... and what comes');
         $consumer->kill_kill;
     }
 }
