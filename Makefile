@@ -9,7 +9,7 @@ NET_SRCS = src/kliv_mail_net.c \
 	$(wildcard src/smtp/*.c src/feedback/*.c src/secret/*.c src/net/*.c) \
 	src/db/outbox.c src/db/account.c $(wildcard src/worker/sender*.c) src/worker/identity.c \
 	$(addprefix src/functions/,account_arguments.c as_owner.c bounces.c configure.c keys.c \
-	providers.c replies.c reports.c test_smtp.c unsubscribe.c webhooks.c)
+	preview.c providers.c replies.c reports.c test_smtp.c unsubscribe.c webhooks.c)
 NET_OBJS = $(NET_SRCS:.c=.o)
 
 # Loaded by a session at its first use of a template: what needs md4c.

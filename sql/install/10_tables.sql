@@ -146,7 +146,7 @@ CREATE TABLE kliv_mail._message (
     from_name     text,
     reply_to      text,                         -- an address list
     subject       text NOT NULL,
-    header_id     text COLLATE "C" NOT NULL,    -- Message-ID without <>
+    header_id     text COLLATE "C" NOT NULL,    -- Message-ID without <>; without its @domain until _name_message()
     entity        bytea NOT NULL,               -- from Date on, CRLF, as it goes on the wire
     smtputf8      boolean NOT NULL DEFAULT false,   -- an address in its header is not ASCII
     unsubscribe   boolean NOT NULL DEFAULT false,   -- the sender adds each recipient's unsubscribe link

@@ -257,6 +257,16 @@ BEGIN
 END;
 $$;
 
+-- A message that was queued while there was no account has half a Message-ID: the first
+-- account that tries it gives its domain, for good.  The whole one.
+CREATE FUNCTION kliv_mail._name_message(p_id bigint, p_domain text) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE kliv_mail._message AS m SET header_id = m.header_id || '@' || p_domain WHERE m.id = p_id AND strpos(m.header_id, '@') = 0;
+    RETURN (SELECT m.header_id FROM kliv_mail._message AS m WHERE m.id = p_id);
+END;
+$$;
+
 -- What a transaction of the sender takes into its hands, and what of that a server may
 -- have from its commit on; p_done: its batches that are finished.
 CREATE FUNCTION kliv_mail._stamp(p_epoch bigint, p_batch bigint, p_claimed bigint[], p_begun bigint[], p_done bigint[]) RETURNS void

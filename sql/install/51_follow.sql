@@ -1,4 +1,4 @@
--- What a caller can do with a message: cancel(), retry(), wait(), raw_message().
+-- What a caller can do with a message: cancel(), retry(), wait(), raw_message(), preview().
 
 -- May the present user see or touch a message of that sender?
 CREATE FUNCTION kliv_mail._may_touch(p_role name, p_sender name) RETURNS boolean
@@ -185,5 +185,33 @@ BEGIN
             HINT = format('SELECT status, reason, hint FROM kliv_mail.deliveries WHERE message_id = %s; says why.', p_id);
     END IF;
     RETURN convert_to(d.identity, 'UTF8') || (SELECT m.entity FROM kliv_mail._message AS m WHERE m.id = p_id);
+END;
+$$;
+
+CREATE FUNCTION kliv_mail.preview(message_id bigint, recipient text DEFAULT NULL) RETURNS bytea
+LANGUAGE c STABLE SET search_path = pg_catalog, pg_temp AS '$libdir/kliv_mail_net', 'kliv_mail_preview';
+COMMENT ON FUNCTION kliv_mail.preview IS
+$$The bytes of the message as they would go now to the recipient (NULL: to the first one), by the account that it waits for; of what has gone, the bytes as they were sent. It sends nothing and changes nothing: for tests, with kliv_mail.delivery = hold or sandbox. Errors: 22023 a message or recipient that is not there or not yours, 55000 no account to send by, or a body that is not kept any more.
+Example: SELECT convert_from(kliv_mail.preview(1), 'UTF8');$$;
+
+-- What klm_compose_identity() needs of one delivery: of the one that went, or will go, to
+-- that recipient.  sent: its identity lines as they were sent; account: by which it would go.
+CREATE FUNCTION kliv_mail._preview_of(p_id bigint, p_recipient text)
+RETURNS TABLE (id bigint, recipient text, account text, sent text, unsubscribe_url text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY
+        SELECT x.id, x.recipient, CASE WHEN x.route = '' THEN kliv_mail._default_account() ELSE x.route END, x.sent,
+               (SELECT b.unsubscribe_url FROM kliv_mail._brand AS b)
+        FROM (SELECT o.id, o.recipient, o.route, NULL::text AS sent FROM kliv_mail._outbox AS o WHERE o.message_id = p_id
+              UNION ALL
+              SELECT d.id, d.recipient, d.route, CASE WHEN d.sent_at IS NOT NULL THEN d.identity END FROM kliv_mail._delivery AS d
+              WHERE d.message_id = p_id) AS x
+        WHERE p_recipient IS NULL OR x.recipient = p_recipient
+        ORDER BY x.id LIMIT 1;
+    IF NOT FOUND THEN
+        RAISE invalid_parameter_value USING COLUMN = 'recipient', MESSAGE = format('recipient: message %s has no recipient "%s"', p_id, p_recipient),
+            HINT = format('SELECT recipient FROM kliv_mail.deliveries WHERE message_id = %s; lists them.', p_id);
+    END IF;
 END;
 $$;

@@ -11,7 +11,7 @@ BEGIN ATOMIC
         ('send', 'f', '_known_names'), ('send', 'f', '_text_of'), ('send', 'f', '_addresses_of'), ('send', 'f', '_time_of'), ('send', 'f', '_nearest'), ('send', 'f', '_distance'), ('send', 'f', 'mailbox'),
         ('send', 'f', 'is_address'), ('send', 'f', 'parse_addresses'), ('send', 'f', 'classify_reply'), ('send', 'f', 'parse_bounce'),
         ('send', 'f', 'send_template'), ('send', 'f', 'send_template_batch'), ('send', 'v', 'templates'),
-        ('read', 'v', 'templates'), ('read', 'v', 'template_versions'), ('send', 'f', 'render'), ('read', 'f', 'render'), ('send', 'f', 'raw_message'), ('send', 'f', 'csv'), ('send', 'f', 'html_table'),
+        ('read', 'v', 'templates'), ('read', 'v', 'template_versions'), ('send', 'f', 'render'), ('read', 'f', 'render'), ('send', 'f', 'raw_message'), ('send', 'f', 'preview'), ('send', 'f', 'csv'), ('send', 'f', 'html_table'),
         ('send', 'f', 'cancel'), ('send', 'f', 'retry'), ('send', 'f', 'reschedule'), ('send', 'f', 'wait'), ('send', 'f', 'outcomes'), ('read', 'f', 'outcomes'), ('read', 'f', 'delivery_stats'),
         ('send', 'v', 'messages'), ('send', 'v', 'deliveries'), ('send', 'v', 'events'), ('send', 'v', 'usage'),
         ('send', 'f', '_now'), ('send', 'f', '_origin'), ('send', 'f', '_default_account'), ('send', 'f', '_process_status'),

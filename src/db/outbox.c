@@ -70,6 +70,7 @@ static volatile sig_atomic_t ticks_left;
 static bool find_extension(void);
 static void on_tick(void);
 static char *column_text(int row, int column);
+static char *text_in(int row, int column, MemoryContext context);
 static int64 column_int64(int row, int column);
 static void add_text_lossy(KlmCall *call, const char *utf8);
 static void add_texts(KlmCall *call, const char *const *values, int count);
@@ -280,7 +281,7 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 }
 
 List *
-klm_outbox_messages(const int64 *ids, int count)
+klm_outbox_messages(const int64 *ids, int count, MemoryContext context)
 {
 	KlmCall		call = {0};
 	List	   *messages = NIL;
@@ -291,20 +292,20 @@ klm_outbox_messages(const int64 *ids, int count)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
-		MemoryContext old = MemoryContextSwitchTo(result_context);
+		MemoryContext old = MemoryContextSwitchTo(context);
 		KlmStoredMessage *message = palloc0(sizeof(KlmStoredMessage));
 		Datum		entity;
 		bool		isnull;
 
 		messages = lappend(messages, message);
 		message->id = column_int64(i, 1);
-		message->header_id = column_text(i, 2);
-		message->from_address = column_text(i, 3);
-		message->from_name = column_text(i, 4);
-		message->reply_to = column_text(i, 5);
+		message->header_id = text_in(i, 2, context);
+		message->from_address = text_in(i, 3, context);
+		message->from_name = text_in(i, 4, context);
+		message->reply_to = text_in(i, 5, context);
 		message->smtputf8 = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
 		message->unsubscribe = DatumGetBool(SPI_getbinval(tuple, desc, 7, &isnull));
-		message->topic = column_text(i, 8);
+		message->topic = text_in(i, 8, context);
 		entity = SPI_getbinval(tuple, desc, 9, &isnull);
 		if (!isnull)
 		{
@@ -317,6 +318,17 @@ klm_outbox_messages(const int64 *ids, int count)
 		MemoryContextSwitchTo(old);
 	}
 	return messages;
+}
+
+char *
+klm_outbox_name_message(int64 id, const char *domain)
+{
+	KlmCall		call = {0};
+
+	klm_add_int8(&call, id);
+	klm_add_text(&call, domain);
+	klm_run_one(&call, "name_message", false);
+	return klm_result_text(1, result_context);
 }
 
 List *
@@ -451,9 +463,15 @@ klm_outbox_retain(void)
 static char *
 column_text(int row, int column)
 {
+	return text_in(row, column, result_context);
+}
+
+static char *
+text_in(int row, int column, MemoryContext context)
+{
 	char	   *value = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
 
-	return value ? MemoryContextStrdup(result_context, klm_to_utf8(value)) : NULL;
+	return value ? MemoryContextStrdup(context, klm_to_utf8(value)) : NULL;
 }
 
 static int64

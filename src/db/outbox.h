@@ -140,8 +140,11 @@ extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, char **account
 /* List of KlmAccountState. */
 extern List *klm_outbox_accounts(void);
 
-/* List of KlmStoredMessage. */
-extern List *klm_outbox_messages(const int64 *ids, int count);
+/* List of KlmStoredMessage, in the context; with SPI connected, without klm_outbox_begin() too. */
+extern List *klm_outbox_messages(const int64 *ids, int count, MemoryContext context);
+
+/* Completes a Message-ID that has no domain, for good; the whole one. */
+extern char *klm_outbox_name_message(int64 id, const char *domain);
 
 /* List of KlmChange, where kliv_mail.notify wants them. */
 extern List *klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count);

@@ -15,7 +15,6 @@
  */
 #include "postgres.h"
 
-#include <unistd.h>
 
 #include "access/detoast.h"
 #include "access/xact.h"
@@ -849,13 +848,15 @@ tell_what_it_waits_for(SendCheck *check, int count, int suppressed)
  * ----------------------------------------------------------------
  */
 
-/* A Message-ID (RFC 5322 section 3.6.4) below the sender's domain. */
+/*
+ * A Message-ID (RFC 5322 section 3.6.4) below the sender's domain; without an
+ * account only its left side, which the sender completes.
+ */
 static char *
 new_message_id(const SendCheck *check, const SendRequest *request)
 {
 	uint8		random[16];
 	char		hex[2 * sizeof(random) + 1];
-	char		host[256] = "";
 	const char *domain = NULL;
 
 	if (!pg_strong_random(random, sizeof(random)))
@@ -869,13 +870,7 @@ new_message_id(const SendCheck *check, const SendRequest *request)
 		domain = strrchr(request->from_address, '@');
 	if (domain == NULL && check->from_address)
 		domain = strrchr(check->from_address, '@');
-	if (domain)
-		return psprintf("%s%s", hex, domain);
-	/* No account yet: the machine's name, if it is a whole one. */
-	if (gethostname(host, sizeof(host) - 1) != 0 || strchr(host, '.') == NULL ||
-		strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-") != strlen(host))
-		strlcpy(host, "localhost.localdomain", sizeof(host));
-	return psprintf("%s@%s", hex, host);
+	return psprintf("%s%s", hex, domain ? domain : "");
 }
 
 /* Compose a message to recipients [first, first + count). */

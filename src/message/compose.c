@@ -176,9 +176,8 @@ klm_mime_compose(const KlmContent *content, StringInfo out)
 	entity.boundary[4 + 2 * lengthof(random)] = '\0';
 
 	write_date(out, content->date);
-	appendStringInfoString(out, "Message-ID: <");
-	appendStringInfoString(out, content->message_id);
-	appendStringInfoString(out, ">\r\n");
+	if (strchr(content->message_id, '@') != NULL)
+		appendStringInfo(out, "Message-ID: <%s>\r\n", content->message_id);
 	write_subject(out, content->subject);
 	if (content->to_count > 0)
 		write_addresses(out, "To", content->to, content->to_count);

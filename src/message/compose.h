@@ -27,7 +27,7 @@
 /* What a message says, whoever sends it. */
 typedef struct KlmContent
 {
-	const char *message_id;		/* without <> */
+	const char *message_id;		/* without <>; its left side alone: an identity line has it */
 	TimestampTz date;
 	const char *subject;
 	const KlmAddress *to;

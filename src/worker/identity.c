@@ -38,7 +38,7 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 					 const char **problem)
 {
 	KlmIdentity identity = {0};
-	KlmHeader	headers[KLM_PROVIDER_HEADERS_MAX + 4];
+	KlmHeader	headers[KLM_PROVIDER_HEADERS_MAX + 5];
 	const char *reply_to = message->reply_to;
 	KlmAddress *addresses = NULL;
 	KlmError	error;
@@ -104,6 +104,12 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 		else
 			i++;
 	}
+	/* What was queued while there was no account. */
+	if (!klm_mime_has_header(message->entity, message->entity_length, "Message-ID"))
+	{
+		headers[identity.header_count].name = "Message-ID";
+		headers[identity.header_count++].value = psprintf("<%s>", message->header_id);
+	}
 	if (claimed->unsubscribe_link)
 	{
 		headers[identity.header_count].name = "List-Unsubscribe";
@@ -127,6 +133,20 @@ klm_compose_identity(const KlmAccount *account, const KlmStoredMessage *message,
 	initStringInfo(&out);
 	klm_mime_identity(&identity, &out);
 	return out.data;
+}
+
+const char *
+klm_new_message_domain(const KlmAccount *account, const KlmStoredMessage *message)
+{
+	const char *from = account->from_address;
+
+	if (strchr(message->header_id, '@') != NULL)
+		return NULL;
+	if (message->from_address && strcmp(account->name, KLM_PLATFORM) != 0 &&
+		klm_may_send_as(message->from_address, from, account->allowed_senders,
+						account->allowed_sender_count))
+		from = message->from_address;
+	return from && strrchr(from, '@') ? strrchr(from, '@') + 1 : NULL;
 }
 
 /*

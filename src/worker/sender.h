@@ -273,6 +273,13 @@ extern char *klm_compose_identity(const KlmAccount *account, const KlmStoredMess
 								  const char **problem);
 
 /*
+ * The domain that a Message-ID without one gets from the account; NULL: it has
+ * one, or the account none to give.  Points into the address.
+ */
+extern const char *klm_new_message_domain(const KlmAccount *account,
+										  const KlmStoredMessage *message);
+
+/*
  * Marketing mail: each recipient's unsubscribe link, in the given context;
  * outside of a transaction.  url: the brand's, or NULL.  False: the key is
  * missing, these deliveries wait.

@@ -45,6 +45,7 @@ static List *read_messages(List *claims);
 static int	compare_ids(const void *a, const void *b);
 static int	compare_messages(const ListCell *a, const ListCell *b);
 static KlmStoredMessage *message_of(const KlmClaim *claimed, List *messages);
+static void name_messages(List *claims, List *messages);
 static void open_accounts(void);
 static bool wants_links(List *messages);
 static void plan_next_claim(void);
@@ -75,6 +76,7 @@ klm_claim(void)
 		vain_claims = 0;
 		load_accounts(batch->claims);
 		batch->messages = read_messages(batch->claims);
+		name_messages(batch->claims, batch->messages);
 		if (wants_links(batch->messages))
 		{
 			MemoryContext old = MemoryContextSwitchTo(context);
@@ -257,7 +259,7 @@ read_messages(List *claims)
 		if (i == 0 || ids[i] != ids[distinct - 1])
 			ids[distinct++] = ids[i];
 	}
-	messages = klm_outbox_messages(ids, distinct);
+	messages = klm_outbox_messages(ids, distinct, klm_sender.claim_context);
 	list_sort(messages, compare_messages);
 	return messages;
 }
@@ -298,6 +300,25 @@ message_of(const KlmClaim *claimed, List *messages)
 			high = middle;
 	}
 	return NULL;
+}
+
+/* Messages that were queued while there was no account get the rest of their Message-ID. */
+static void
+name_messages(List *claims, List *messages)
+{
+	ListCell   *lc;
+
+	foreach(lc, claims)
+	{
+		KlmClaim   *claimed = lfirst(lc);
+		KlmSettings *settings = klm_find_pool(claimed->account)->settings;
+		KlmStoredMessage *message = message_of(claimed, messages);
+		const char *domain = settings && settings->account && message ?
+			klm_new_message_domain(settings->account, message) : NULL;
+
+		if (domain)
+			message->header_id = klm_outbox_name_message(message->id, domain);
+	}
 }
 
 /*

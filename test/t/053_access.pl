@@ -58,7 +58,7 @@ is($node->sql($held), '', 'after CREATE EXTENSION under hostile default privileg
 my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold _reputation_hint);
 my %functions = (
     send => [
-        qw(send attach attach_text attachments help history _known_names _text_of _addresses_of _time_of _nearest _distance mailbox is_address parse_addresses classify_reply parse_bounce raw_message csv html_table cancel retry reschedule wait outcomes render send_template send_template_batch),
+        qw(send attach attach_text attachments help history _known_names _text_of _addresses_of _time_of _nearest _distance mailbox is_address parse_addresses classify_reply parse_bounce raw_message preview csv html_table cancel retry reschedule wait outcomes render send_template send_template_batch),
         @helpers ],
     read   => [ qw(parse_addresses classify_reply parse_bounce is_address mailbox describe help history _nearest _distance next_step render outcomes delivery_stats), @helpers,
         qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of _bad_reputations) ],
