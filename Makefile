@@ -124,7 +124,7 @@ crashtest:
 soak:
 	KLIV_MAIL_SOAK_MINUTES='$(or $(MINUTES),60)' PROVE_FLAGS=-v bash test/run tap 066_soak
 
-## packages: what building and testing needs, where it is missing (test/packages; Debian or Ubuntu)
+## packages: what building and testing needs, where it is missing (demo/packages, test/packages; Debian or Ubuntu)
 packages:
 	bash test/run packages
 

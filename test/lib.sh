@@ -46,11 +46,12 @@ newest_pg_config()
     echo "$newest"
 }
 
-# package_list: the lists (test/packages, or $package_lists) without comments; MAJOR
-# filled in, or those lines left out when PG_CONFIG says which PostgreSQL to use.
+# package_list: the lists (those of demo and tests, or $package_lists) without comments;
+# MAJOR filled in, or those lines left out when PG_CONFIG says which PostgreSQL to use.
 package_list()
 {
-    local major config lists=("${package_lists[@]:-$top/test/packages}")
+    local major config lists=("$top/demo/packages" "$top/test/packages")
+    [ -z "${package_lists:-}" ] || lists=("${package_lists[@]}")
     if [ -n "${PG_CONFIG:-}" ]; then
         cat "${lists[@]}" | sed '/^#/d; /^$/d; /MAJOR/d'
         return
@@ -65,11 +66,24 @@ package_list()
     cat "${lists[@]}" | sed '/^#/d; /^$/d' | sed "s/MAJOR/${major:-unknown}/"
 }
 
-# missing_packages: those of the list that are not installed.
+# mail_server: the mail server of this machine, as a package, unless it is Postfix.
+mail_server()
+{
+    command -v dpkg-query >/dev/null || return 0
+    dpkg-query -W -f '${db:Status-Status}/${Package}/${Provides}\n' 2>/dev/null |
+        sed -n '/^installed\/postfix\//d; s/^installed\/\([^/]*\)\/.*mail-transport-agent.*/\1/p' | head -n 1
+}
+
+# missing_packages: those of the list that are not installed; Postfix never where
+# it would take another mail server's place.
 missing_packages()
 {
     local name
     for name in $(package_list); do
+        case $name in
+            *:*) command -v "${name%%:*}" >/dev/null || echo "${name##*:}"; continue ;;
+            postfix) [ -z "$(mail_server)" ] || continue ;;
+        esac
         installed "$name" || echo "$name"
     done
 }
@@ -80,7 +94,7 @@ install_packages()
     local policy=/usr/sbin/policy-rc.d own_policy=no status=0
 
     if ! command -v apt-get >/dev/null; then
-        say "not a Debian system: going on with what is there (the list is test/packages)"
+        say "not a Debian system: going on with what is there (the lists are demo/packages and test/packages)"
         return
     fi
     [ -n "$(missing_packages)" ] || return 0
@@ -101,7 +115,7 @@ install_packages()
         echo 'postfix postfix/main_mailer_type select No configuration' |
             as_root debconf-set-selections
     fi
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-remove --no-install-recommends \
         -o Dpkg::Use-Pty=0 install $(missing_packages) >"$scratch/apt.log" 2>&1 || status=$?
     [ $own_policy = no ] || as_root rm -f $policy
     if [ $status -ne 0 ]; then
