@@ -146,8 +146,13 @@ $drain->('raising', qr/ERROR:  not today/,
 
 # ---- a statement that takes minutes ----
 
+# Once: the next sender may be faster than who drops the trigger, which would wait for it.
 $node->sql(q{
-    CREATE FUNCTION lasts() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(600); RETURN NEW; END $$;
+    CREATE SEQUENCE calls;
+    CREATE FUNCTION lasts() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF nextval('public.calls') = 1 THEN PERFORM pg_sleep(600); END IF;
+        RETURN NEW;
+    END $$;
     CREATE TRIGGER lasts BEFORE INSERT ON kliv_mail._delivery FOR EACH ROW EXECUTE FUNCTION lasts();
     ALTER TABLE kliv_mail._delivery ENABLE ALWAYS TRIGGER lasts});
 configure('lasts', $smtp->port('plain'));
