@@ -152,10 +152,10 @@ fuzz:
 gallery:
 	UPDATE='$(UPDATE)' bash test/gallery/run
 
-## bench: the benchmarks, as ratios to the same without us; bench-latency (drain, send, backlog): one
+## bench: the benchmarks against what people would use instead, one table of ratios (ROUNDS, QUICK=1; UPDATE=1 writes doc/); bench-latency (drain, far, send, history, memory, idle, backlog): one
 bench:
 	bash bench/run
-bench-latency bench-drain bench-send bench-backlog:
+bench-latency bench-drain bench-far bench-send bench-history bench-memory bench-idle bench-backlog:
 	bash bench/run $(@:bench-%=%)
 
 ## lint: layers, symbol prefix, what the preloaded library links
@@ -166,4 +166,5 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test test-chroot crashtest soak packages compilers majors gallery bench bench-latency bench-drain bench-send bench-backlog lint help
+.PHONY: demo test test-chroot crashtest soak packages compilers majors gallery bench bench-latency bench-drain bench-far bench-send \
+	bench-history bench-memory bench-idle bench-backlog lint help

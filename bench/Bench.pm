@@ -1,5 +1,10 @@
 # Bench.pm: what the benchmarks share: a client without a layer between it and
-# the socket, figures, and a cluster that is as durable as a real one.
+# the socket, figures and rows of the table, servers that take mail, and a
+# cluster that is as durable as a real one.
+#
+# Numbers are chosen by environment variables (MESSAGES=2000 make bench-drain),
+# which each program names in its head; QUICK=1 makes everything small, to see
+# whether it runs.
 #
 # Copyright (c) 2026, the kliv_mail developers
 package Bench;
@@ -8,7 +13,10 @@ use strict;
 use warnings;
 use IO::Socket::INET;
 use IO::Socket::UNIX;
+use JSON::PP;
 use KlivMail::Cluster;
+use List::Util qw(max);
+use POSIX ();
 use Test::More;
 use Time::HiRes ();
 
@@ -35,6 +43,171 @@ sub free_port
     my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 0, Listen => 1) or die "no free port: $!";
     return $socket->sockport;
 }
+
+# A number that the environment may choose; quick is what QUICK=1 makes of it.
+sub option
+{
+    my ($name, $default, $quick) = @_;
+    return $ENV{$name} if ($ENV{$name} // '') ne '';
+    return $ENV{QUICK} ? $quick // $default : $default;
+}
+
+sub rounds { return option('ROUNDS', 5, 1) }
+
+# ---- figures ----
+
+sub shown
+{
+    my ($value) = @_;
+    my $digits = $value >= 100 ? 0 : $value >= 10 ? 1 : $value >= 1 ? 2 : 3;
+    my $text = sprintf "%.${digits}f", $value;
+    1 while $text =~ s/^(\d+)(\d{3})/$1,$2/;
+    return $text;
+}
+
+# A row of the table: what was measured (group and what), of us and of another, each
+# as a list of rounds, whose median counts; more or less of it is better; goal of the
+# ratio of ours to theirs, if there is one.  BENCH_RESULTS is where bench/table finds it.
+sub row
+{
+    my (%row) = @_;
+    my %value = map { $_ => quantile(0.5, @{ $row{$_} }) } 'ours', 'theirs';
+    my $ratio = $row{ratio} // $value{ours} / ($value{theirs} || 1e-9);
+    my $met = !defined $row{goal} ? undef : $row{better} eq 'more' ? $ratio >= $row{goal} : $ratio <= $row{goal};
+    say(sprintf '  %-52s %9s, %s: %s %s   ratio %.2f%s', $row{what}, shown($value{ours}), $row{against}, shown($value{theirs}), $row{unit},
+        $ratio, defined $met ? sprintf ' (goal %s %s: %s)', $row{better} eq 'more' ? 'at least' : 'at most', $row{goal}, $met ? 'met' : 'MISSED' : '');
+    return $met if !$ENV{BENCH_RESULTS};
+    open my $file, '>>', $ENV{BENCH_RESULTS} or die "$ENV{BENCH_RESULTS}: $!";
+    print $file JSON::PP->new->canonical->encode({ %row, ratio => $ratio, met => defined $met ? ($met ? 1 : 0) : undef,
+            median => \%value }) . "\n";
+    close $file;
+    return $met;
+}
+
+# ---- servers that take mail ----
+
+my %children;
+
+# A program that ends with its standard input and says its port; the port.
+sub program
+{
+    my ($name, @arguments) = @_;
+    pipe(my $stdin, my $hold) or die "pipe: $!";
+    pipe(my $stdout, my $stdin_of_child) or die "pipe: $!";
+    my $pid = fork() // die "fork: $!";
+    if ($pid == 0)
+    {
+        open STDIN, '<&', $stdin and open STDOUT, '>&', $stdin_of_child or POSIX::_exit(1);
+        close $hold;
+        exec "bench/bin/$name", @arguments or POSIX::_exit(127);
+    }
+    close $stdin;
+    close $stdin_of_child;
+    my $port = <$stdout> // die "$name did not start";
+    $children{$pid} = $hold;
+    return 0 + $port;
+}
+
+# Postfix's, which takes whatever comes; its port.
+sub smtp_sink
+{
+    my $port = free_port();
+    my $pid = fork() // die "fork: $!";
+    if ($pid == 0)
+    {
+        exec 'smtp-sink', "127.0.0.1:$port", 256 or POSIX::_exit(127);
+    }
+    $children{$pid} = undef;
+    for (1 .. 100)
+    {
+        last if IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
+        Time::HiRes::usleep(50000);
+    }
+    return $port;
+}
+
+my $owner = $$;
+END
+{
+    if ($$ == $owner)
+    {
+        my $status = $?;
+        for my $pid (keys %children)
+        {
+            kill 'TERM', $pid;
+            waitpid $pid, 0;
+        }
+        $? = $status;
+    }
+}
+
+# Seconds of Postfix's smtp-source for so many messages.
+sub smtp_source
+{
+    my ($port, $messages, $connections, $size) = @_;
+    my $start = clock();
+    system('smtp-source', '-d', '-s', $connections, '-m', $messages, '-l', $size, '-f', 'a@example.com', '-t', 'b@example.com',
+        "127.0.0.1:$port") == 0
+      or die 'smtp-source failed';
+    return clock() - $start;
+}
+
+# Seconds of what a program of bench/bin or bench/peers prints.
+sub seconds_of
+{
+    my ($command) = @_;
+    my ($seconds) = qx{$command} =~ /^([0-9.]+)$/m;
+    return $seconds || die "$command failed";
+}
+
+# ---- queues ----
+
+# Queue messages while nothing may leave, let them go, and give the seconds until the
+# last of them is recorded; in the database of the session.
+sub queue_and_drain
+{
+    my ($session, $messages, %option) = @_;
+    my $text = $option{text} // text_of(8192, 'i');
+    my $arguments = $option{arguments} // '';
+    $session->query('SELECT kliv_mail.pause()');
+    $session->query("SELECT count(kliv_mail.send('r' || i || '\@example.com', 'Drain', $text$arguments)) FROM generate_series(1, $messages) AS i");
+    $session->query('CHECKPOINT');
+    $option{before}->() if $option{before};
+    my $start = clock();
+    $session->query('SELECT kliv_mail.resume()');
+    while ($session->query('SELECT EXISTS (SELECT FROM kliv_mail._outbox)') eq 't')
+    {
+        Time::HiRes::usleep(10000);
+        die "not drained after 20 minutes\n" if clock() - $start > 1200;
+    }
+    return clock() - $start;
+}
+
+sub forget_mail
+{
+    my ($session, $messages) = @_;
+    my $sent = $session->query(q{SELECT count(*) FROM kliv_mail._delivery WHERE status = 'sent'});
+    die "$sent of $messages were sent\n" if $sent != $messages;
+    $session->query('TRUNCATE kliv_mail._delivery, kliv_mail._message');
+    return;
+}
+
+# The sender's process, undef if there is none.
+sub sender
+{
+    my ($session) = @_;
+    return $session->query(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'kliv_mail sender' AND datname = current_database()});
+}
+
+# Seconds of processor that a process has used.
+sub processor_of
+{
+    my ($pid) = @_;
+    open my $stat, '<', '/proc/' . ($pid // '') . '/schedstat' or return 0;
+    return (split / /, <$stat>)[0] / 1e9;
+}
+
+# ---- clusters ----
 
 # Durable, and with room for what is measured; the platform's server is at port.
 sub cluster
@@ -67,11 +240,12 @@ sub text_of
 
 sub connect
 {
-    my ($class, $node) = @_;
+    my ($class, $node, $database) = @_;
+    $database //= 'postgres';
     my $socket = IO::Socket::UNIX->new(Peer => $node->host . '/.s.PGSQL.' . $node->port)
       or die "could not connect: $!";
     my $self = bless { socket => $socket, buffer => '' }, $class;
-    my $start = pack('N', 196608) . "user\0" . getpwuid($<) . "\0database\0postgres\0\0";
+    my $start = pack('N', 196608) . "user\0" . getpwuid($<) . "\0database\0$database\0\0";
     syswrite $socket, pack('N', 4 + length $start) . $start;
     $self->_until_ready;
     $self->query("SET client_min_messages = error; SET application_name = 'bench'");
