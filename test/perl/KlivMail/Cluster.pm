@@ -232,7 +232,8 @@ sub session
             '-d', $self->connstr($option{dbname} // 'postgres')
         ],
         '<', \$session->{input}, '>', \$session->{output}, '2>&1', $session->{timer});
-    $session->query("SET ROLE \"$option{role}\"") if $option{role};
+    # It is connected when it is returned: what comes next may refuse new connections.
+    $session->query($option{role} ? "SET ROLE \"$option{role}\"" : '');
     return $session;
 }
 
