@@ -9,7 +9,7 @@ NET_SRCS = src/kliv_mail_net.c \
 	$(wildcard src/smtp/*.c src/feedback/*.c src/secret/*.c src/net/*.c) \
 	src/db/outbox.c src/db/account.c $(wildcard src/worker/sender*.c) src/worker/identity.c \
 	$(addprefix src/functions/,account_arguments.c as_owner.c bounces.c configure.c keys.c \
-	preview.c providers.c replies.c reports.c test_smtp.c unsubscribe.c webhooks.c)
+	preview.c providers.c replies.c reports.c requests.c test_smtp.c unsubscribe.c webhooks.c)
 NET_OBJS = $(NET_SRCS:.c=.o)
 
 # Loaded by a session at its first use of a template: what needs md4c.
@@ -96,13 +96,23 @@ PROVIDERS = $(shell sed -n 's/^\t\t\.name = "\(.*\)",/\1/p' src/smtp/providers.c
 # Templates to begin with: a row ('en', 'welcome', '...') each.
 STARTERS = $(sort $(wildcard sql/templates/*/*.md))
 
-sql/$(EXTENSION)--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) $(STARTERS) src/smtp/providers.c kliv_mail.control
+# What http_request() shows: a branch WHEN 'overview' THEN '...' each.
+PAGES = $(sort $(wildcard sql/pages/*.html sql/pages/*.css))
+TEXTS = $(sort $(wildcard sql/pages/texts/*.json))
+
+sql/$(EXTENSION)--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) $(STARTERS) $(PAGES) $(TEXTS) src/smtp/providers.c kliv_mail.control
 	for file in $(STARTERS); do \
 		echo "        ('$$(basename $$(dirname $$file))', '$$(basename $$file .md)', '$$(base64 $$file | tr -d '\n')'),"; \
 	done | sed '$$s/,$$//' > $@.starters
+	rm -f $@.html $@.css $@.json
+	for file in $(PAGES) $(TEXTS); do \
+		name=$$(basename $$file); \
+		echo "        WHEN '$${name%.*}' THEN '$$(base64 $$file | tr -d '\n')'" >> $@.$${name##*.}; \
+	done; cat $@.html $@.css > $@.pages
 	cat $(sort $(wildcard sql/install/*.sql)) | \
-		sed -e 's/@PROVIDERS@/$(PROVIDERS)/' -e '/@STARTER_TEMPLATES@/r $@.starters' -e '/@STARTER_TEMPLATES@/d' > $@
-	rm $@.starters
+		sed -e 's/@PROVIDERS@/$(PROVIDERS)/' -e '/@STARTER_TEMPLATES@/r $@.starters' -e '/@STARTER_TEMPLATES@/d' \
+			-e '/@PAGES@/r $@.pages' -e '/@PAGES@/d' -e '/@TEXTS@/r $@.json' -e '/@TEXTS@/d' > $@
+	rm $@.starters $@.html $@.css $@.json $@.pages
 
 ## demo: from packages to a mail that a real SMTP server received (root or sudo)
 demo:

@@ -71,6 +71,7 @@ static const struct
 	{"test_smtp", "provider, host, port, username, password, encryption, from_address, region, auth, account, send_to"},
 	{"configure_webhook", "provider, secret, public_key, topic_arn, certificate"},
 	{"ingest_webhook", "provider, headers, body"},
+	{"http_request", "method, path, query, headers, body"},
 	{"configure_bounce_mailbox", NULL}
 };
 

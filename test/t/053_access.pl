@@ -56,13 +56,22 @@ is($node->sql($held), '', 'after CREATE EXTENSION under hostile default privileg
 # ---- the allow-lists ----
 
 my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold _reputation_hint);
+# http_request() and what it calls, as the caller.
+my @door = qw(http_request _http_request _read_request _form_fields _path_segments _percent_decoded _preferred_language _is_cross_site _request_header
+    _request_form _door_answer _door_routes _door_may _door_problem _door_failure _door_page _door_texts _door_brand _door_response _door_style
+    _door_ink _door_zone);
+my @pages = qw(_door_account _door_account_data _door_chart _door_document _door_events _door_failed_steps _door_field _door_figures _door_health
+    _door_latest_events _door_limits _door_mail _door_message _door_message_change _door_message_id _door_messages _door_next_step _door_number
+    _door_overview _door_pause _door_preview _door_provider _door_providers _door_publish _door_reset _door_resume _door_row _door_search
+    _door_sender _door_settings _door_status _door_suppressions _door_template _door_template_delete _door_templates _door_test _door_time
+    _door_tone _door_topic_delete _door_topics _door_unsuppress _door_version _door_window);
 my %functions = (
     send => [
         qw(send attach attach_text attachments help history _known_names _text_of _addresses_of _time_of _nearest _distance mailbox is_address parse_addresses classify_reply parse_bounce raw_message preview csv html_table cancel retry reschedule wait outcomes render send_template send_template_batch),
         @helpers ],
     read   => [ qw(parse_addresses classify_reply parse_bounce is_address mailbox describe help history _nearest _distance next_step render outcomes delivery_stats), @helpers,
-        qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of _bad_reputations) ],
-    ingest => [qw(unsubscribe ingest_bounce ingest_webhook)],
+        qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of _bad_reputations), @door, @pages ],
+    ingest => [ qw(unsubscribe ingest_bounce ingest_webhook render _door_leave _door_recipient _door_choose _door_hook), @door ],
     admin  => undef);    # all that is public, and what the views of the others need
 my %views = (
     send   => [qw(messages deliveries events usage templates)],
@@ -72,7 +81,7 @@ my %views = (
 
 my @public_functions = split /\n/, $node->sql(q{SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND proname !~ '^_' ORDER BY 1});
 my @public_views = split /\n/, $node->sql(q{SELECT relname FROM pg_class WHERE relnamespace = 'kliv_mail'::regnamespace AND relkind = 'v' AND relname !~ '^_' ORDER BY 1});
-$functions{admin} = [ @public_functions, grep { /^_/ } @{ $functions{send} }, @{ $functions{read} } ];
+$functions{admin} = [ @public_functions, grep { /^_/ } @{ $functions{send} }, @{ $functions{read} }, @{ $functions{ingest} } ];
 $views{read} = [ @public_views, '_sees_all' ];
 $views{admin} = [ @public_views, '_sees_all' ];
 
