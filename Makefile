@@ -168,6 +168,14 @@ bench:
 bench-latency bench-drain bench-far bench-send bench-history bench-memory bench-idle bench-backlog:
 	bash bench/run $(@:bench-%=%)
 
+## bench-growth: how speed and memory bend as backlog, history, databases, attachments, distance and connections grow
+bench-growth:
+	HISTORY=1000000,10000000 DATABASES=200,1000 bash bench/run growth history idle backlog
+
+## bench-sustained: MINUTES (30) at half the drain's maximum, alone and beside a held snapshot and pg_dump
+bench-sustained:
+	bash bench/run sustained
+
 ## lint: layers, symbol prefix, what the preloaded library links
 lint: all
 	perl test/lint
@@ -177,4 +185,4 @@ help:
 	@sed -n 's/^## //p' Makefile
 
 .PHONY: demo test test-chroot crashtest soak packages compilers majors gallery bench bench-latency bench-drain bench-far bench-send \
-	bench-history bench-memory bench-idle bench-backlog lint help
+	bench-history bench-memory bench-idle bench-backlog bench-growth bench-sustained lint help

@@ -59,7 +59,8 @@ sub rounds { return option('ROUNDS', 5, 1) }
 sub shown
 {
     my ($value) = @_;
-    my $digits = $value >= 100 ? 0 : $value >= 10 ? 1 : $value >= 1 ? 2 : 3;
+    return '0' if $value == 0;
+    my $digits = $value == int $value || $value >= 100 ? 0 : $value >= 10 ? 1 : $value >= 1 ? 2 : 3;
     my $text = sprintf "%.${digits}f", $value;
     1 while $text =~ s/^(\d+)(\d{3})/$1,$2/;
     return $text;
@@ -82,6 +83,24 @@ sub row
             median => \%value }) . "\n";
     close $file;
     return $met;
+}
+
+# A table of its own: how something bends.  The doc has a place of this name for it.
+sub curve
+{
+    my ($name, $columns, @lines) = @_;
+    my @text = ([@$columns], map { [ map { /^-?[0-9.]+(?:e[-+]?\d+)?$/ ? shown($_) : $_ } @$_ ] } @lines);
+    my @width = map { my $n = $_; max(map { length $_->[$n] } @text) } 0 .. $#$columns;
+    say("$name:");
+    for my $line (@text)
+    {
+        say('  ' . join '  ', map { sprintf '%*s', $width[$_], $line->[$_] } 0 .. $#width);
+    }
+    return if !$ENV{BENCH_RESULTS};
+    open my $file, '>>', $ENV{BENCH_RESULTS} or die "$ENV{BENCH_RESULTS}: $!";
+    print $file JSON::PP->new->canonical->encode({ curve => $name, lines => \@text }) . "\n";
+    close $file;
+    return;
 }
 
 # ---- servers that take mail ----
@@ -205,6 +224,57 @@ sub processor_of
     my ($pid) = @_;
     open my $stat, '<', '/proc/' . ($pid // '') . '/schedstat' or return 0;
     return (split / /, <$stat>)[0] / 1e9;
+}
+
+# MB that are its own: not shared, not of a file.
+sub own_memory
+{
+    my ($pid) = @_;
+    open my $status, '<', "/proc/$pid/status" or return 0;
+    my ($kilobytes) = join('', <$status>) =~ /^RssAnon:\s+(\d+)/m;
+    return ($kilobytes // 0) / 1024;
+}
+
+# The most of it that the sender has while something is true, and at most so long.
+sub most_memory
+{
+    my ($session, $seconds, $condition) = @_;
+    my ($most, $start, $look, $pid) = (0, clock(), 0, undef);
+    while (clock() - $start < $seconds)
+    {
+        if (clock() > $look)
+        {
+            last if !$condition->();
+            $pid = sender($session) // '';
+            $look = clock() + ($pid ? 0.2 : 0);
+        }
+        $most = max($most, own_memory($pid));
+        Time::HiRes::usleep(2000);
+    }
+    return $most;
+}
+
+# Rows as send() makes them, of the last one that it has made: a backlog at once.
+sub multiply
+{
+    my ($session, $message, $times) = @_;
+    my @columns = map { $session->query("SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute
+        WHERE attrelid = 'kliv_mail.$_'::regclass AND attnum > 0 AND NOT attisdropped AND attname NOT IN ('id', 'message_id', 'recipient', 'header_id')") }
+      '_message', '_outbox';
+    $session->query("INSERT INTO kliv_mail._message (id, header_id, $columns[0])
+        SELECT nextval('kliv_mail._message_id'), i || header_id, $columns[0] FROM kliv_mail._message, generate_series(1, $times) AS i WHERE id = $message");
+    $session->query("INSERT INTO kliv_mail._outbox (id, message_id, recipient, $columns[1])
+        SELECT nextval('kliv_mail._delivery_id'), $message + i, 'h' || i || '\@example.com', $columns[1]
+        FROM kliv_mail._outbox, generate_series(1, $times) AS i WHERE message_id = $message");
+    return;
+}
+
+# Wait until nothing is in a sender's hands.
+sub wait_until_held
+{
+    my ($session) = @_;
+    Time::HiRes::usleep(20000) while $session->query('SELECT EXISTS (SELECT FROM kliv_mail._outbox WHERE epoch IS NOT NULL)') eq 't';
+    return;
 }
 
 # ---- clusters ----
