@@ -20,7 +20,7 @@ COMMENT ON FUNCTION kliv_mail._read_reply(text, bytea) IS
 -- ROWS and the order are those of the table in providers.c.
 CREATE FUNCTION kliv_mail._providers()
 RETURNS TABLE (name text, title text, host text, port integer, encryption text, required text[], example text,
-    username_hint text, password_hint text, notes text, docs_url text, free_daily integer)
+    username_hint text, password_hint text, notes text, docs_url text, free_daily integer, notes_ja text)
 LANGUAGE c STABLE PARALLEL SAFE ROWS 8
 AS '$libdir/kliv_mail_net', 'kliv_mail__providers';
 COMMENT ON FUNCTION kliv_mail._providers() IS 'The presets behind the view providers.';
@@ -33,11 +33,12 @@ AS '$libdir/kliv_mail_net', 'kliv_mail__rolling_limit';
 
 CREATE VIEW kliv_mail.providers WITH (security_barrier) AS
 SELECT p.name, p.title, p.host, p.port, p.encryption, p.required, p.example, p.username_hint, p.password_hint, p.notes,
-    p.docs_url
+    p.docs_url, p.notes_ja
 FROM kliv_mail._providers() AS p;
 COMMENT ON VIEW kliv_mail.providers IS
     'The mail providers that configure_smtp(provider => ...) knows. Run the example with your own values.';
-COMMENT ON COLUMN kliv_mail.providers.name IS 'For configure_smtp(provider => ...) and test_smtp(provider => ...).';
+COMMENT ON COLUMN kliv_mail.providers.name IS
+    'For configure_smtp(provider => ...) and test_smtp(provider => ...), which know what people call it, too: ''Amazon SES'', ''G Suite''.';
 COMMENT ON COLUMN kliv_mail.providers.title IS 'What people call it.';
 COMMENT ON COLUMN kliv_mail.providers.host IS
     'Server; <region> stands for the argument region; NULL: must be given, notes say what it is.';
@@ -49,3 +50,4 @@ COMMENT ON COLUMN kliv_mail.providers.username_hint IS 'What the user name is.';
 COMMENT ON COLUMN kliv_mail.providers.password_hint IS 'What the password is, and where to get it.';
 COMMENT ON COLUMN kliv_mail.providers.notes IS 'Limits and what people trip over.';
 COMMENT ON COLUMN kliv_mail.providers.docs_url IS 'The provider''s own page.';
+COMMENT ON COLUMN kliv_mail.providers.notes_ja IS 'The notes in Japanese, with what host is and where to find it.';

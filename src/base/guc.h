@@ -31,7 +31,7 @@ extern PGDLLEXPORT int klm_connect_timeout; /* ms */
 extern PGDLLEXPORT int klm_reply_timeout;	/* ms */
 extern PGDLLEXPORT int klm_retention;	/* s */
 extern PGDLLEXPORT int klm_max_message_size;	/* kB */
-extern char *klm_prohibited_extensions;
+extern PGDLLEXPORT char *klm_prohibited_extensions;
 extern PGDLLEXPORT int klm_sender_idle_timeout; /* ms */
 extern PGDLLEXPORT bool klm_notify;
 extern bool klm_mask_secrets;

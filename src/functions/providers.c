@@ -42,8 +42,8 @@ kliv_mail__providers(PG_FUNCTION_ARGS)
 	for (int i = 0; i < klm_provider_count; i++)
 	{
 		const KlmProvider *provider = &klm_providers[i];
-		Datum		values[12];
-		bool		nulls[12] = {false};
+		Datum		values[13];
+		bool		nulls[13] = {false};
 		Datum		required[lengthof(provider->required)];
 		const char *notes;
 		int			count = 0;
@@ -68,6 +68,7 @@ kliv_mail__providers(PG_FUNCTION_ARGS)
 			notes = psprintf("%s %s", provider->host_hint, notes);
 		values[9] = text_or_null(notes, &nulls[9]);
 		values[10] = text_or_null(provider->docs_url, &nulls[10]);
+		values[12] = text_or_null(provider->notes_ja, &nulls[12]);
 		values[11] = Int32GetDatum(provider->free_daily);
 		nulls[11] = provider->free_daily == 0;
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);

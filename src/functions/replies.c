@@ -57,7 +57,9 @@ kliv_mail_classify_reply(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(2))
 	{
 		provider = klm_argument(fcinfo, 2);
-		if (klm_find_provider(provider) == NULL)
+		if (klm_find_provider(provider))
+			provider = pstrdup(klm_find_provider(provider)->name);
+		else
 			klm_refuse("provider", ERRCODE_INVALID_PARAMETER_VALUE, false,
 					   psprintf("Choose one of %s; or leave it out.", klm_provider_names()),
 					   "\"%s\" is not known", klm_shown(provider, strlen(provider)));

@@ -8,7 +8,7 @@
  * read-only: nothing here switches the user, and nothing is taken from a table
  * of ours.
  *
- * Calls SPI and the base folder.
+ * Calls SPI, the base folder, and message/attachment.c for the file's name.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -27,8 +27,10 @@
 #include "utils/memutils.h"
 
 #include "base/encoding.h"
+#include "base/error.h"
 #include "base/guc.h"
 #include "base/text.h"
+#include "message/attachment.h"
 
 /* How many rows are fetched at a time, so that a large result is not held twice. */
 #define FETCH_ROWS 1000
@@ -36,8 +38,8 @@
 PG_FUNCTION_INFO_V1(kliv_mail_csv);
 PG_FUNCTION_INFO_V1(kliv_mail_html_table);
 
-/* Writes one row; values are NULL for SQL NULL, and for the heading the columns' names. */
-typedef void (*WriteRow) (StringInfo out, TupleDesc desc, char **values, bool heading);
+/* Writes one row; values are NULL for SQL NULL.  Row 0 is the heading: the columns' names. */
+typedef void (*WriteRow) (StringInfo out, TupleDesc desc, char **values, uint64 row);
 
 /*
  * Would a spreadsheet take the text for a formula?  It may come from anybody who
@@ -102,20 +104,56 @@ write_csv(StringInfo out, TupleDesc desc, char **values, bool heading, bool spre
 }
 
 static void
-write_csv_row(StringInfo out, TupleDesc desc, char **values, bool heading)
+write_csv_row(StringInfo out, TupleDesc desc, char **values, uint64 row)
 {
-	write_csv(out, desc, values, heading, false);
+	write_csv(out, desc, values, row == 0, false);
 }
 
 static void
-write_sheet_row(StringInfo out, TupleDesc desc, char **values, bool heading)
+write_sheet_row(StringInfo out, TupleDesc desc, char **values, uint64 row)
 {
-	write_csv(out, desc, values, heading, true);
+	write_csv(out, desc, values, row == 0, true);
+}
+
+/* Where PostgreSQL finds a character that SJIS lacks: in which row, and what to do. */
+static void
+name_row(void *argument)
+{
+	uint64		row = *(uint64 *) argument;
+
+	if (geterrcode() != ERRCODE_UNTRANSLATABLE_CHARACTER)
+		return;
+	if (row == 0)
+		errhint("It is in the name of a column. UTF8BOM has every character, and Excel opens it too.");
+	else
+		errhint("It is in row " UINT64_FORMAT " of the result. UTF8BOM has every character, and Excel opens it too.",
+				row);
+}
+
+/* Row by row, so that an error can say in which. */
+static void
+write_sjis_row(StringInfo out, TupleDesc desc, char **values, uint64 row)
+{
+	int			start = out->len;
+	ErrorContextCallback context = {error_context_stack, name_row, &row};
+	char	   *converted;
+
+	write_csv(out, desc, values, row == 0, true);
+	error_context_stack = &context;
+	converted = pg_server_to_any(out->data + start, out->len - start, PG_SJIS);
+	error_context_stack = context.previous;
+	if (converted == out->data + start)
+		return;
+	out->len = start;
+	appendStringInfoString(out, converted);
+	pfree(converted);
 }
 
 static void
-write_html_row(StringInfo out, TupleDesc desc, char **values, bool heading)
+write_html_row(StringInfo out, TupleDesc desc, char **values, uint64 row)
 {
+	bool		heading = row == 0;
+
 	appendStringInfoString(out, "<tr>");
 	for (int i = 0; i < desc->natts; i++)
 	{
@@ -161,7 +199,7 @@ write_result(const char *query, StringInfo out, WriteRow write_row)
 	SPIPlanPtr	plan;
 	Portal		portal;
 	Size		limit = (Size) klm_max_message_size * 1024;
-	bool		heading = true;
+	uint64		number = 0;
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
@@ -180,18 +218,17 @@ write_result(const char *query, StringInfo out, WriteRow write_row)
 		SPI_cursor_fetch(portal, true, FETCH_ROWS);
 		desc = SPI_tuptable->tupdesc;
 		values = palloc(Max(1, desc->natts) * sizeof(char *));
-		if (heading)
+		if (number == 0)
 		{
 			for (int i = 0; i < desc->natts; i++)
 				values[i] = SPI_fname(desc, i + 1);
-			write_row(out, desc, values, true);
-			heading = false;
+			write_row(out, desc, values, number++);
 		}
 		for (uint64 row = 0; row < SPI_processed; row++)
 		{
 			for (int i = 0; i < desc->natts; i++)
 				values[i] = SPI_getvalue(SPI_tuptable->vals[row], desc, i + 1);
-			write_row(out, desc, values, false);
+			write_row(out, desc, values, number++);
 			for (int i = 0; i < desc->natts; i++)
 			{
 				if (values[i])
@@ -211,51 +248,78 @@ write_result(const char *query, StringInfo out, WriteRow write_row)
 	SPI_finish();
 }
 
-/* csv(query, encoding) returns kliv_mail.attachment */
+/*
+ * Is the name one of an encoding's, as people write it: SJIS, Shift_JIS, CP932?
+ * What PostgreSQL calls SJIS is Windows-31J, with its ㈱, ① and 髙.
+ */
+static bool
+names_encoding(const char *name, const char *const *known)
+{
+	char		letters[16];
+	int			length = 0;
+
+	for (; *name; name++)
+	{
+		if (*name == '-' || *name == '_' || *name == ' ')
+			continue;
+		if (length == sizeof(letters) - 1)
+			return false;
+		letters[length++] = *name;
+	}
+	letters[length] = '\0';
+	for (; *known; known++)
+		if (pg_strcasecmp(letters, *known) == 0)
+			return true;
+	return false;
+}
+
+/* csv(query, encoding, filename) returns kliv_mail.attachment */
 Datum
 kliv_mail_csv(PG_FUNCTION_ARGS)
 {
+	static const char *const utf8bom[] = {"UTF8BOM", NULL};
+	static const char *const utf8[] = {"UTF8", NULL};
+	static const char *const sjis[] = {"SJIS", "ShiftJIS", "CP932", "MS932", "Windows31J", NULL};
 	char	   *query = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	char	   *name = klm_argument(fcinfo, 1);
-	int			encoding = PG_UTF8;
-	bool		mark = false;
+	KlmAttachment attachment = {0};
+	KlmError	error;
+	WriteRow	write_row = write_sheet_row;
 	StringInfoData out;
-	char	   *converted;
-	Size		length;
-	bytea	   *content;
 	TupleDesc	desc;
 	Datum		values[4];
 	bool		nulls[4] = {false, false, true, false};
 
+	initStringInfo(&out);
+	appendStringInfoSpaces(&out, VARHDRSZ);
+	attachment.filename = klm_argument(fcinfo, 2);
+	/* Without a charset text is taken for ASCII (RFC 2046, 4.1.2). */
+	attachment.content_type = "text/csv; charset=utf-8";
 	/* Excel takes UTF-8 for the local encoding unless a byte order mark says otherwise. */
-	if (pg_strcasecmp(name, "UTF8BOM") == 0)
-		mark = true;
-	else if (pg_strcasecmp(name, "SJIS") == 0)
-		encoding = PG_SJIS;
-	else if (pg_strcasecmp(name, "UTF8") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("encoding: \"%s\" is not a choice", klm_from_utf8_lossy(klm_shown(name, strlen(name)))),
-				 errhint("Use UTF8BOM (Excel), UTF8 or SJIS.")));
+	if (names_encoding(name, utf8bom))
+		appendStringInfoString(&out, "\xEF\xBB\xBF");
+	else if (names_encoding(name, sjis))
+	{
+		write_row = write_sjis_row;
+		attachment.content_type = "text/csv; charset=Windows-31J";
+	}
+	else if (names_encoding(name, utf8))
+		write_row = write_csv_row;	/* for programs: every value as it is */
+	else
+		klm_refuse("encoding", ERRCODE_INVALID_PARAMETER_VALUE, false,
+				   "Use UTF8BOM (Excel), UTF8 or SJIS (Windows-31J, Japan's).",
+				   "\"%s\" is not a choice", klm_shown(name, strlen(name)));
+	if (!klm_mime_check_attachment(&attachment, klm_prohibited_extensions, &error))
+		klm_raise("filename", &error, false);
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
-	initStringInfo(&out);
-	/* Plain UTF8 is for programs, and gives every value as it is. */
-	write_result(query, &out, mark || encoding == PG_SJIS ? write_sheet_row : write_csv_row);
-	converted = pg_server_to_any(out.data, out.len, encoding);
-	length = converted == out.data ? out.len : strlen(converted);
-	content = palloc(VARHDRSZ + length + 3);
-	SET_VARSIZE(content, VARHDRSZ + length + (mark ? 3 : 0));
-	if (mark)
-		memcpy(VARDATA(content), "\xEF\xBB\xBF", 3);
-	memcpy(VARDATA(content) + (mark ? 3 : 0), converted, length);
-
-	values[0] = CStringGetTextDatum("result.csv");
-	/* Without a charset text is taken for ASCII (RFC 2046, 4.1.2). */
-	values[1] = CStringGetTextDatum(encoding == PG_SJIS ? "text/csv; charset=Shift_JIS" : "text/csv; charset=utf-8");
+	write_result(query, &out, write_row);
+	SET_VARSIZE(out.data, out.len);
+	values[0] = CStringGetTextDatum(klm_from_utf8(attachment.filename));
+	values[1] = CStringGetTextDatum(attachment.content_type);
 	values[2] = (Datum) 0;
-	values[3] = PointerGetDatum(content);
+	values[3] = PointerGetDatum(out.data);
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 

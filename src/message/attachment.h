@@ -31,8 +31,8 @@ typedef struct KlmAttachment
  * prohibited: the extensions of kliv_mail.prohibited_extensions, separated by
  * spaces.
  */
-extern bool klm_mime_check_attachment(KlmAttachment *attachment, const char *prohibited,
-									  KlmError *error);
+extern PGDLLEXPORT bool klm_mime_check_attachment(KlmAttachment *attachment, const char *prohibited,
+												  KlmError *error);
 
 /*
  * All attachments of a message: each by itself, no Content-ID twice, not more

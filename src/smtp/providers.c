@@ -29,6 +29,8 @@ const KlmProvider klm_providers[] = {
 	{
 		.name = "gmail",
 		.title = "Gmail and Google Workspace",
+		.aliases = "google googlemail gmailcom googlecom googleworkspace workspace gsuite googleapps Gメ"
+		"ール Ｇメール",
 		.host = "smtp.gmail.com",
 		.port = 465,
 		.encryption = "tls",
@@ -51,6 +53,11 @@ const KlmProvider klm_providers[] = {
 		.notes = "About 500 recipients a day for a personal account, 2,000 for Google Workspace, "
 		"counted over the last 24 hours. Bounces arrive as mail in the mailbox only. The "
 		"Workspace relay is another server: host => 'smtp-relay.gmail.com'.",
+		.notes_ja = "1 日に送れるのは、個人アカウントで約 500 宛先、Google Workspace で 2,000 宛先です（"
+		"直近 24 時間で数えます）。パスワードには 16 文字のアプリ パスワードが必要です（Googl"
+		"e アカウント > セキュリティ > 2 段階認証プロセス > アプリ パスワード）。不達の知らせ"
+		"はメールボックスに届くメールだけです。Workspace の SMTP リレーは別のサーバーです: ho"
+		"st => 'smtp-relay.gmail.com'。",
 		.docs_url = "https://support.google.com/a/answer/176600",
 		.rolling_limit = 2000,
 		.personal_rolling_limit = 500,
@@ -59,6 +66,7 @@ const KlmProvider klm_providers[] = {
 	{
 		.name = "sendgrid",
 		.title = "Twilio SendGrid",
+		.aliases = "twiliosendgrid twilio sendgridcom",
 		.host = "smtp.sendgrid.net",
 		.port = 465,
 		.encryption = "tls",
@@ -79,12 +87,17 @@ const KlmProvider klm_providers[] = {
 		.notes = "A used-up plan shows as a failed login (451 Maximum credits exceeded): the "
 		"account is held until SendGrid's next day. What SendGrid has accepted it retries itself "
 		"for 72 hours.",
+		.notes_ja = "プランの上限に達すると、ログインの失敗（451 Maximum credits exceeded）として現れます"
+		"。アカウントは SendGrid の翌日まで保留されます。SendGrid がいったん受け付けたメール"
+		"は、SendGrid が 72 時間まで再送します。差出人は Settings > Sender Authentication で"
+		"認証してください。",
 		.docs_url = "https://www.twilio.com/docs/sendgrid/for-developers/sending-email/integrating-with-the-smtp-api",
 		.messages_per_connection = 5000,
 	},
 	{
 		.name = "mailgun",
 		.title = "Mailgun",
+		.aliases = "mailgunorg mailguncom",
 		.host = "smtp.mailgun.org",
 		.default_region = "us",
 		.regions = "us eu",
@@ -107,11 +120,15 @@ const KlmProvider klm_providers[] = {
 		"sends to authorized recipients only.",
 		.notes = "Accounts of the EU and of the US do not see each other: region => 'eu' for a "
 		"domain that was made in the EU. Limits depend on the plan.",
+		.notes_ja = "EU と米国のアカウントは互いに見えません。EU で作ったドメインには region => 'eu' を指"
+		"定します。パスワードは API キーではなく、SMTP ログインのものです。上限はプランにより"
+		"ます。",
 		.docs_url = "https://documentation.mailgun.com/docs/mailgun/user-manual/sending-messages/send-smtp",
 	},
 	{
 		.name = "ses",
 		.title = "Amazon SES",
+		.aliases = "amazonses awsses amazon aws amazonsimpleemailservice simpleemailservice amazonaws",
 		.host = "email-smtp.<region>.amazonaws.com",
 		.port = 465,
 		.encryption = "tls",
@@ -135,6 +152,10 @@ const KlmProvider klm_providers[] = {
 		.notes = "Quotas count recipients and are per region; a new account is in the sandbox: "
 		"200 a day, one a second, verified recipients only. Credentials belong to one region. On "
 		"EC2 use port 587 or 465, not 25.",
+		.notes_ja = "上限はリージョンごと、宛先の数で数えます。新しいアカウントはサンドボックスにあり、1 "
+		"日 200 通、毎秒 1 通、検証済みの宛先にしか送れません。SMTP 認証情報は 1 つのリージョ"
+		"ンでのみ有効で、IAM のシークレットアクセスキーとは別のものです。EC2 からはポート 25 "
+		"ではなく 587 か 465 を使ってください。",
 		.docs_url = "https://docs.aws.amazon.com/ses/latest/dg/smtp-credentials.html",
 		.rolling_limit = KLM_AS_DAILY_LIMIT,
 		.free_daily = 200,
@@ -142,6 +163,7 @@ const KlmProvider klm_providers[] = {
 	{
 		.name = "postmark",
 		.title = "Postmark",
+		.aliases = "postmarkapp postmarkappcom",
 		.host = "smtp.postmarkapp.com",
 		.port = 587,
 		.encryption = "starttls",
@@ -161,11 +183,18 @@ const KlmProvider klm_providers[] = {
 		.notes = "STARTTLS only; port 465 does not answer. Mail goes to the stream 'outbound'; "
 		"marketing wants an account of its own with host => 'smtp-broadcasts.postmarkapp.com', "
 		"which uses the stream 'broadcast'. The user name is a secret and is kept like a password.",
+		.notes_ja = "STARTTLS だけに対応しています。ポート 465 は応答しません。メールは 'outbound' ストリ"
+		"ームに送られます。マーケティングメールには host => 'smtp-broadcasts.postmarkapp.com'"
+		" の別アカウントを使います（'broadcast' ストリーム）。ユーザー名も秘密なので、パスワ"
+		"ードと同じように暗号化して保存します。",
 		.docs_url = "https://postmarkapp.com/support/article/811-what-are-the-smtp-details-api-tokens-i-should-be-using",
 	},
 	{
 		.name = "sakura",
 		.title = "さくらのメールボックス / さくらのレンタルサーバ (Sakura)",
+		.aliases = "さくら さくらインターネット さくらのメールボックス さくらメールボックス さくらのレン"
+		"タルサーバ さくらのレンタルサーバー さくらサーバー sakurainternet sakuramail sakuran"
+		"ejp sakuraadjp",
 		.port = 587,
 		.encryption = "starttls",
 		.tls_ports = "465",
@@ -190,11 +219,22 @@ const KlmProvider klm_providers[] = {
 		"wrong. Access from abroad is refused by default: switch 国外IPアドレスフィルタ off in コントロールパネル > "
 		"セキュリティ where the database server is not in Japan. The provider does not publish its limits. "
 		"Bounces arrive as mail only.",
+		.notes_ja = "host には初期ドメイン（例: example.sakura.ne.jp）を指定します。独自ドメインのアドレ"
+		"スで送る場合も同じで、smtp.<独自ドメイン> は使えません。初期ドメインはコントロールパ"
+		"ネルと契約時のメールに書かれています。ユーザー名はメールアドレス全体、パスワードはコ"
+		"ントロールパネルや会員メニューのものではなく、メールアドレスごとのものです。メールア"
+		"ドレスはコントロールパネル > メール > メール一覧 > 新規追加 で作り、SPF、DKIM、DMARC"
+		" はコントロールパネル > メール で設定します。国外からの接続は初期設定で拒否されます"
+		"。データベースのサーバーが日本国外にある場合は、コントロールパネル > セキュリティ で"
+		"「国外IPアドレスフィルタ」を無効にしてください。送信数の上限は公表されていません。不"
+		"達の知らせはメールだけです。",
 		.docs_url = "https://help.sakura.ad.jp/mail/2114/",
 	},
 	{
 		.name = "onamae",
 		.title = "お名前メール (Onamae.com)",
+		.aliases = "お名前 お名前com お名前ドットコム お名前メール お名前comメール onamaecom onamaemail "
+		"onamaenejp gmoonamae",
 		.port = 465,
 		.encryption = "tls",
 		.tls_ports = "465",
@@ -219,11 +259,19 @@ const KlmProvider klm_providers[] = {
 		"default: switch SMTP認証国外アクセス制限 off in コントロールパネル > メール where the database server is "
 		"not in Japan. The provider does not publish its "
 		"limits. Bounces arrive as mail only.",
+		.notes_ja = "host には契約のメールサーバー名（例: mail65.onamae.ne.jp）を指定します。コントロール"
+		"パネル > メール に書かれています。smtp.<独自ドメイン> は証明書の名前が異なるため使え"
+		"ません。ユーザー名はメールアドレス全体、パスワードはコントロールパネル > メール で設"
+		"定したメールパスワードです。国外からのログインは初期設定で拒否されます。データベース"
+		"のサーバーが日本国外にある場合は、コントロールパネル > メール で「SMTP認証国外アクセ"
+		"ス制限」を無効にしてください。送信数の上限は公表されていません。不達の知らせはメール"
+		"だけです。",
 		.docs_url = "https://help.onamae.com/answer/9537",
 	},
 	{
 		.name = "resend",
 		.title = "Resend",
+		.aliases = "resendcom",
 		.host = "smtp.resend.com",
 		.port = 465,
 		.encryption = "tls",
@@ -242,6 +290,9 @@ const KlmProvider klm_providers[] = {
 		"sent.",
 		.notes = "The free plan takes 100 recipients a day and 3,000 a month. Each delivery "
 		"carries an idempotency key, so that a retry within 24 hours is no second copy.",
+		.notes_ja = "無料プランで送れるのは 1 日 100 宛先、1 か月 3,000 宛先です。配送ごとに冪等キーを付"
+		"けるので、24 時間以内の再試行で 2 通届くことはありません。差出人のドメインは Domains"
+		" > Add Domain で認証してください。",
 		.docs_url = "https://resend.com/docs/send-with-smtp",
 		.free_daily = 100,
 		.per_second = 5,
@@ -249,28 +300,6 @@ const KlmProvider klm_providers[] = {
 };
 
 const int	klm_provider_count = lengthof(klm_providers);
-
-const KlmProvider *
-klm_find_provider(const char *name)
-{
-	for (int i = 0; name && i < klm_provider_count; i++)
-	{
-		if (strcmp(klm_providers[i].name, name) == 0)
-			return &klm_providers[i];
-	}
-	return NULL;
-}
-
-char *
-klm_provider_names(void)
-{
-	StringInfoData names;
-
-	initStringInfo(&names);
-	for (int i = 0; i < klm_provider_count; i++)
-		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "", klm_providers[i].name);
-	return names.data;
-}
 
 /* Is word one of "465 2465", in any case? */
 static bool
@@ -289,6 +318,48 @@ word_in(const char *words, const char *word)
 			words++;
 	}
 	return false;
+}
+
+const KlmProvider *
+klm_find_provider(const char *name)
+{
+	char		letters[64];
+	int			length = 0;
+
+	for (int i = 0; name && i < klm_provider_count; i++)
+	{
+		if (strcmp(klm_providers[i].name, name) == 0)
+			return &klm_providers[i];
+	}
+
+	/* As people write it: "Amazon SES", "G Suite", "お名前.com". */
+	for (; name && *name; name++)
+	{
+		if (strchr(" .-_", *name))
+			continue;
+		if (length == sizeof(letters) - 1)
+			return NULL;
+		letters[length++] = *name;
+	}
+	letters[length] = '\0';
+	for (int i = 0; i < klm_provider_count; i++)
+	{
+		if (pg_strcasecmp(klm_providers[i].name, letters) == 0 ||
+			word_in(klm_providers[i].aliases, letters))
+			return &klm_providers[i];
+	}
+	return NULL;
+}
+
+char *
+klm_provider_names(void)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	for (int i = 0; i < klm_provider_count; i++)
+		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "", klm_providers[i].name);
+	return names.data;
 }
 
 static bool

@@ -33,6 +33,7 @@ typedef struct KlmProvider
 {
 	const char *name;			/* gmail, sendgrid, ...: configure_smtp(provider) */
 	const char *title;
+	const char *aliases;		/* what people write too, without spaces, dots and hyphens: "aws amazonses" */
 	const char *host;			/* may hold <region>; NULL: must be given */
 	const char *default_region; /* NULL: must be given where host holds <region> */
 	const char *regions;		/* "us eu": the only ones; NULL: any of the right form */
@@ -54,6 +55,7 @@ typedef struct KlmProvider
 	const char *sender_hint;	/* the cure for a refused sender */
 	const char *unproven;		/* what MAIL FROM cannot prove, a sentence; NULL: nothing */
 	const char *notes;
+	const char *notes_ja;		/* host_hint and notes in Japanese */
 	const char *docs_url;
 	/*
 	 * Recipients in any 24 hours, where the provider counts so: KLM_AS_DAILY_LIMIT
@@ -72,7 +74,7 @@ typedef struct KlmProvider
 extern const KlmProvider klm_providers[];
 extern const int klm_provider_count;
 
-/* NULL if unknown (or name is NULL). */
+/* By its name, or as people write it ("Amazon SES", "お名前.com"); NULL if unknown (or name is NULL). */
 extern const KlmProvider *klm_find_provider(const char *name);
 
 /* "gmail, sendgrid, ...", palloc'd. */

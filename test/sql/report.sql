@@ -8,6 +8,9 @@ FROM kliv_mail.csv('SELECT * FROM item', 'UTF8');
 -- Excel's byte order mark, and Japan's encoding
 SELECT left(encode(content, 'hex'), 6) AS bom FROM kliv_mail.csv('SELECT 1');
 SELECT content_type, convert_from(content, 'SJIS') AS content FROM kliv_mail.csv('SELECT note FROM item WHERE note = ''日本''', 'sjis');
+-- a name of its own, and what people call that encoding
+SELECT filename, content_type FROM kliv_mail.csv('SELECT 1', filename => '売上 2026年.csv');
+SELECT e, content_type, encode(content, 'hex') AS bytes FROM unnest('{SJIS,Shift_JIS,shift-jis,CP932,Windows-31J,MS932,utf-8,UTF8 BOM}'::text[]) AS e, kliv_mail.csv('SELECT ''髙'' AS a', e, 'x.csv');
 -- A text that a spreadsheet would take for a formula; a program gets it as it is.
 CREATE TEMP TABLE hostile (name text, amount numeric);
 INSERT INTO hostile VALUES ('=1+1', -1), ('+81 3 1234', 2), ('-5', 3), ('-5+cmd', 4), ('@SUM(A1)', 5), (E'\t=1', 6), ('＝1+1', 7), ('a=b', 8), ('+1.5', 9);
@@ -18,12 +21,18 @@ SELECT kliv_mail.html_table('SELECT 1 AS none WHERE false');
 
 -- bad input
 SELECT kliv_mail.csv('SELECT 1', 'UTF16');
+SELECT kliv_mail.csv('SELECT 1', repeat('s', 1000));
+SELECT kliv_mail.csv('SELECT 1', filename => E'a\nb.csv');
+SELECT kliv_mail.csv('SELECT 1', filename => 'virus.exe');
+SELECT kliv_mail.csv('SELECT 1', filename => '');
 SELECT kliv_mail.csv('SELECT 1; SELECT 2');
 SELECT kliv_mail.csv('DELETE FROM item');
 SELECT kliv_mail.csv('DELETE FROM item RETURNING *');
 SELECT kliv_mail.html_table('SELECT nothing');
 SELECT kliv_mail.html_table('SELECT ''x'' FROM nowhere');
 SELECT kliv_mail.csv('SELECT ''€''', 'SJIS');
+SELECT kliv_mail.csv('SELECT x AS a FROM unnest(ARRAY[''ok'', ''𠮷野家'', ''—'']) AS x', 'SJIS');
+SELECT kliv_mail.csv('SELECT 1 AS "😀"', 'SJIS');
 SELECT octet_length(content) FROM kliv_mail.csv('SELECT ''①㈱髙ｱｲｳ～∥－'' AS a', 'SJIS');
 \set VERBOSITY sqlstate
 SELECT kliv_mail.csv('SELECT repeat(''x'', 1000000) FROM generate_series(1, 30)');

@@ -314,5 +314,25 @@ for my $name (sort keys %provider)
     like("@{ $result->{notices} }", qr/\Athe account "custom" used smtp\.eu\.mailgun\.org until now what the test cannot show: Gmail/, '... says what server was used until now');
     is((grep { $_->{ok} } $smtp->ledger('auth'))[0]{mechanism}, 'XOAUTH2', '... logs in by XOAUTH2');
 }
+
+# As people write it, in databases of two encodings; and what is none of the list.
+$node->sql(q{CREATE DATABASE euc TEMPLATE template0 ENCODING 'EUC_JP' LOCALE 'C'});
+$node->sql('CREATE EXTENSION kliv_mail CASCADE', dbname => 'euc');
+for my $dbname (qw(postgres euc))
+{
+    my $ask = sub { return $node->sql("SET client_encoding = 'UTF8'; $_[0]", dbname => $dbname) };
+    for ([ 'お名前.com', 'onamae', q{, host => 'mail65.onamae.ne.jp', username => 'info@shop.example'} ], [ 'さくら', 'sakura', q{, host => 'shop.sakura.ne.jp', username => 'info@shop.example'} ],
+        [ 'AWS SES', 'ses', q{, region => 'ap-northeast-1', username => 'AKIAIOSFODNN7EXAMPLE', from_address => 'a@shop.example'} ])
+    {
+        my ($written, $name, $more) = @$_;
+        $ask->("SET client_min_messages = warning; SELECT kliv_mail.configure_smtp(provider => '$written', password => 'x', test => false$more)");
+        is($ask->(q{SELECT provider FROM kliv_mail.smtp_settings WHERE account = 'custom'}), $name, "$written is $name in $dbname");
+    }
+    like($ask->(q{SELECT string_agg(notes_ja, ' ') FROM kliv_mail.providers WHERE name IN ('sakura', 'onamae')}), qr/国外IPアドレスフィルタ.*SMTP認証国外アクセス制限/, '... notes in Japanese name the filters of foreign access');
+    is($ask->(q{SELECT count(*) FROM kliv_mail.providers WHERE notes_ja !~ '[^ -~]{10}' OR notes_ja IS NULL}), 0, '... of all providers');
+}
+my $unknown = $node->try(q{SET client_encoding = 'UTF8'; SELECT kliv_mail.configure_smtp(provider => 'エックスサーバー', password => 'x')});
+like("$unknown->{state} $unknown->{hint}", qr/^22023 Choose one of gmail, .*resend; or leave it out and give host, username and password/, 'another provider: the list, and what to do without');
+is($node->sql(q{SELECT verdict FROM kliv_mail.classify_reply('rcpt', '550 5.7.1 <a@shop.example>... Command rejected', 'さくら')}), 'account_trouble', 'classify_reply() knows a provider by those names, too');
 $node->stop;
 done_testing();

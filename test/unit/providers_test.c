@@ -156,6 +156,16 @@ test_headers(const char *provider, const char *host, int count, const char *name
 		  "header", got > 0 ? headers[0].value : NULL);
 }
 
+/* What people write, and whose it is; '' where it is no provider's. */
+static const char *const written[][2] = {
+	{"Gmail", "gmail"}, {"G Suite", "gmail"}, {"gsuite", "gmail"}, {"Google Workspace", "gmail"},
+	{"Amazon SES", "ses"}, {"AWS SES", "ses"}, {"aws-ses", "ses"}, {"SendGrid", "sendgrid"}, {"Send Grid", "sendgrid"},
+	{"Mailgun", "mailgun"}, {"PostMark", "postmark"}, {"Resend", "resend"}, {"さくら", "sakura"},
+	{"さくらインターネット", "sakura"}, {"さくらのメールボックス", "sakura"}, {"お名前", "onamae"}, {"お名前.com", "onamae"},
+	{"お名前メール", "onamae"}, {"Onamae.com", "onamae"}, {"エックスサーバー", ""}, {"xserver", ""}, {"さ", ""}, {"", ""}, {" ", ""},
+	{"a very long name that is no provider's, and would not fit into any buffer", ""},
+};
+
 static void
 test_table(void)
 {
@@ -177,6 +187,9 @@ test_table(void)
 	check(strcmp(klm_provider_names(), "gmail, sendgrid, mailgun, ses, postmark, sakura, onamae, resend") == 0,
 		  "names", klm_provider_names());
 	check(klm_find_provider("nobody") == NULL && klm_find_provider(NULL) == NULL, "unknown", NULL);
+	for (int i = 0; i < lengthof(written); i++)
+		check(strcmp(klm_find_provider(written[i][0]) ? klm_find_provider(written[i][0])->name : "", written[i][1]) == 0,
+			  "found as people write it", written[i][0]);
 }
 
 int
