@@ -26,6 +26,7 @@
 #include "cluster/slots.h"
 #include "hooks/ddl.h"
 #include "hooks/secrets_in_logs.h"
+#include "hooks/slips.h"
 #include "message/address.h"
 #include "worker/launcher.h"
 
@@ -46,6 +47,7 @@ _PG_init(void)
 	klm_define_settings(check_address);
 	klm_label_init();
 	klm_loghook_init();
+	klm_slips_init();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

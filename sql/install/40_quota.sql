@@ -105,6 +105,10 @@ BEGIN
 END;
 $$;
 
+CREATE FUNCTION kliv_mail._code_of_hold(held_by text) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN CASE held_by WHEN 'quota' THEN 'provider_limit' WHEN 'key' THEN 'key_missing' ELSE 'account_trouble' END;
+
 -- May mail of an account leave now, and if not, why and until when?
 -- blocked_until: NULL = it may; infinity = until somebody calls something.
 -- An exhausted quota is not a block here: remaining says it.
@@ -231,7 +235,7 @@ BEGIN
                 IF q.held_until > at AND q.held_until <= at + kliv_mail._longest_hold() AND coalesce(q.held_since <= at + interval '1 minute', true) THEN
                     blocked_until := q.held_until;
                     held_by := q.held_by;
-                    code := CASE q.held_by WHEN 'quota' THEN 'provider_limit' WHEN 'key' THEN 'key_missing' ELSE 'account_trouble' END;
+                    code := kliv_mail._code_of_hold(q.held_by);
                     reason := q.held_reason;
                     hint := kliv_mail._cure_of_hold(p_account, a.own, a.provider, q.held_by, q.held_reason, q.held_hint);
                 END IF;

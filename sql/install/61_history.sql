@@ -1,7 +1,7 @@
 -- Support's first question: what became of the mails to an address?
 
 CREATE FUNCTION kliv_mail._history(p_caller name, p_address text, p_max integer)
-RETURNS TABLE (at timestamptz, message_id bigint, subject text, status text, reason text, hint text, suppressed text)
+RETURNS TABLE (at timestamptz, message_id bigint, subject text, status text, reason text, hint text, suppressed text, code text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -29,7 +29,7 @@ BEGIN
              ORDER BY o.created_at DESC LIMIT p_max)) AS x (message_id, created_at)
         ORDER BY x.created_at DESC LIMIT p_max);
     RETURN QUERY
-        SELECT coalesce(v.finished_at, v.created_at), v.message_id, v.subject, v.status, v.reason, v.hint, v_suppressed
+        SELECT coalesce(v.finished_at, v.created_at), v.message_id, v.subject, v.status, v.reason, v.hint, v_suppressed, v.code
         FROM kliv_mail.deliveries AS v
         WHERE v.message_id = ANY (v_ids) AND lower(v.recipient COLLATE "C") = v_address
         ORDER BY v.created_at DESC, v.message_id DESC LIMIT p_max;
@@ -37,9 +37,9 @@ END;
 $$;
 
 CREATE FUNCTION kliv_mail.history(address text, max integer DEFAULT 20)
-RETURNS TABLE (at timestamptz, message_id bigint, subject text, status text, reason text, hint text, suppressed text)
+RETURNS TABLE (at timestamptz, message_id bigint, subject text, status text, reason text, hint text, suppressed text, code text)
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C STABLE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.history(text, integer) IS
-$$The last mails to an address, in whatever case it is written and with a name or without, newest first: yours or, with grant_read or grant_admin, everybody's. at: when it was finished, or queued. status, reason and hint as in deliveries; suppressed: the scopes in which the address gets no mail now, with their reasons; NULL: none. max: 1 to 1000.
+$$The last mails to an address, in whatever case it is written and with a name or without, newest first: yours or, with grant_read or grant_admin, everybody's. at: when it was finished, or queued. status, reason, hint and code as in deliveries; suppressed: the scopes in which the address gets no mail now, with their reasons; NULL: none. max: 1 to 1000.
 Errors: 22023 not an address, or max.
 Example: SELECT * FROM kliv_mail.history('Ana@Example.com');$$;

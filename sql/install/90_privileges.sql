@@ -15,7 +15,7 @@ BEGIN ATOMIC
         ('send', 'f', 'cancel'), ('send', 'f', 'retry'), ('send', 'f', 'reschedule'), ('send', 'f', 'wait'), ('send', 'f', 'outcomes'), ('read', 'f', 'outcomes'), ('read', 'f', 'delivery_stats'),
         ('send', 'v', 'messages'), ('send', 'v', 'deliveries'), ('send', 'v', 'events'), ('send', 'v', 'usage'),
         ('send', 'f', '_now'), ('send', 'f', '_origin'), ('send', 'f', '_default_account'), ('send', 'f', '_process_status'),
-        ('send', 'f', '_machinery'), ('send', 'f', '_cure_of_hold'), ('read', 'f', '_cure_of_hold'), ('send', 'f', '_more_worker_slots'), ('read', 'f', '_machinery'), ('read', 'f', '_more_worker_slots'),
+        ('send', 'f', '_machinery'), ('send', 'f', '_cure_of_hold'), ('send', 'f', '_code_of_hold'), ('read', 'f', '_code_of_hold'), ('read', 'f', '_cure_of_hold'), ('send', 'f', '_more_worker_slots'), ('read', 'f', '_machinery'), ('read', 'f', '_more_worker_slots'),
         ('send', 'f', '_account_holds'), ('send', 'f', '_reputation_hint'), ('read', 'f', '_reputation_hint'), ('read', 'f', '_bad_reputations'), ('send', 'f', '_line'), ('send', 'f', '_line_end'), ('send', 'f', '_usage_now'),
         ('read', 'f', 'parse_addresses'), ('read', 'f', 'classify_reply'), ('read', 'f', 'parse_bounce'), ('read', 'f', 'is_address'), ('read', 'f', 'mailbox'),
         ('read', 'v', 'messages'), ('read', 'v', 'deliveries'), ('read', 'v', 'events'), ('read', 'v', 'usage'),

@@ -31,6 +31,7 @@
 #include "base/error.h"
 #include "db/owner_call.h"
 #include "functions/account_arguments.h"
+#include "hooks/secrets_in_logs.h"
 #include "net/probe.h"
 #include "secret/seal.h"
 #include "smtp/providers.h"
@@ -61,6 +62,7 @@ enum
 Datum
 kliv_mail_configure_smtp(PG_FUNCTION_ARGS)
 {
+	klm_mask_activity();
 	PG_TRY();
 	{
 		configure(fcinfo);

@@ -32,6 +32,7 @@
 #include "db/account.h"
 #include "db/owner_call.h"
 #include "functions/account_arguments.h"
+#include "hooks/secrets_in_logs.h"
 #include "message/address.h"
 #include "net/probe.h"
 
@@ -62,6 +63,7 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 	bool		saved;
 	bool		can_send;
 
+	klm_mask_activity();
 	InitMaterializedSRF(fcinfo, 0);
 
 	/* Always, so that the log hook knows our messages for harmless ones. */

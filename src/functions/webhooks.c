@@ -30,6 +30,7 @@
 #include "db/owner_call.h"
 #include "feedback/report.h"
 #include "feedback/webhook_signature.h"
+#include "hooks/secrets_in_logs.h"
 #include "secret/seal.h"
 
 /* No provider's secret is longer. */
@@ -53,6 +54,7 @@ kliv_mail_configure_webhook(PG_FUNCTION_ARGS)
 {
 	Datum		result = (Datum) 0;
 
+	klm_mask_activity();
 	PG_TRY();
 	{
 		result = configure(fcinfo);

@@ -46,6 +46,7 @@
 #include "nodes/parsenodes.h"
 #include "parser/analyze.h"
 #include "parser/parser.h"
+#include "pgstat.h"
 #include "tcop/tcopprot.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -55,17 +56,14 @@
 #include "base/guc.h"
 #include "base/kliv_mail.h"
 #include "hooks/secrets_in_logs.h"
+#include "hooks/slips.h"
 
 
 /*
  * Public functions that have a password or another secret among their arguments,
  * and the names of all of these: an error has no catalogue to look them up in.
  */
-static const struct
-{
-	const char *name;
-	const char *arguments;
-}			secret_functions[] = {
+static const KlmCallNames secret_functions[] = {
 	{"configure_smtp", "provider, host, port, username, password, encryption, from_address, from_name, reply_to, "
 		"allowed_senders, hourly_limit, daily_limit, region, auth, password_sealed, password_file, test, dry_run, account"},
 	{"test_smtp", "provider, host, port, username, password, encryption, from_address, region, auth, account, send_to"},
@@ -134,6 +132,7 @@ static void forget_presence(Datum arg, int cache, uint32 hash);
 static bool has_call(const char *text);
 static char *masked_copy(MemoryContext context, const char *text);
 static uint64 mask_in_place(char *text);
+static void mask_activity(const char *query);
 static bool scan(SqlScan *scan_state, const char *from, const char *end, int quotes);
 static const char *next_token(const char *at, const char *end, int quotes, Token *token);
 static const char *literal_end(const char *at, const char *end, int quotes, bool escapes);
@@ -155,22 +154,12 @@ static bool context_has_call(const char *context);
 static void hide_statement(ParseState *pstate, Query *query, KLM_JUMBLE_STATE *jumble);
 static bool is_plain_query(const ParseState *pstate, const Query *query);
 static bool is_statement_line(const ErrorData *edata);
-static const char *find_word(const char *text, const char *word);
-static bool quotes_argument(const ErrorData *edata);
-static bool is_argument(const char *word, const char *arguments);
-static bool is_given(const char *query, const char *word);
-static bool is_before_arrow(const char *text);
-static void help_with_slip(ErrorData *edata);
-static const char *unknown_argument(const char *message, const char *arguments, char *word);
-static const char *unknown_keyword(const char *query, const char *arguments, char *word);
-static void set_hint(ErrorData *edata, const char *format,...) pg_attribute_printf(2, 3);
 static void mask_message(char *message, const char *format);
 static bool is_made_by(const char *message, const char *format);
 static void mask_quoted(char *text, bool pairwise);
 static bool is_harmless(const char *text, Size length);
 static int	count_quotes(const char *text);
 static void overwrite(char *text, const char *with);
-static bool is_word_char(char c);
 
 void
 klm_loghook_init(void)
@@ -280,10 +269,10 @@ hide_secrets(ErrorData *edata)
 	else if (about_secret && !edata->hide_stmt)
 	{
 		/* Not ours, which hide their statement and say nothing secret. */
-		if (!quotes_argument(edata))
+		if (!klm_quotes_argument(edata, secret_functions, lengthof(secret_functions)))
 			mask_message(edata->message, edata->message_id);
 		mask_quoted(edata->hint, false);
-		help_with_slip(edata);
+		klm_help_with_slip(edata, secret_functions, lengthof(secret_functions));
 		if (edata->elevel >= ERROR)
 		{
 			if (edata->detail != NULL || edata->detail_log != NULL)
@@ -320,7 +309,11 @@ hide_secrets(ErrorData *edata)
 			edata->detail_log = text;
 	}
 	if (in_statement)
+	{
 		edata->hide_stmt = true;
+		if (edata->elevel >= ERROR)
+			mask_activity(debug_query_string);
+	}
 	if (about_secret)
 	{
 		edata->hide_ctx = true;
@@ -351,11 +344,11 @@ context_has_call(const char *context)
 	{
 		const char *found = context;
 
-		while ((found = find_word(found, secret_functions[i].name)) != NULL)
+		while ((found = klm_find_word(found, secret_functions[i].name)) != NULL)
 		{
 			/* (of a schema in quotes it is taken for ours) */
 			bool		foreign = found - context > 1 && found[-1] == '.' &&
-				is_word_char(found[-2]) &&
+				klm_is_word_char(found[-2]) &&
 				(found - context <= schema ||
 				 pg_strncasecmp(found - 1 - schema, KLM_SCHEMA, schema) != 0);
 
@@ -383,6 +376,32 @@ masked_copy(MemoryContext context, const char *text)
 		mask_in_place(result + strlen(label));
 	}
 	return result;
+}
+
+void
+klm_mask_activity(void)
+{
+	const char *query = debug_query_string;
+
+	if (query != NULL && is_active() && has_call(query))
+		mask_activity(query);
+}
+
+/* Not longer than what is shown: no memory is needed where an error is reported. */
+static void
+mask_activity(const char *query)
+{
+	int			size = pgstat_track_activity_query_size;
+	char	   *text = MemoryContextAllocExtended(ErrorContext, size,
+												  MCXT_ALLOC_HUGE | MCXT_ALLOC_NO_OOM);
+
+	if (text == NULL)
+		return;
+	/* (a call that is cut within a literal is masked to the end) */
+	strlcpy(text, query, size);
+	mask_in_place(text);
+	pgstat_report_activity(STATE_RUNNING, text);
+	pfree(text);
 }
 
 /* Returns the parameters that stand in calls. */
@@ -659,7 +678,7 @@ next_token(const char *at, const char *end, int quotes, Token *token)
 		*token = TOKEN_PARAMETER;
 		if (tag > at + 1)
 			return tag;
-		while (tag < end && is_word_char(*tag) && *tag != '$')
+		while (tag < end && klm_is_word_char(*tag) && *tag != '$')
 			tag++;
 		if (tag < end && *tag == '$')
 		{
@@ -679,13 +698,13 @@ next_token(const char *at, const char *end, int quotes, Token *token)
 	if (isdigit((unsigned char) *at))
 	{
 		*token = TOKEN_NUMBER;
-		while (next < end && (is_word_char(*next) || *next == '.'))
+		while (next < end && (klm_is_word_char(*next) || *next == '.'))
 			next++;
 		return next;
 	}
-	if (is_word_char(*at))
+	if (klm_is_word_char(*at))
 	{
-		while (next < end && is_word_char(*next))
+		while (next < end && klm_is_word_char(*next))
 			next++;
 		/* E'...', B'...', N'...', X'...'; of U&'...' the & comes by itself */
 		if (next == at + 1 && next < end && *next == '\'' && strchr("eEbBnNxX", *at) != NULL &&
@@ -929,194 +948,6 @@ is_statement_line(const ErrorData *edata)
 			return true;
 	}
 	return false;
-}
-
-/* A whole word, in any case. */
-static const char *
-find_word(const char *text, const char *word)
-{
-	Size		length = strlen(word);
-	bool		inside = false;
-
-	for (; *text != '\0'; text++)
-	{
-		if (!inside && pg_strncasecmp(text, word, length) == 0 && !is_word_char(text[length]))
-			return text;
-		inside = is_word_char(*text);
-	}
-	return NULL;
-}
-
-static bool
-is_word_char(char c)
-{
-	return isalnum((unsigned char) c) || c == '_' || c == '$' || IS_HIGHBIT_SET(c);
-}
-
-/*
- * Is what a syntax error quotes the name of an argument, or the "=>" behind it?
- * That is no secret: a word of SQL (from) or of ours, before "=>" in the statement.
- */
-static bool
-quotes_argument(const ErrorData *edata)
-{
-	char		word[NAMEDATALEN];
-	const char *from = edata->message != NULL ? strchr(edata->message, '"') : NULL;
-	const char *to = from != NULL ? strrchr(from + 1, '"') : NULL;
-	bool		known = false;
-
-	if (edata->sqlerrcode != ERRCODE_SYNTAX_ERROR || to == NULL || to - from > sizeof(word))
-		return false;
-	strlcpy(word, from + 1, to - from);
-	if (strcmp(word, "=>") == 0 || strcmp(word, ":=") == 0)
-		return true;
-	for (int i = 0; i < lengthof(secret_functions); i++)
-		known |= is_argument(word, secret_functions[i].arguments);
-	return (known || ScanKeywordLookup(word, &ScanKeywords) >= 0) &&
-		(is_given(debug_query_string, word) || is_given(edata->internalquery, word));
-}
-
-static bool
-is_argument(const char *word, const char *arguments)
-{
-	return arguments != NULL && find_word(arguments, word) != NULL;
-}
-
-/* Is the word given as an argument, followed by "=>" or ":="? */
-static bool
-is_given(const char *query, const char *word)
-{
-	while (query != NULL && (query = find_word(query, word)) != NULL)
-	{
-		query += strlen(word);
-		if (is_before_arrow(query))
-			return true;
-	}
-	return false;
-}
-
-static bool
-is_before_arrow(const char *text)
-{
-	text += strspn(text, "\" \t\r\n");
-	return strncmp(text, "=>", 2) == 0 || strncmp(text, ":=", 2) == 0;
-}
-
-/* The parser's own hints know nothing of our functions. */
-static void
-help_with_slip(ErrorData *edata)
-{
-	char		word[NAMEDATALEN];
-
-	if (edata->sqlerrcode == ERRCODE_UNDEFINED_COLUMN)
-	{
-		/* host => "smtp.example.com" */
-		set_hint(edata, "Texts stand in single quotes: 'text'.");
-		return;
-	}
-	if (edata->sqlerrcode != ERRCODE_UNDEFINED_FUNCTION && !quotes_argument(edata))
-		return;
-
-	for (int i = 0; i < lengthof(secret_functions); i++)
-	{
-		const char *name = secret_functions[i].name;
-		const char *arguments = secret_functions[i].arguments;
-		const char *unknown;
-
-		if (arguments == NULL)
-			continue;
-		if (edata->sqlerrcode == ERRCODE_UNDEFINED_FUNCTION)
-		{
-			char		called[NAMEDATALEN];
-
-			snprintf(called, sizeof(called), KLM_SCHEMA ".%s(", name);
-			if (edata->message == NULL || strstr(edata->message, called) == NULL)
-				continue;
-			unknown = unknown_argument(edata->message, arguments, word);
-		}
-		else
-		{
-			const char *from = strchr(edata->message, '"') + 1;
-
-			/* (a statement that names two is helped with the first) */
-			if (!(debug_query_string && find_word(debug_query_string, name)) &&
-				!(edata->internalquery && find_word(edata->internalquery, name)))
-				continue;
-			strlcpy(word, from, strrchr(from, '"') - from + 1);
-			if (is_argument(word, arguments))
-			{
-				if (is_made_by(edata->message, "syntax error at or near "))
-					set_hint(edata, "Arguments are separated by commas.");
-				return;
-			}
-			unknown = unknown_keyword(debug_query_string, arguments, word);
-			if (unknown == NULL)
-				unknown = unknown_keyword(edata->internalquery, arguments, word);
-		}
-		if (unknown != NULL)
-			set_hint(edata, KLM_SCHEMA ".%s() has no argument \"%s\"; it has %s.", name, unknown, arguments);
-		return;
-	}
-}
-
-/* The first name in "function f(a => type, b => type) ..." that is none of them. */
-static const char *
-unknown_argument(const char *message, const char *arguments, char *word)
-{
-	const char *end = message;
-
-	while ((end = strstr(end, " => ")) != NULL)
-	{
-		const char *start = end;
-
-		while (start > message && is_word_char(start[-1]))
-			start--;
-		if (start < end && end - start < NAMEDATALEN)
-		{
-			strlcpy(word, start, end - start + 1);
-			if (!is_argument(word, arguments))
-				return word;
-		}
-		end += strlen(" => ");
-	}
-	return NULL;
-}
-
-/*
- * The first word of SQL that is given as an argument and is none, as in
- * f(user => 'x'): the parser takes it for something else, and stumbles.
- */
-static const char *
-unknown_keyword(const char *query, const char *arguments, char *word)
-{
-	while (query != NULL && *query != '\0')
-	{
-		int			length = 0;
-
-		while (is_word_char(query[length]))
-			length++;
-		if (length > 0 && length < NAMEDATALEN && is_before_arrow(query + length))
-		{
-			strlcpy(word, query, length + 1);
-			if (ScanKeywordLookup(word, &ScanKeywords) >= 0 && !is_argument(word, arguments))
-				return word;
-		}
-		query += Max(length, 1);
-	}
-	return NULL;
-}
-
-/* errfinish() frees it. */
-static void
-set_hint(ErrorData *edata, const char *format,...)
-{
-	char		text[512];
-	va_list		args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
-	edata->hint = MemoryContextStrdup(edata->assoc_context, text);
 }
 
 /*

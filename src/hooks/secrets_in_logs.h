@@ -13,4 +13,10 @@
 /* From _PG_init: chain the hooks. */
 extern void klm_loghook_init(void);
 
+/*
+ * A function that takes a password is called: what pg_stat_activity shows of the
+ * statement, also when the session is idle behind it, has no constants of the call.
+ */
+extern PGDLLEXPORT void klm_mask_activity(void);
+
 #endif							/* KLM_SECRETS_IN_LOGS_H */

@@ -55,7 +55,7 @@ is($node->sql($held), '', 'after CREATE EXTENSION under hostile default privileg
 
 # ---- the allow-lists ----
 
-my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold _reputation_hint);
+my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold _code_of_hold _reputation_hint);
 # http_request() and what it calls, as the caller.
 my @door = qw(http_request _http_request _read_request _form_fields _path_segments _percent_decoded _preferred_language _is_cross_site _request_header
     _request_form _door_answer _door_routes _door_may _door_problem _door_failure _door_page _door_texts _door_brand _door_response _door_style
