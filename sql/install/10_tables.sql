@@ -109,7 +109,9 @@ CREATE TABLE kliv_mail._quota (
     suspects    bigint[] NOT NULL DEFAULT '{}', -- the deliveries in a row that were refused as if the account were to blame
     fingerprint text,                           -- of the settings that hold and suspects are about
     connections integer,                        -- no more at once, as its server showed
-    connections_until timestamptz
+    connections_until timestamptz,
+    told        text,                           -- the hold that the server's log last told of; NULL: that it is over, or none
+    told_at     timestamptz
 );
 
 -- What bounces and complaints make of an account's name (49_reputation.sql): no row, no trouble yet.

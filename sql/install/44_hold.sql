@@ -8,6 +8,34 @@ BEGIN ATOMIC
     SELECT make_interval(secs => least(3600, 30 * power(2, least(greatest(n, 1), 20) - 1)) * (0.75 + random() / 2));
 END;
 
+-- The next line of the server's log, when the sender's transaction is committed; p_reason NULL: it goes on.
+CREATE FUNCTION kliv_mail._log_hold(p_account text, p_reason text, p_hint text) RETURNS void
+LANGUAGE c VOLATILE AS '$libdir/kliv_mail_net', 'kliv_mail__log_hold';
+
+-- Tell the log of an account's hold, or that it is over: what it was told last is not said again, and no account
+-- has more than a line a minute.  What comes too soon is told at the next occasion, if it is still so.
+-- p_anew: another hold than the one that was told of.
+CREATE FUNCTION kliv_mail._tell_hold(p_account text, p_by text, p_reason text, p_hint text, p_anew boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_at timestamptz := kliv_mail._now();
+    -- The messages that met it change with each try.
+    v_told text := regexp_replace(p_reason, ' [(]met by [^)]*[)]$', '');
+    v_hint text;
+BEGIN
+    UPDATE kliv_mail._quota AS q SET told = v_told, told_at = v_at
+    WHERE q.account = p_account AND (p_anew OR q.told IS DISTINCT FROM v_told)
+      AND (q.told_at IS NULL OR q.told_at NOT BETWEEN v_at - interval '1 minute' AND v_at);
+    IF FOUND THEN
+        IF p_reason IS NOT NULL THEN
+            SELECT kliv_mail._cure_of_hold(a.name, a.own, a.provider, p_by, p_reason, p_hint) INTO v_hint
+            FROM kliv_mail._accounts() AS a WHERE a.name = p_account;
+        END IF;
+        PERFORM kliv_mail._log_hold(p_account, p_reason, v_hint);
+    END IF;
+END;
+$$;
+
 -- Hold an account, or leave the hold that already reaches further.  outcome: what was
 -- met; its pause NULL and p_failure false: a first backoff.
 CREATE FUNCTION kliv_mail._hold_account(p_outcome kliv_mail._outcome, p_by text, p_failure boolean) RETURNS void
@@ -47,6 +75,7 @@ BEGIN
     IF v_held.held_until IS NULL OR NOT v_held.of_these OR v_held.held_reason IS DISTINCT FROM v_reason THEN
         PERFORM kliv_mail._log_event('account_held', (p_outcome).account, v_reason, jsonb_build_object('by', p_by, 'until', v_until));
     END IF;
+    PERFORM kliv_mail._tell_hold((p_outcome).account, p_by, v_reason, (p_outcome).hint, NOT v_held.of_these);
 END;
 $$;
 
@@ -154,6 +183,9 @@ BEGIN
     SET suspects = v_suspects, fingerprint = print, failures = v_failures, held_until = q.held_until, held_by = q.held_by,
         held_reason = q.held_reason, held_hint = q.held_hint, held_since = q.held_since, held_stage = q.held_stage
     WHERE y.account = p_account;
+    IF v_well AND q.held_until IS NULL AND q.told IS NOT NULL THEN
+        PERFORM kliv_mail._tell_hold(p_account, NULL, NULL, NULL, false);
+    END IF;
     IF v_refused THEN
         until := at + greatest(make_interval(secs => coalesce(v_worst.pause, 0)), kliv_mail._backoff(v_failures));
         IF cardinality(v_suspects) > 1 THEN

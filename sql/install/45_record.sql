@@ -84,7 +84,7 @@ DECLARE
     a record;
     j record;
 BEGIN
-    IF cardinality(v_refused) = 0 AND NOT EXISTS (SELECT FROM kliv_mail._quota AS q WHERE q.held_until IS NOT NULL OR q.suspects <> '{}') THEN
+    IF cardinality(v_refused) = 0 AND NOT EXISTS (SELECT FROM kliv_mail._quota AS q WHERE q.held_until IS NOT NULL OR q.suspects <> '{}' OR q.told IS NOT NULL) THEN
         RETURN QUERY SELECT * FROM kliv_mail._finish(p_epoch, p_outcomes, v_at);
         RETURN;
     END IF;
@@ -108,7 +108,7 @@ BEGIN
     -- Refusals that speak of the account, and mail that went through.
     FOR a IN SELECT q.account FROM kliv_mail._quota AS q
              WHERE q.account IN (SELECT x.account FROM unnest(p_outcomes) AS x WHERE x.id IS NOT NULL AND (x.verdict = 'accepted' OR x.scope = 'account'))
-               AND (q.held_until IS NOT NULL OR q.suspects <> '{}'
+               AND (q.held_until IS NOT NULL OR q.suspects <> '{}' OR q.told IS NOT NULL
                     OR q.account IN (SELECT x.account FROM unnest(v_refused) AS x WHERE x.scope = 'account'))
              ORDER BY q.account LOOP
         SELECT * INTO j FROM kliv_mail._judge(p_epoch, a.account, p_outcomes, v_at);

@@ -54,6 +54,18 @@ static Oid	saved_user;
 static int	saved_security;
 static volatile sig_atomic_t committing = false;
 
+/* What the log is to say of accounts once the transaction is committed. */
+typedef struct HoldLine
+{
+	bool		held;
+	char	   *message;
+	char	   *hint;			/* or NULL */
+} HoldLine;
+
+static bool in_transaction = false;
+static MemoryContext lines_context = NULL;
+static List *hold_lines = NIL;
+
 /*
  * Who must go waits for no statement longer than this, in seconds: not one that a
  * trigger, a huge table or a slow disk lets take minutes.
@@ -69,6 +81,7 @@ static volatile sig_atomic_t ticks_left;
 
 static bool find_extension(void);
 static void on_tick(void);
+static void tell_holds(void);
 static char *column_text(int row, int column);
 static char *text_in(int row, int column, MemoryContext context);
 static int64 column_int64(int row, int column);
@@ -105,6 +118,7 @@ klm_outbox_begin(MemoryContext results)
 {
 	caller_context = CurrentMemoryContext;
 	result_context = results;
+	in_transaction = true;
 	SetCurrentStatementStartTimestamp();
 	ticks_left = LEAVING_STATEMENT_S;
 	enable_timeout_every(tick, GetCurrentStatementStartTimestamp() + USECS_PER_SEC, 1000);
@@ -138,6 +152,8 @@ klm_outbox_commit(void)
 	QueryCancelPending = false;
 	pgstat_report_stat(true);
 	MemoryContextSwitchTo(caller_context);
+	in_transaction = false;
+	tell_holds();
 }
 
 void
@@ -149,6 +165,49 @@ klm_outbox_abort(void)
 	/* Restores the user, ends SPI and drops the snapshot. */
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(caller_context);
+	in_transaction = false;
+	hold_lines = NIL;
+	if (lines_context)
+		MemoryContextReset(lines_context);
+}
+
+/* A session that calls _record() has no log to write: the tests' own. */
+void
+klm_outbox_note_hold(bool held, const char *message, const char *hint)
+{
+	MemoryContext old;
+	HoldLine   *line;
+
+	if (!in_transaction)
+		return;
+	if (lines_context == NULL)
+		lines_context = AllocSetContextCreate(TopMemoryContext, "kliv_mail log lines", ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(lines_context);
+	line = palloc(sizeof(HoldLine));
+	line->held = held;
+	line->message = pstrdup(message);
+	line->hint = hint ? pstrdup(hint) : NULL;
+	hold_lines = lappend(hold_lines, line);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+tell_holds(void)
+{
+	ListCell   *lc;
+
+	if (hold_lines == NIL)
+		return;
+	foreach(lc, hold_lines)
+	{
+		HoldLine   *line = lfirst(lc);
+
+		ereport(line->held ? WARNING : LOG,
+				(errmsg("%s", line->message),
+				 line->hint ? errhint("%s", line->hint) : 0));
+	}
+	hold_lines = NIL;
+	MemoryContextReset(lines_context);
 }
 
 /*

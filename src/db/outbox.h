@@ -113,6 +113,13 @@ extern void klm_outbox_commit(void);
 /* After an error in between: abort, nothing stays open. */
 extern void klm_outbox_abort(void);
 
+/*
+ * The log says so once the transaction is committed: an account is held, or goes
+ * on.  In the database's encoding; elsewhere than in a sender's transaction nothing
+ * is said.
+ */
+extern void klm_outbox_note_hold(bool held, const char *message, const char *hint);
+
 /* Handler of SIGINT: only a lock's time that is over cancels anything. */
 extern void klm_outbox_cancel(SIGNAL_ARGS);
 

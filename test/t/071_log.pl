@@ -1,8 +1,11 @@
 # What the server's log says of statements: a call that takes a password without
 # its constants, and every other statement as it is, whatever words stand in it.
+# And of accounts: one line when one is held, one when it goes on.
 use strict;
 use warnings;
 use KlivMail::Cluster;
+use KlivMail::SmtpServer;
+use KlivMail::Tls;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -85,5 +88,59 @@ $log = logged(q{SET kliv_mail.mask_secrets = off; select * from kliv_mail.test_s
 like($log, qr/statement: .*shown anyway/, 'off: nothing is masked');
 unlike(slurp_file($node->logfile), qr/CANARY/, 'no secret in the log');
 $node->stop;
+
+# ---- accounts that are held ----
+
+my $tls = KlivMail::Tls->new(PostgreSQL::Test::Utils::tempdir() . '/tls');
+my ($certificate, $key) = $tls->certificate('good');
+my $smtp = KlivMail::SmtpServer->start(tls => 1, cert => $certificate, key => $key, auth => ['app@example.com:right']);
+my $held = KlivMail::Cluster->new('held', conf => { 'kliv_mail.allowed_hosts' => '127.0.0.1, localhost', 'kliv_mail.ca_file' => $tls->ca_file });
+sub configure
+{
+    my ($password) = @_;
+    $held->sql(sprintf q{SELECT kliv_mail.configure_smtp(host => 'localhost', port => %d, encryption => 'tls', username => 'app@example.com', password => '%s', test => false)},
+        $smtp->port, $password);
+    return;
+}
+sub holds { return $held->sql(q{SELECT count(*) FROM kliv_mail.events WHERE kind = 'account_held'}) }
+sub lines
+{
+    my ($level, $text) = @_;
+    return scalar(() = slurp_file($held->logfile) =~ /$level:  kliv_mail: the account "custom" of database "postgres" $text/g);
+}
+
+configure('wrong');
+$held->sql(q{SELECT kliv_mail.send('a@example.com', 'x', 'x')});
+$held->wait_until(q{SELECT held_by = 'account' FROM kliv_mail.deliveries});
+$held->wait_for('the line is there', sub { lines('WARNING', 'is held: ') });
+like(slurp_file($held->logfile), qr/WARNING:  kliv_mail: the account "custom" of database "postgres" is held: .*\n.*HINT:  .*SELECT \* FROM kliv_mail\.configure_smtp\(/,
+    'a hold is a warning, with its reason and its cure');
+my ($line) = slurp_file($held->logfile) =~ /(.*is held: .*\n.*\n.*)/;
+unlike($line, qr/CONTEXT|STATEMENT|wrong/, '... and nothing else');
+
+# Met again with other settings, within the minute, and then behind it.
+my $before = holds();
+configure('wrong again');
+$held->wait_for('it is held anew', sub { holds() > $before });
+is(lines('WARNING', 'is held: '), 1, 'no second line within a minute');
+$held->clock_offset('2 minutes');
+$before = holds();
+configure('wrong once more');
+$held->wait_for('it is held a third time', sub { holds() > $before });
+$held->wait_for('the second line is there', sub { lines('WARNING', 'is held: ') == 2 });
+is(lines('LOG', 'sends again'), 0, 'nothing went on so far');
+
+# It goes on: said behind the minute, with the next mail that goes.
+configure('right');
+$held->wait_until(q{SELECT status = 'sent' FROM kliv_mail.deliveries});
+is(lines('LOG', 'sends again'), 0, 'no line within a minute of the last one');
+$held->clock_offset('4 minutes');
+$held->sql(q{SELECT kliv_mail.send('b@example.com', 'x', 'x')});
+$held->wait_for('it is said', sub { lines('LOG', 'sends again') });
+$held->sql(q{SELECT kliv_mail.send('c@example.com', 'x', 'x')});
+$held->wait_until(q{SELECT count(*) = 3 FROM kliv_mail.deliveries WHERE status = 'sent'});
+is(lines('LOG', 'sends again'), 1, 'that it goes on is said once');
+is(lines('WARNING', 'is held: '), 2, 'and nothing more of the hold');
+$held->stop;
 
 done_testing();
