@@ -107,7 +107,7 @@ $$;
 
 CREATE FUNCTION kliv_mail._code_of_hold(held_by text) RETURNS text
 LANGUAGE sql IMMUTABLE
-RETURN CASE held_by WHEN 'quota' THEN 'provider_limit' WHEN 'key' THEN 'key_missing' ELSE 'account_trouble' END;
+BEGIN ATOMIC SELECT CASE held_by WHEN 'quota' THEN 'provider_limit' WHEN 'key' THEN 'key_missing' ELSE 'account_trouble' END; END;
 
 -- May mail of an account leave now, and if not, why and until when?
 -- blocked_until: NULL = it may; infinity = until somebody calls something.

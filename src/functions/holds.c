@@ -17,6 +17,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"		/* get_database_name() since PostgreSQL 19 */
 
+#include "base/kliv_mail.h"
 #include "db/outbox.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail__log_hold);

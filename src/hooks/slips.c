@@ -85,7 +85,8 @@ help(ErrorData *edata)
 				set_hint(edata, "SELECT " KLM_SCHEMA ".grant_send('the role'); lets it send and follow its own mail; "
 						 "grant_read() read all views, grant_ingest() hand in reports, grant_admin() everything.");
 		}
-		else if (edata->sqlerrcode == ERRCODE_SYNTAX_ERROR || edata->sqlerrcode == ERRCODE_UNDEFINED_FUNCTION)
+		else if (edata->sqlerrcode == ERRCODE_SYNTAX_ERROR ||
+				 edata->sqlerrcode == ERRCODE_UNDEFINED_FUNCTION)
 		{
 			/* The first that the statement calls; an error of another one gets no hint by it. */
 			for (int i = 0; i < lengthof(plain_functions); i++)
@@ -261,7 +262,8 @@ klm_help_with_slip(ErrorData *edata, const KlmCallNames *functions, int count)
 		set_hint(edata, "Texts stand in single quotes: 'text'.");
 		return;
 	}
-	if (edata->sqlerrcode != ERRCODE_UNDEFINED_FUNCTION && !klm_quotes_argument(edata, functions, count))
+	if (edata->sqlerrcode != ERRCODE_UNDEFINED_FUNCTION &&
+		!klm_quotes_argument(edata, functions, count))
 		return;
 
 	for (int i = 0; i < count; i++)
