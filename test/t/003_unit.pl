@@ -13,6 +13,7 @@ plan tests => 2 * @drivers || 1;
 ok(0, 'there are drivers in test/unit') unless @drivers;
 
 my @runner = $ENV{VALGRIND} ? qw(valgrind --quiet --error-exitcode=1 --leak-check=no) : ();
+$ENV{UNMEASURED} = 1 if @runner || ($ENV{COPT} // '') =~ /-fsanitize/;
 my $folder = PostgreSQL::Test::Utils::tempdir();
 for my $driver (@drivers)
 {
