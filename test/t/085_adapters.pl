@@ -83,7 +83,7 @@ sub judge
         ok($key, encode_utf8("... the file " . (ref $name ? 'without a name' : $name))) or next;
         my $read = delete $has{$key};
         is($read->[1], $type, '... its type');
-        is($read->[3], sha256_hex($bytes), '... its bytes');
+        ok((grep { $read->[3] eq sha256_hex($_) } ref $bytes ? @$bytes : $bytes), '... its bytes');
         like($read->[2], ref $id ? $id : qr/^\Q$id\E$/, '... and its Content-ID');
         like($mail->{html}, qr/cid:\Q$read->[2]\E"/, '... which the HTML names') if ref $id;
     }
@@ -99,9 +99,9 @@ judge('Django', 'django', qr{http://testserver/accounts/reset/\w+/[\w-]+/}, @fil
 like((mails('django-plain@example.com'))[0], qr/^From: app\@example\.com\r$/m, '... Django\'s webmaster@localhost is nobody');
 is(scalar(mails('django-silent@example.com')), 1, '... what fails silently leaves the transaction as it was');
 
-# (Mail gives text files the line ends of mail.)
+# (Mail gave text files the line ends of mail before 2.8.)
 runs('ActionMailer', '/usr/bin/ruby', 'test/adapters/actionmailer_mail.rb');
-is(judge('ActionMailer', 'rails', qr{https://app\.example/reset\?token=\S{40,}}, [ @{ $files[0] }[ 0 .. 2 ], $files[0][3] =~ s/\n/\r\n/gr ], @files[ 1, 3 ]), 2, '... two equal mails are two');
+is(judge('ActionMailer', 'rails', qr{https://app\.example/reset\?token=\S{40,}}, [ @{ $files[0] }[ 0 .. 2 ], [ $files[0][3], $files[0][3] =~ s/\n/\r\n/gr ] ], @files[ 1, 3 ]), 2, '... two equal mails are two');
 
 is(scalar(mails('"rails..docomo"@docomo.ne.jp')), 1, '... an address that Mail does not know goes out');
 
