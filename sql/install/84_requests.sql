@@ -48,34 +48,36 @@ $$;
 
 -- The one of our languages that an Accept-Language likes best.
 CREATE FUNCTION kliv_mail._preferred_language(p_accept text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT coalesce((
-        SELECT w.language FROM (
-            SELECT lower(split_part(split_part(trim(x.range), ';', 1), '-', 1) COLLATE "C") AS language, x.n,
-                   coalesce(substring(x.range FROM ';[ ]*q=([01](?:[.][0-9]{0,3})?)[ ]*$')::numeric, 1) AS q
-            FROM string_to_table(left(p_accept, 1000), ',') WITH ORDINALITY AS x (range, n)) AS w
-        WHERE w.language IN ('en', 'ja') AND w.q > 0 ORDER BY w.q DESC, w.n LIMIT 1), 'en');
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (
+        SELECT coalesce((
+            SELECT w.language FROM (
+                SELECT lower(split_part(split_part(trim(x.range), ';', 1), '-', 1) COLLATE "C") AS language, x.n,
+                       coalesce(substring(x.range FROM ';[ ]*q=([01](?:[.][0-9]{0,3})?)[ ]*$')::numeric, 1) AS q
+                FROM string_to_table(left(p_accept, 1000), ',') WITH ORDINALITY AS x (range, n)) AS w
+            WHERE w.language IN ('en', 'ja') AND w.q > 0 ORDER BY w.q DESC, w.n LIMIT 1), 'en'));
 END;
+$$;
 
 -- Did another site's page send this?  A browser says so in one of these headers; who
 -- is none, or a mail program that leaves a list, sends neither.
-CREATE FUNCTION kliv_mail._is_cross_site(p_headers jsonb) RETURNS boolean
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION kliv_mail._is_cross_site(p_site text, p_origin text, p_host text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
-    SELECT coalesce(kliv_mail._request_header(p_headers, 'sec-fetch-site') NOT IN ('same-origin', 'none'), false)
-        OR coalesce(lower(regexp_replace(kliv_mail._request_header(p_headers, 'origin'), '^https?://', '') COLLATE "C")
-                    <> lower(kliv_mail._request_header(p_headers, 'host') COLLATE "C"), false);
+    SELECT coalesce(p_site NOT IN ('same-origin', 'none'), false)
+        OR coalesce(lower(regexp_replace(p_origin, '^https?://', '') COLLATE "C") <> lower(p_host COLLATE "C"), false);
 END;
 
 -- A request as the routes read it: {"method", "path" (segments; absent: names nothing), "route" (as it came),
--- "query", "form", "language", "set_language", "cross_site", "host"}.  Errors of classes 22 and 54: it is none.
+-- "query", "form", "language", "set_language", "cross_site", "content_type"}.  Errors of classes 22 and 54: it is none.
 CREATE FUNCTION kliv_mail._read_request(p_method text, p_path text, p_query text, p_headers jsonb, p_body bytea) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     r jsonb;
     v_query jsonb;
     v_language text;
+    h jsonb;
 BEGIN
     IF p_method IS NULL OR p_method !~ '^[!#$%&''*+.^_`|~0-9A-Za-z-]{1,40}$' THEN
         RAISE invalid_parameter_value USING MESSAGE = 'the request''s method is none';
@@ -84,6 +86,10 @@ BEGIN
     ELSIF char_length(p_path) > 2000 OR char_length(p_query) > 8000 OR octet_length(p_headers::text) > 65536 THEN
         RAISE program_limit_exceeded USING MESSAGE = 'the request''s path, query or headers are too long';
     END IF;
+    -- By their names in lower case; one that stands there twice counts as missing.
+    SELECT jsonb_object_agg(x.name, x.value) INTO h
+    FROM (SELECT lower(e.key COLLATE "C") AS name, min(e.value #>> '{}') AS value FROM jsonb_each(p_headers) AS e
+          WHERE jsonb_typeof(e.value) = 'string' GROUP BY 1 HAVING count(*) = 1) AS x;
     v_query := kliv_mail._form_fields(coalesce(p_query, ''));
     -- The page's switch, what it once said, the browser.
     v_language := substring(v_query ->> 'lang' FROM '^(?:en|ja)$');
@@ -92,30 +98,29 @@ BEGIN
         'raw_query', array_to_string(ARRAY(SELECT x.pair FROM string_to_table(p_query, '&') AS x (pair) WHERE x.pair !~ '^lang=' AND x.pair <> ''), '&'),
         'set_language', v_language,
         'language', coalesce(v_language,
-            substring(kliv_mail._request_header(p_headers, 'cookie') FROM '(?:^|;[ ]*)kliv_mail_language=(en|ja)(?:;|$)'),
-            kliv_mail._preferred_language(kliv_mail._request_header(p_headers, 'accept-language'))),
-        'cross_site', kliv_mail._is_cross_site(p_headers));
+            substring((h ->> 'cookie') FROM '(?:^|;[ ]*)kliv_mail_language=(en|ja)(?:;|$)'),
+            kliv_mail._preferred_language(h ->> 'accept-language')),
+        'cross_site', kliv_mail._is_cross_site(h ->> 'sec-fetch-site', h ->> 'origin', h ->> 'host'), 'content_type', h ->> 'content-type');
     RETURN jsonb_strip_nulls(r);
 END;
 $$;
 
 -- The fields of the form that a POST carries; NULL: its body is none.
-CREATE FUNCTION kliv_mail._request_form(p_headers jsonb, p_body bytea) RETURNS jsonb
+CREATE FUNCTION kliv_mail._request_form(p_type text, p_body bytea) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     -- What is no ASCII gets a backslash, which no form has.
     v_text text := encode(p_body, 'escape');
-    v_type text := coalesce(kliv_mail._request_header(p_headers, 'content-type'), '');
 BEGIN
     IF v_text = '' OR v_text IS NULL THEN
         RETURN '{}';
-    ELSIF v_type ~ '^application/x-www-form-urlencoded(?:$|[ ;])' THEN
+    ELSIF p_type ~ '^application/x-www-form-urlencoded(?:$|[ ;])' THEN
         IF position(E'\\' IN v_text) > 0 THEN
             RAISE invalid_parameter_value USING MESSAGE = 'the request has characters that are not percent-encoded';
         END IF;
         RETURN kliv_mail._form_fields(v_text);
     -- Mail programs may leave a list in this form, too (RFC 8058), with this one field.
-    ELSIF v_type ~ '^multipart/form-data(?:$|[ ;])' AND v_text ~ 'name="?List-Unsubscribe"?[^-]*One-Click' THEN
+    ELSIF p_type ~ '^multipart/form-data(?:$|[ ;])' AND v_text ~ 'name="?List-Unsubscribe"?[^-]*One-Click' THEN
         RETURN '{"List-Unsubscribe": "One-Click"}';
     END IF;
     RETURN NULL;

@@ -47,7 +47,7 @@ END;
 
 -- Does the role that asks have the grant?  (Functions' privileges: pg_read_all_data has those of tables.)
 CREATE FUNCTION kliv_mail._door_may(p_grant text) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT CASE p_grant WHEN 'any' THEN true
         WHEN 'ingest' THEN has_function_privilege('kliv_mail.unsubscribe(text)', 'EXECUTE')
@@ -57,7 +57,7 @@ END;
 
 -- An answer that is a short page of its own: a status, and what to do in SQL.
 CREATE FUNCTION kliv_mail._door_problem(p_status integer, p_hint text DEFAULT NULL, p_allow text DEFAULT NULL) RETURNS jsonb
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT jsonb_strip_nulls(jsonb_build_object('status', p_status, 'page', 'problem', 'allow', p_allow, 'data',
         jsonb_build_object('number', p_status, 'hint', p_hint)));
@@ -109,7 +109,7 @@ BEGIN
         IF (r -> 'cross_site')::boolean THEN
             RETURN kliv_mail._door_problem(403) || '{"why": "cross_site"}';
         END IF;
-        v_form := kliv_mail._request_form(p_headers, p_body);
+        v_form := kliv_mail._request_form(r ->> 'content_type', p_body);
         IF v_form IS NULL THEN
             RETURN kliv_mail._door_problem(415);
         END IF;

@@ -129,13 +129,13 @@ $$;
 
 -- Times are shown by the clock that quotas go by.
 CREATE FUNCTION kliv_mail._door_zone() RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT current_setting('kliv_mail.quota_timezone');
 END;
 
 CREATE FUNCTION kliv_mail._door_time(p_at timestamptz) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT CASE WHEN isfinite(p_at) THEN to_char(p_at AT TIME ZONE kliv_mail._door_zone(), 'YYYY-MM-DD HH24:MI') END;
 END;

@@ -2,7 +2,7 @@
 
 -- How a status looks: good, waiting, bad or off.
 CREATE FUNCTION kliv_mail._door_tone(p_status text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT CASE WHEN p_status IN ('ok', 'sent', 'delivered') THEN 'good'
         WHEN p_status IN ('scheduled', 'queued', 'sending') THEN 'calm'
@@ -13,14 +13,14 @@ END;
 
 -- A status as pages show it: {"name", "tone"}.
 CREATE FUNCTION kliv_mail._door_status(p_texts jsonb, p_status text) RETURNS jsonb
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT jsonb_build_object('name', coalesce(p_texts ->> ('status_' || replace(p_status, ' ', '_')), p_status), 'tone', kliv_mail._door_tone(p_status));
 END;
 
 -- A window as a bar: how full it is.
 CREATE FUNCTION kliv_mail._door_window(p_used integer, p_quota integer, p_resets_at timestamptz) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT jsonb_build_object('used', p_used, 'quota', p_quota, 'most', greatest(p_quota, 1), 'shown', least(p_used, greatest(p_quota, 1)),
         'remaining', greatest(0, p_quota - p_used), 'resets_at', kliv_mail._door_time(p_resets_at), 'full', p_used >= p_quota);
@@ -29,7 +29,7 @@ END;
 -- The figures of the overview, each by an index and none of them over all history:
 -- recipients of the accounts' windows, bounces by their own index, and of what waits the first ten thousand.
 CREATE FUNCTION kliv_mail.__door_figures(p_caller name, p_days boolean, p_zone text) RETURNS jsonb
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_at timestamptz := kliv_mail._now();
     v_last timestamp := date_trunc(CASE WHEN p_days THEN 'day' ELSE 'hour' END, v_at AT TIME ZONE p_zone);
@@ -77,35 +77,39 @@ AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C STABLE SET search_pa
 
 -- Where each bar of the chart stands, in a drawing of 720 by 160: sent below, then what bounced, then what waits.
 CREATE FUNCTION kliv_mail._door_chart(p_bars jsonb) RETURNS jsonb
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    WITH bars AS (
-        SELECT b.bar, (b.bar ->> 'n')::integer AS n, (b.bar ->> 'sent')::numeric AS sent, (b.bar ->> 'bounced')::numeric AS bounced, (b.bar ->> 'waiting')::numeric AS waiting
-        FROM jsonb_array_elements(p_bars) AS b (bar)),
-    scale AS (
-        SELECT greatest(max(b.sent + b.bounced + b.waiting), 1) AS most, 720.0 / count(*) AS width FROM bars AS b),
-    heights AS (
-        SELECT b.*, s.width, round(140 * b.sent / s.most, 1) AS sent_h, round(140 * b.bounced / s.most, 1) AS bounced_h, round(140 * b.waiting / s.most, 1) AS waiting_h
-        FROM bars AS b, scale AS s)
-    SELECT jsonb_build_object('most', (SELECT s.most FROM scale AS s), 'sent', sum(h.sent), 'bounced', sum(h.bounced), 'waiting', sum(h.waiting),
-        'bars', jsonb_agg(h.bar || jsonb_build_object('x', round(h.n * h.width + h.width * 0.15, 1), 'width', round(h.width * 0.7, 1),
-            'middle', round(h.n * h.width + h.width * 0.5, 1), 'labelled', h.n % 4 = 0, 'few', h.n % 8 = 0, 'first', h.n = 0,
-            'sent_h', h.sent_h, 'sent_y', 142 - h.sent_h, 'bounced_h', h.bounced_h, 'bounced_y', 142 - h.sent_h - h.bounced_h,
-            'waiting_h', h.waiting_h, 'waiting_y', 142 - h.sent_h - h.bounced_h - h.waiting_h) ORDER BY h.n))
-    FROM heights AS h;
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (
+        WITH bars AS (
+            SELECT b.bar, (b.bar ->> 'n')::integer AS n, (b.bar ->> 'sent')::numeric AS sent, (b.bar ->> 'bounced')::numeric AS bounced, (b.bar ->> 'waiting')::numeric AS waiting
+            FROM jsonb_array_elements(p_bars) AS b (bar)),
+        scale AS (
+            SELECT greatest(max(b.sent + b.bounced + b.waiting), 1) AS most, 720.0 / count(*) AS width FROM bars AS b),
+        heights AS (
+            SELECT b.*, s.width, round(140 * b.sent / s.most, 1) AS sent_h, round(140 * b.bounced / s.most, 1) AS bounced_h, round(140 * b.waiting / s.most, 1) AS waiting_h
+            FROM bars AS b, scale AS s)
+        SELECT jsonb_build_object('most', (SELECT s.most FROM scale AS s), 'sent', sum(h.sent), 'bounced', sum(h.bounced), 'waiting', sum(h.waiting),
+            'bars', jsonb_agg(h.bar || jsonb_build_object('x', round(h.n * h.width + h.width * 0.15, 1), 'width', round(h.width * 0.7, 1),
+                'middle', round(h.n * h.width + h.width * 0.5, 1), 'labelled', h.n % 4 = 0, 'few', h.n % 8 = 0, 'first', h.n = 0,
+                'sent_h', h.sent_h, 'sent_y', 142 - h.sent_h, 'bounced_h', h.bounced_h, 'bounced_y', 142 - h.sent_h - h.bounced_h,
+                'waiting_h', h.waiting_h, 'waiting_y', 142 - h.sent_h - h.bounced_h - h.waiting_h) ORDER BY h.n))
+        FROM heights AS h);
 END;
+$$;
 
 -- What is to be done, with the page that does it.
 CREATE FUNCTION kliv_mail._door_next_step(p_texts jsonb) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT jsonb_build_object('code', n.code, 'well', n.code = 'ok', 'tone', CASE WHEN n.code = 'ok' THEN 'good' WHEN n.code IN ('platform_only', 'untested', 'paused', 'account_paused', 'hour_used', 'day_used') THEN 'wait' ELSE 'bad' END,
-        'title', p_texts ->> ('step_' || n.code), 'problem', n.problem, 'statement', CASE WHEN n.code <> 'ok' THEN n.statement END, 'retries_at', kliv_mail._door_time(n.retries_at),
-        'href', CASE WHEN n.statement ~ 'configure_smtp' THEN '/admin/settings/new' WHEN n.statement ~ 'test_smtp' THEN '/admin/settings/test'
-                     WHEN n.statement ~ 'resume' THEN '/admin/resume' WHEN n.statement ~ 'set_limits' THEN '/admin/limits'
-                     WHEN n.statement ~ 'update_sender' THEN '/admin/sender' WHEN n.code <> 'ok' THEN '/admin/health' END)
-    FROM kliv_mail.next_step(NULL::bigint) AS n LIMIT 1;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (
+        SELECT jsonb_build_object('code', n.code, 'well', n.code = 'ok', 'tone', CASE WHEN n.code = 'ok' THEN 'good' WHEN n.code IN ('platform_only', 'untested', 'paused', 'account_paused', 'hour_used', 'day_used') THEN 'wait' ELSE 'bad' END,
+            'title', p_texts ->> ('step_' || n.code), 'problem', n.problem, 'statement', CASE WHEN n.code <> 'ok' THEN n.statement END, 'retries_at', kliv_mail._door_time(n.retries_at),
+            'href', CASE WHEN n.statement ~ 'configure_smtp' THEN '/admin/settings/new' WHEN n.statement ~ 'test_smtp' THEN '/admin/settings/test'
+                         WHEN n.statement ~ 'resume' THEN '/admin/resume' WHEN n.statement ~ 'set_limits' THEN '/admin/limits'
+                         WHEN n.statement ~ 'update_sender' THEN '/admin/sender' WHEN n.code <> 'ok' THEN '/admin/health' END)
+        FROM kliv_mail.next_step(NULL::bigint) AS n LIMIT 1);
 END;
+$$;
 
 CREATE FUNCTION kliv_mail._door_overview(r jsonb) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -122,8 +126,7 @@ BEGIN
     RETURN jsonb_build_object('page', 'overview', 'nav', 'overview', 'data', v_figures || jsonb_build_object(
         'step', kliv_mail._door_next_step(r -> 't'), 'accounts', coalesce(v_accounts, '[]'), 'chart', kliv_mail._door_chart(v_figures -> 'bars'),
         'days', v_days, 'sandbox', current_setting('kliv_mail.delivery') = 'sandbox',
-        'rows', (SELECT coalesce(jsonb_agg(kliv_mail._door_row(r -> 't', m.*) ORDER BY m.id DESC), '[]')
-                 FROM kliv_mail.messages AS m WHERE m.id = ANY (kliv_mail._door_search(NULL, NULL, NULL, NULL, 6)))));
+        'rows', kliv_mail._door_rows(r -> 't', kliv_mail._door_search(NULL, NULL, NULL, NULL, 6))));
 END;
 $$;
 

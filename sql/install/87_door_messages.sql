@@ -81,14 +81,49 @@ CREATE FUNCTION kliv_mail._door_latest_events(before timestamptz, max integer)
 RETURNS TABLE (at timestamptz, kind text, account text, message_id bigint, recipient text, role name, detail text, data jsonb)
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C STABLE SET search_path = pg_catalog, pg_temp;
 
--- A line of the list of messages.
-CREATE FUNCTION kliv_mail._door_row(p_texts jsonb, m kliv_mail.messages) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT jsonb_build_object('id', m.id, 'at', kliv_mail._door_time(m.created_at), 'subject', coalesce(nullif(trim(m.subject), ''), p_texts ->> 'no_subject'),
-        'type', p_texts ->> ('type_' || m.message_type), 'status', kliv_mail._door_status(p_texts, m.status), 'recipients', m.recipients_total, 'several', m.recipients_total > 1,
-        'recipient', (SELECT d.recipient FROM kliv_mail.deliveries AS d WHERE d.message_id = m.id LIMIT 1), 'role', m.sender_role);
+-- The lines of a list of messages.  Not by the view messages: of several messages at
+-- once its plan would group all of history.
+CREATE FUNCTION kliv_mail.__door_lines(p_caller name, p_ids bigint[])
+RETURNS TABLE (id bigint, created_at timestamptz, subject text, message_type text, status text, recipients integer, recipient text, sender_role name)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    v_waiting bigint[];
+    v_statuses jsonb;
+BEGIN
+    IF NOT has_table_privilege(p_caller, 'kliv_mail._sees_all', 'SELECT') THEN
+        RAISE insufficient_privilege USING MESSAGE = 'permission denied for messages', HINT = format('SELECT kliv_mail.grant_read(%L);', p_caller);
+    END IF;
+    -- What waits has a status that the views alone can tell.
+    v_waiting := ARRAY(SELECT DISTINCT o.message_id FROM kliv_mail._outbox AS o WHERE o.message_id = ANY (p_ids));
+    IF v_waiting <> '{}' THEN
+        SELECT jsonb_object_agg(x.message_id, x.status) INTO v_statuses FROM kliv_mail._message_status AS x WHERE x.message_id = ANY (v_waiting);
+    END IF;
+    RETURN QUERY
+        SELECT m.id, m.created_at, m.subject, m.message_type,
+               coalesce(v_statuses ->> m.id::text, (SELECT CASE WHEN min(d.status) = max(d.status) THEN min(d.status) ELSE 'partial' END FROM kliv_mail._delivery AS d WHERE d.message_id = m.id)),
+               m.recipients,
+               coalesce((SELECT d.recipient FROM kliv_mail._delivery AS d WHERE d.message_id = m.id ORDER BY d.id LIMIT 1),
+                        (SELECT o.recipient FROM kliv_mail._outbox AS o WHERE o.message_id = m.id ORDER BY o.id LIMIT 1)), m.sender_role
+        FROM kliv_mail._message AS m
+        WHERE m.id = ANY (p_ids) ORDER BY m.id DESC;
 END;
+$$;
+
+CREATE FUNCTION kliv_mail._door_lines(ids bigint[])
+RETURNS TABLE (id bigint, created_at timestamptz, subject text, message_type text, status text, recipients integer, recipient text, sender_role name)
+AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C STABLE SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION kliv_mail._door_rows(p_texts jsonb, p_ids bigint[]) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (
+        SELECT coalesce(jsonb_agg(jsonb_build_object('id', m.id, 'at', kliv_mail._door_time(m.created_at), 'subject', coalesce(nullif(trim(m.subject), ''), p_texts ->> 'no_subject'),
+            'type', p_texts ->> ('type_' || m.message_type), 'status', kliv_mail._door_status(p_texts, m.status), 'recipients', m.recipients, 'several', m.recipients > 1,
+            'recipient', m.recipient, 'role', m.sender_role) ORDER BY m.id DESC), '[]')
+        FROM kliv_mail._door_lines(p_ids) AS m);
+END;
+$$;
 
 CREATE FUNCTION kliv_mail._door_messages(r jsonb) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -98,11 +133,10 @@ DECLARE
     v_status text := (SELECT s FROM unnest(v_statuses) AS s WHERE s = q ->> 'status');
     v_ids bigint[] := kliv_mail._door_search(q ->> 'address', q ->> 'subject', v_status, (substring(q ->> 'before' FROM '^[0-9]{1,18}$'))::bigint, 51);
     v_more bigint := CASE WHEN cardinality(v_ids) = 51 THEN v_ids[50] END;
-    v_rows jsonb;
+    v_rows jsonb := kliv_mail._door_rows(r -> 't', v_ids[1:50]);
 BEGIN
-    SELECT jsonb_agg(kliv_mail._door_row(r -> 't', m.*) ORDER BY m.id DESC) INTO v_rows FROM kliv_mail.messages AS m WHERE m.id = ANY (v_ids[1:50]);
     RETURN jsonb_build_object('page', 'messages', 'nav', 'messages', 'data', jsonb_build_object(
-        'rows', coalesce(v_rows, '[]'), 'none', v_rows IS NULL, 'before', v_more, 'address', q ->> 'address', 'subject', q ->> 'subject', 'status', v_status,
+        'rows', v_rows, 'none', v_rows = '[]', 'before', v_more, 'address', q ->> 'address', 'subject', q ->> 'subject', 'status', v_status,
         'searched', coalesce(q ->> 'address', '') <> '' OR coalesce(q ->> 'subject', '') <> '' OR v_status IS NOT NULL,
         'statuses', (SELECT jsonb_agg(jsonb_build_object('value', s, 'name', r #>> ARRAY['t', 'status_' || s], 'chosen', s = v_status) ORDER BY n)
                      FROM unnest(v_statuses) WITH ORDINALITY AS x (s, n))));
@@ -148,7 +182,7 @@ BEGIN
     INTO v_deliveries, v_waiting, v_again
     FROM (SELECT * FROM kliv_mail.deliveries AS x WHERE x.message_id = v_id LIMIT 60) AS d;
     RETURN jsonb_build_object('page', 'message', 'nav', 'messages', 'title', m.subject, 'data', jsonb_build_object(
-        'message', kliv_mail._door_row(t, m) || jsonb_build_object('from_address', m.from_address, 'template', m.template, 'tags', array_to_string(m.tags, ', '),
+        'message', kliv_mail._door_rows(t, ARRAY[v_id]) -> 0 || jsonb_build_object('from_address', m.from_address, 'template', m.template, 'tags', array_to_string(m.tags, ', '),
             'metadata', CASE WHEN m.metadata <> '{}' THEN m.metadata::text END),
         'deliveries', coalesce(v_deliveries, '[]'), 'can_cancel', v_waiting, 'can_retry', v_again,
         'send_at', replace(kliv_mail._door_time(kliv_mail._now() + interval '1 hour'), ' ', 'T')));
@@ -170,7 +204,7 @@ BEGIN
         RETURN kliv_mail._door_problem(404);
     ELSIF r ->> 'method' = 'GET' THEN
         RETURN jsonb_build_object('page', 'message_change', 'nav', 'messages', 'title', r #>> ARRAY['t', v_what || '_title'], 'data', jsonb_build_object(
-            v_what, true, 'what', v_what, 'message', kliv_mail._door_row(r -> 't', m), 'danger', v_what = 'cancel',
+            v_what, true, 'what', v_what, 'message', kliv_mail._door_rows(r -> 't', ARRAY[v_id]) -> 0, 'danger', v_what = 'cancel',
             'question', r #>> ARRAY['t', v_what || '_question'], 'button', r #>> ARRAY['t', v_what || '_button'],
             'send_at', coalesce(v_at, replace(kliv_mail._door_time(kliv_mail._now() + interval '1 hour'), ' ', 'T'))));
     ELSIF v_what = 'retry' THEN

@@ -2,7 +2,7 @@
 
 -- '' for a field that is empty where NULL keeps what is saved; NULL for one that is not there.
 CREATE FUNCTION kliv_mail._door_field(r jsonb, p_name text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT trim(r #>> ARRAY['form', p_name]);
 END;
@@ -22,7 +22,7 @@ $$;
 
 -- The account that a page is about: by query or form, else the one of one's own.
 CREATE FUNCTION kliv_mail._door_account(r jsonb) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT coalesce(nullif(r #>> '{form,account}', ''), nullif(r #>> '{query,account}', ''), 'custom');
 END;

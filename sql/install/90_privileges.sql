@@ -32,12 +32,12 @@ BEGIN ATOMIC
     SELECT x.grant_name, 'f', trim(d.object, E' \n')
     FROM (VALUES
         ('read ingest', 'http_request, render, _http_request, _read_request, _form_fields, _path_segments, _percent_decoded, _preferred_language, _is_cross_site,
-            _request_header, _request_form, _door_answer, _door_routes, _door_may, _door_problem, _door_failure, _door_page, _door_texts, _door_brand,
+            _request_form, _door_answer, _door_routes, _door_may, _door_problem, _door_failure, _door_page, _door_texts, _door_brand,
             _door_response, _door_style, _door_ink, _door_zone'),
         ('ingest', '_door_leave, _door_recipient, _door_choose, _door_hook'),
         ('read', '_door_account, _door_account_data, _door_chart, _door_document, _door_events, _door_failed_steps, _door_field, _door_figures, _door_health,
-            _door_latest_events, _door_limits, _door_mail, _door_message, _door_message_change, _door_message_id, _door_messages, _door_next_step, _door_number,
-            _door_overview, _door_pause, _door_preview, _door_provider, _door_providers, _door_publish, _door_reset, _door_resume, _door_row, _door_search,
+            _door_latest_events, _door_limits, _door_lines, _door_mail, _door_message, _door_message_change, _door_message_id, _door_messages, _door_next_step, _door_number,
+            _door_overview, _door_pause, _door_preview, _door_provider, _door_providers, _door_publish, _door_reset, _door_resume, _door_rows, _door_search,
             _door_sender, _door_settings, _door_status, _door_suppressions, _door_template, _door_template_delete, _door_templates, _door_test, _door_time,
             _door_tone, _door_topic_delete, _door_topics, _door_unsuppress, _door_version, _door_window')) AS o (grants, objects),
         string_to_table(o.grants, ' ') AS x (grant_name), string_to_table(o.objects, ',') AS d (object);
