@@ -202,8 +202,8 @@ klm_define_settings(GucStringCheckHook check_address)
 		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 		check_allowed_hosts, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.ca_file",
-		"The certificates (PEM) that SMTP servers are verified with.",
-		"Empty: the system's.",
+		"Certificates of authorities (PEM) that SMTP servers are verified with.",
+		"Beside those of the system's folder (/etc/ssl/certs); empty: the system's alone.",
 		&klm_ca_file, "",
 		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 		NULL, NULL, NULL);

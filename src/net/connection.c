@@ -896,12 +896,9 @@ set_options(KlmConnection *connection, const char *url, KlmError *error)
 	SET(CURLOPT_SSL_VERIFYPEER, 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
 	SET(CURLOPT_CERTINFO, 1L);
+	/* In place of the system's file, beside its folder, which libcurl keeps looking into. */
 	if (klm_ca_file != NULL && klm_ca_file[0] != '\0')
-	{
-		/* Instead of the system's, not beside them. */
 		SET(CURLOPT_CAINFO, klm_ca_file);
-		SET(CURLOPT_CAPATH, NULL);
-	}
 
 	if (target->username != NULL)
 	{

@@ -328,8 +328,9 @@ explain_tls(const KlmConnection *connection, KlmConnectReport *report)
 										  printable(connection->error, strlen(connection->error)));
 				break;
 		}
-		report->hint = pstrdup("An administrator can name the authority's certificate in "
-							   "kliv_mail.ca_file.");
+		report->hint = pstrdup("An administrator can make the authority known to the machine (Debian: a "
+							   "file.crt in /usr/local/share/ca-certificates, then update-ca-certificates), "
+							   "or name its certificate in kliv_mail.ca_file.");
 		return;
 	}
 	if (connection->result == CURLE_SSL_CACERT_BADFILE)

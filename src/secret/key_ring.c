@@ -129,7 +129,7 @@ klm_read_ring(KlmRing **ring, KlmSecret **memory, bool *missing, KlmError *error
 	}
 	else
 	{
-		if (!klm_secret_read_file(klm_key_file, "the key file", KLM_OWNER_SERVER, RING_FILE_MAX,
+		if (!klm_secret_read_file(klm_key_file, "the key file", KLM_OWNER_SERVER_OR_ROOT, RING_FILE_MAX,
 								  &text, missing, error))
 		{
 			if (error->hint == NULL)

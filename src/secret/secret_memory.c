@@ -123,6 +123,7 @@ klm_secret_read_file(const char *path, const char *what, KlmFileOwner private_to
 	int			fd;
 	KlmSecret  *text;
 	Size		have = 0;
+	mode_t		allowed;
 	const char *shown = klm_path_text(path);
 
 	if (missing)
@@ -150,16 +151,16 @@ klm_secret_read_file(const char *path, const char *what, KlmFileOwner private_to
 		CloseTransientFile(fd);
 		return false;
 	}
+	allowed = st.st_uid == geteuid() ? 0600 : 0640;
 	if (!S_ISREG(st.st_mode))
 		klm_fail(error, NOT_READY, NULL, "%s \"%s\" is not a regular file", what, shown);
-	else if (private_to != KLM_OWNER_ANY && st.st_uid != geteuid() &&
-			 (private_to != KLM_OWNER_SERVER_OR_ROOT || st.st_uid != 0))
+	else if (private_to != KLM_OWNER_ANY && st.st_uid != geteuid() && st.st_uid != 0)
 		klm_fail(error, NOT_READY,
 				 psprintf("Run chown %u \"%s\" as root.", (unsigned) geteuid(), shown),
 			 "%s \"%s\" belongs to another user (id %u) than the server's (id %u)",
 			 what, shown, (unsigned) st.st_uid, (unsigned) geteuid());
-	else if (private_to != KLM_OWNER_ANY && (st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
-		klm_fail(error, NOT_READY, psprintf("Run chmod 600 \"%s\".", shown),
+	else if (private_to != KLM_OWNER_ANY && (st.st_mode & 077 & ~allowed) != 0)
+		klm_fail(error, NOT_READY, psprintf("Run chmod %o \"%s\".", (unsigned) allowed, shown),
 			 "%s \"%s\" is open to group or others (mode %04o)",
 			 what, shown, (unsigned) (st.st_mode & 07777));
 	else if (st.st_size == 0)

@@ -37,13 +37,12 @@ extern char *klm_path_text(const char *path);
 /*
  * Read a file with a secret in it; a relative path starts in the data
  * directory.  what: "the key file", for the message.  private_to: who may own
- * it, and then neither group nor others may have any right; *missing (may be
- * NULL): there is no such file.
+ * it; its mode then is at most 0600, or 0640 where it is root's, as PostgreSQL
+ * has it for ssl_key_file.  *missing (may be NULL): there is no such file.
  */
 typedef enum KlmFileOwner
 {
 	KLM_OWNER_ANY,				/* not checked, neither is the mode */
-	KLM_OWNER_SERVER,			/* the server's user */
 	KLM_OWNER_SERVER_OR_ROOT
 } KlmFileOwner;
 

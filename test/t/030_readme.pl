@@ -2,6 +2,7 @@
 # them says; what it names exists; README.ja.md says the same.
 use strict;
 use warnings;
+use IPC::Run ();
 use JSON::PP;
 use KlivMail::Cluster;
 use KlivMail::SmtpServer;
@@ -9,7 +10,8 @@ use KlivMail::Tls;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my %text = map { $_ => slurp_file($_) } qw(README.md README.ja.md);
+my %japanese = ('README.md' => 'README.ja.md', 'doc/production.md' => 'doc/production.ja.md');
+my %text = map { $_ => slurp_file($_) } %japanese;
 
 # [language, text] of each code block
 sub blocks { return [ map { [@$_] } pairs($_[0] =~ /^```(\w*)\n(.*?)^```$/msg) ]; }
@@ -20,7 +22,6 @@ is(scalar(@sql), 7, 'README.md has its seven SQL blocks');
 
 # ---- the Japanese one ----
 
-is_deeply(blocks($text{'README.ja.md'}), $blocks, 'README.ja.md: the same code blocks');
 my %outline;
 for my $name (keys %text)
 {
@@ -33,7 +34,30 @@ for my $name (keys %text)
     };
     $_ = join ' ', /`([^`]+)`/g for @{ $outline{$name}{table} };
 }
-is_deeply($outline{'README.ja.md'}, $outline{'README.md'}, '... headings, points, table and code words');
+for my $english (sort keys %japanese)
+{
+    my $name = $japanese{$english};
+    is_deeply(blocks($text{$name}), blocks($text{$english}), "$name: the same code blocks");
+    is_deeply($outline{$name}, $outline{$english}, '... headings, points, table and code words');
+}
+
+# ---- the way into production, of which test/production.pl runs every line in bare chroots ----
+
+my @production = @{ blocks($text{'doc/production.md'}) };
+for my $shell (map { $_->[1] } grep { $_->[0] eq 'sh' } @$blocks, @production)
+{
+    my ($out, $err) = ('', '');
+    ok(IPC::Run::run([ 'bash', '-n' ], '<', \$shell, '>', \$out, '2>', \$err), 'the shell understands: ' . (split /\n/, $shell)[0]) or diag($err);
+}
+my %installed = map { $_ => 1 } map { split ' ' } $text{'README.md'} =~ /^apt-get install -y (.*)$/mg;
+my ($built) = slurp_file('demo/packages') =~ /^# build\n(.*?)\n\n/ms;
+is_deeply([ grep { !$installed{$_} && !/MAJOR|^libc6-dev$|^pkg-config$/ } split /\n/, $built ], [], 'README.md installs what demo/packages has for the build');
+for my $file (sort keys %text)
+{
+    (my $folder = $file) =~ s/[^\/]+$//;
+    (my $prose = $text{$file}) =~ s/^```.*?^```$//msg;
+    is_deeply([ grep { !-e "$folder$_" } grep { !/^https?:/ } $prose =~ /\]\(([^)#]+)[^)]*\)/g ], [], "$file: what it links to is there");
+}
 
 # ---- servers: one's own provider, with TLS and AUTH, and the platform's ----
 
@@ -51,7 +75,7 @@ append_to_file($file, "of the platform\n");
 chmod 0600, $file;
 $conf{'kliv_mail.platform_url'} =~ s/mail\.platform\.example:587/'localhost:' . $platform->port('starttls')/e;
 $conf{'kliv_mail.platform_password_file'} = $file;
-my ($preload) = "@{[map { $_->[1] } @$blocks]}" =~ /^ ?shared_preload_libraries = '(.+)'$/m;
+my ($preload) = "@{[map { $_->[1] } @$blocks]}" =~ /\bshared_preload_libraries = '(.+?)'/;
 
 my $node = KlivMail::Cluster->new(
     'main',
@@ -62,7 +86,7 @@ my $node = KlivMail::Cluster->new(
         'kliv_mail.allowed_hosts' => 'localhost',
         'kliv_mail.ca_file'       => $tls->ca_file
     });
-$node->sql('CREATE ROLE app; CREATE ROLE web');
+$node->sql('CREATE ROLE stranger');
 
 # The statements as written, but for the provider's host and its default port.
 sub local_server
@@ -111,7 +135,7 @@ sub mail
 
 # ---- install and configure ----
 
-my ($create, @configure) = statements($sql[0]);
+my (undef, $create, @configure) = statements($sql[0]);
 is($node->try($create)->{state}, '', 'CREATE EXTENSION');
 like($node->sql('SELECT statement FROM kliv_mail.next_step()'), qr/^SELECT .*configure_smtp\(/, 'next_step(): the statement to run next');
 
@@ -147,17 +171,16 @@ is($node->sql('SELECT count(*) FROM kliv_mail._account'), 0, '... nothing is sav
 is($node->sql(q{SELECT account FROM kliv_mail.smtp_settings WHERE in_use}), 'platform', '... mail still goes by the platform');
 $node->sql('DROP EXTENSION kliv_mail');
 
-my ($grant, $configured, $sent);
-(undef, $grant, $configured, $sent) = runs($sql[0]);
+my (undef, undef, undef, $configured, $sent, $waited, $outcome) = runs($sql[0]);
 is($configured->{out}, "ok|$login", 'configure_smtp() shows the saved row; from_address is the user name');
 is($sent->{out}, 1, 'send() gives the message id');
 like(mail($smtp, 'ana@example.com', 'the mail arrives'), qr/^Subject: Hello\r\n.*^It works\r\n/ms, '... with subject and text');
-is($node->sql('SELECT kliv_mail.wait(1)'), 'sent', '... and is sent');
-like($node->sql('SELECT recipient, status, last_reply FROM kliv_mail.deliveries'), qr/^ana\@example\.com\|sent\|250 /, '... with the reply');
+is($waited->{out}, 'sent', '... and is sent');
+like($outcome->{out}, qr/^ana\@example\.com\|sent\|250 /, '... with the reply');
 is(($smtp->ledger('auth'))[-1]{user}, $login, '... by the login that was saved');
 is($node->try(q{SELECT kliv_mail.send('app@example.com', 'Hi', 'Hello')}, role => 'app')->{state}, '', 'app may send');
 mail($smtp, 'app@example.com', '... and its mail arrives');
-is($node->try(q{SELECT kliv_mail.send('web@example.com', 'Hi', 'Hello')}, role => 'web')->{state}, '42501', 'web may not');
+is($node->try(q{SELECT kliv_mail.send('web@example.com', 'Hi', 'Hello')}, role => 'stranger')->{state}, '42501', 'another role may not');
 
 # ---- a mail for every sign-up ----
 
@@ -205,7 +228,7 @@ like($result{set_limits}{out}, qr/\|200\|2000\|/, 'set_limits() too');
 unlike($result{test_smtp}{out}, qr/\|f\|/, 'test_smtp(): every step is well');
 like($result{test_smtp}{out}, qr/^sender\|t\|/m, '... to the last');
 like($result{configure_smtp}{out}, qr/^custom\|ok\|.*\|(?:password|nothing)$/, 'configure_smtp() with a new password alone');
-like($result{pause}{out}, qr/^\d+\|\d+$/, 'pause() and resume()');
+like("$result{pause}{out} $result{resume}{out}", qr/^\d+ \d+$/, 'pause() and resume()');
 runs($sql[3]);
 is($node->sql(q{SELECT account FROM kliv_mail.smtp_settings WHERE in_use}), 'platform', 'reset_smtp(): back to the platform');
 mail($platform, 'late@example.com', 'whose server has the next mail') if $node->sql(q{SELECT kliv_mail.send('late@example.com', 'Late', 'x')});
@@ -237,6 +260,22 @@ is($node->sql("SELECT kliv_mail.reschedule($newer, now() + interval '5 minutes')
 like($node->sql(q{SELECT plain_text FROM kliv_mail.preview_template('news')}), qr/^Autumn\n=+\n/, 'preview_template() shows it');
 $node->sql(q{SELECT kliv_mail.set_brand(unsubscribe_url => '')});
 
+# ---- doc/production.md: tests, and Japan (the providers there are in 040_providers.pl) ----
+
+my @statements = map { $_->[1] =~ s/DATABASE shop/DATABASE postgres/gr } grep { $_->[0] eq 'sql' && $_->[1] !~ /configure_smtp/ } @production;
+is(scalar(@statements), 2, 'doc/production.md has its SQL');
+my $count = $node->sql('SELECT count(*) FROM kliv_mail._message');
+my $asserted = $node->try($statements[0]);
+is($asserted->{state}, '', 'a test that asserts on mail') or diag($asserted->{err});
+like($asserted->{out}, qr/^Welcome\|ana\@example\.com\|(?:queued|deferred)\nt$/m, '... sees it, and its text');
+is($node->sql('SELECT count(*) FROM kliv_mail._message'), $count, '... and leaves none behind');
+$node->sql($_) for $text{'doc/production.md'} =~ /`(ALTER DATABASE shop SET [^`]+)`/g ? map { s/DATABASE shop/DATABASE postgres/r } $text{'doc/production.md'} =~ /`(ALTER DATABASE shop SET [^`]+)`/g : die 'no settings for staging';
+$node->sql("ALTER DATABASE postgres RESET $_") for 'kliv_mail.delivery', 'kliv_mail.redirect_to';
+my $japan = $node->try($statements[1]);
+is($japan->{state}, '', 'Japan') or diag($japan->{err});
+like($japan->{out}, qr/sakura\|.*onamae\|/s, '... its providers have notes in Japanese');
+$node->sql('ALTER DATABASE postgres RESET kliv_mail.quota_timezone');
+
 # ---- reference ----
 
 my ($described) = runs($sql[6]);
@@ -248,7 +287,7 @@ my %setting = map { $_ => 1 } split /\n/, $node->sql(q{SELECT name FROM pg_setti
 my %listed = map { $_ => 1 } map { s/\(.*//r } map { split ' ' } grep { !/held_by/ } @{ $outline{'README.md'}{table} };
 is_deeply([ grep { !$exists{$_} } sort keys %listed ], [], 'every function and view of the table exists');
 is_deeply([ grep { !$listed{$_} } sort keys %exists ], [], 'and every function and view is in the table');
-is_deeply([ grep { !$exists{$_} && !$setting{"kliv_mail.$_"} && !/^password$/ } $text{'README.md'} =~ /\bkliv_mail\.(\w+)/g ],
+is_deeply([ grep { !$exists{$_} && !$setting{"kliv_mail.$_"} && !/^(?:password|key|conf|git)$/ } join(' ', @text{sort keys %japanese}) =~ /\bkliv_mail\.(\w+)/g ],
     [], 'and what the text names');
 is_deeply([ sort map { s/^kliv_mail\.//r } map { $_->{name} } @{ $description->{functions} } ],
     [ sort split /\n/, $node->sql(q{SELECT proname FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND proname !~ '^_'}) ],
@@ -284,7 +323,7 @@ $node->stop;
 
 my $help = qx{make -s help};
 my %target = map { $_ => 1 } $help =~ /^(\S+):/mg;
-my @named = grep { $_ ne 'install' } map { $_->[1] =~ /\bmake (\w+)/g } @$blocks, map { [ '', $_ ] } @{ $outline{'README.md'}{code} };
+my @named = grep { $_ ne 'install' } map { $_->[1] =~ /^(?:\w+=\S+ )*make (?:\w+=\S+ )*([a-z][\w-]*)/mg } @$blocks, map { [ '', $_ ] } @{ $outline{'README.md'}{code} };
 cmp_ok(scalar(@named), '>=', 3, 'the README names targets of make');
 is_deeply([ grep { !$target{$_} } @named ], [], '... that make help lists');
 

@@ -234,6 +234,22 @@ chmod 0600, $node->data_dir . '/kliv_mail.key';
 $node->reconfigure('kliv_mail.key_command' => '', 'kliv_mail.key_file' => 'kliv_mail.key');
 is(state_of(), 'ok', 'a key file in the data directory works');
 like($node->sql('SELECT hint FROM kliv_mail.status'), qr/outside the data directory/, '... and status advises another place');
+# ---- a file of root's ----
+
+SKIP:
+{
+    my $keys = $ENV{KLIV_MAIL_ROOT_KEYS} or skip 'only root can make them', 4;
+    my $other = KlivMail::Cluster->new('other', conf => { 'kliv_mail.key_file' => "$keys/0640" });
+    my $save = q{SELECT kliv_mail.configure_smtp(host => 'smtp.example.com', username => 'app@example.com', password => 'x', test => false)};
+    is($other->try($save)->{state}, '', 'a key of root\'s that the group may read');
+    is($other->sql('SELECT key_state FROM kliv_mail.status'), 'ok', '... is as good as one of the server\'s own');
+    $other->reconfigure('kliv_mail.key_file' => "$keys/0644");
+    my $result = $other->try($save);
+    like("$result->{state} $result->{message}", qr/^55000 .*open to group or others \(mode 0644\)/, '... but not one that all may read');
+    like($result->{hint}, qr/chmod 640 /, '... and the hint says what it may be');
+    $other->stop;
+}
+
 $node->stop;
 
 done_testing();

@@ -75,5 +75,33 @@ SKIP:
     arrives($_) for 'pg', 'postgresjs';
 }
 
+# ---- the README's blocks, as they are written there ----
+
+for my $language (qw(python js))
+{
+    SKIP:
+    {
+        my ($code) = grep { /receipt\.pdf/ } slurp_file('README.md') =~ /^```$language\n(.*?)^```$/msg;
+        ok($code, "README.md sends from $language") or next;
+        skip 'no Node, or what it needs is missing', 3 if $language eq 'js' && !-d "$folder/node_modules/pg";
+        my ($host, $port) = ($node->host, $node->port);
+        append_to_file(
+            "$folder/readme.$language",
+            $language eq 'python'
+            ? "import base64\nimport psycopg\nfrom psycopg.types.json import Jsonb\npdf = b'%PDF-1.4'\n"
+              . "with psycopg.connect(host='$host', port=$port, user='app', dbname='postgres') as connection, connection.cursor() as cursor:\n"
+              . join '', map { "    $_\n" } split /\n/, $code
+            : "const { Client } = require('pg');\nconst pdf = Buffer.from('%PDF-1.4');\n(async () => {\n"
+              . "const client = new Client({ host: '$host', port: $port, user: 'app', database: 'postgres' });\nawait client.connect();\n$code\nawait client.end();\n})();\n");
+        my $before = () = $smtp->accepted('ana@example.com');
+        my $out = '';
+        ok(IPC::Run::run([ $language eq 'python' ? '/usr/bin/python3' : 'node', "$folder/readme.$language" ], '>', \$out, '2>&1', IPC::Run::timeout(60)), '... which runs') or diag($out);
+        $node->wait_until('SELECT count(*) = 0 FROM kliv_mail._outbox');
+        my @mails = $smtp->accepted('ana@example.com');
+        is(scalar(@mails), $before + 1, '... and arrives');
+        like($smtp->message($mails[-1]), qr/^Content-Type: application\/pdf.*^JVBERi0xLjQ=\r$/ms, '... with its file');
+    }
+}
+
 $node->stop;
 done_testing();
