@@ -47,11 +47,14 @@ kliv_mail_public_key(PG_FUNCTION_ARGS)
 	KlmDomain	domain;
 	MemoryContext context = CurrentMemoryContext;
 	bytea	   *key;
+	bool		may_create;
 
 	klm_enter_owner(fcinfo, &caller);
-	MemoryContextSwitchTo(context);
 	klm_load_domain(&domain);
-	if (!klm_public_key(&domain, first_key_allowed(), &key, &error))
+	may_create = first_key_allowed();
+	/* Last, since a statement leaves SPI's memory current, which goes with the owner. */
+	MemoryContextSwitchTo(context);
+	if (!klm_public_key(&domain, may_create, &key, &error))
 		klm_raise(NULL, &error, false);
 	klm_leave_owner(&caller);
 	PG_RETURN_BYTEA_P(key);
