@@ -64,7 +64,7 @@ EXTRA_CLEAN = $(LIBRARIES:=.so) $(NET_OBJS) $(TEMPLATE_OBJS) $(NET_OBJS:.o=.d) $
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo test test-chroot crashtest soak packages compilers majors gallery bench bench-%,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo web test test-chroot crashtest soak packages compilers majors gallery browser bench bench-%,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -118,6 +118,10 @@ sql/$(EXTENSION)--$(EXTVERSION).sql: $(sort $(wildcard sql/install/*.sql)) $(STA
 demo:
 	bash demo/run
 
+## web: the administrator's pages on the demo's cluster, until Ctrl-C; prints address and sign-in (PORT; Node.js 18, npm)
+web:
+	PORT='$(PORT)' bash demo/run web
+
 ## test: every test on throw-away clusters, root or not; installs what is missing
 test:
 	bash test/run
@@ -162,6 +166,10 @@ fuzz:
 gallery:
 	UPDATE='$(UPDATE)' bash test/gallery/run
 
+## browser: the pages through the gateway in Chromium: looked at, worked with, attacked; pictures in browser/ (PARTS: walk work gateway)
+browser:
+	bash test/browser/run $(PARTS)
+
 ## bench: the benchmarks against what people would use instead, one table of ratios (ROUNDS, QUICK=1; UPDATE=1 writes doc/); bench-latency (drain, far, send, history, memory, idle, backlog): one
 bench:
 	bash bench/run
@@ -184,5 +192,5 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo test test-chroot crashtest soak packages compilers majors gallery bench bench-latency bench-drain bench-far bench-send \
+.PHONY: demo web test test-chroot crashtest soak packages compilers majors gallery browser bench bench-latency bench-drain bench-far bench-send \
 	bench-history bench-memory bench-idle bench-backlog bench-growth bench-sustained lint help

@@ -31,6 +31,11 @@ CREATE FUNCTION kliv_mail._rolling_limit(provider text, username text) RETURNS i
 LANGUAGE c STABLE PARALLEL SAFE
 AS '$libdir/kliv_mail_net', 'kliv_mail__rolling_limit';
 
+-- The server of a preset in a region; NULL where it must be given.
+CREATE FUNCTION kliv_mail._provider_host(provider text, region text) RETURNS text
+LANGUAGE c STABLE PARALLEL SAFE
+AS '$libdir/kliv_mail_net', 'kliv_mail__provider_host';
+
 CREATE VIEW kliv_mail.providers WITH (security_barrier) AS
 SELECT p.name, p.title, p.host, p.port, p.encryption, p.required, p.example, p.username_hint, p.password_hint, p.notes,
     p.docs_url, p.notes_ja

@@ -130,6 +130,17 @@ COMMENT ON FUNCTION kliv_mail.public_key IS
 'The X25519 public key (32 bytes) of this database, for which a client seals a password with libsodium''s crypto_box_seal(), for configure_smtp(password_sealed => ...). What is sealed are three lines: the account''s name, its host, the password. It changes with rotate_key(); what was sealed for an older one still opens. Errors: 55000 key.
 Example: SELECT encode(kliv_mail.public_key(), ''base64'');';
 
+-- The host that configure_smtp() will use for these arguments, for whoever seals a
+-- form's password and has no host in it; NULL: configure_smtp() will ask for one.
+CREATE FUNCTION kliv_mail._sealing_host(p_account text, p_provider text, p_region text, p_host text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT coalesce(p_host,
+        (SELECT s.host FROM kliv_mail._smtp_settings() AS s
+         WHERE s.account = p_account AND (p_provider IS NULL OR (s.provider = p_provider AND p_region IS NULL))),
+        kliv_mail._provider_host(p_provider, p_region));
+END;
+
 CREATE FUNCTION kliv_mail.rotate_key() RETURNS integer
 AS '$libdir/kliv_mail_net', 'kliv_mail_rotate_key' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.rotate_key IS

@@ -25,7 +25,7 @@ BEGIN ATOMIC
         ('read', 'f', '_availability'), ('read', 'f', '_accounts'), ('read', 'f', '_key_state'), ('read', 'f', '_providers'),
         ('read', 'f', '_smtp_settings'), ('read', 'f', 'describe'), ('read', 'f', 'next_step'),
         ('ingest', 'f', 'unsubscribe'), ('ingest', 'f', 'ingest_bounce'), ('ingest', 'f', 'ingest_webhook'), ('read', 'f', '_statement_of'),
-        ('read', 'f', '_with_cure'), ('read', 'f', '_inputs_of'), ('read', 'f', '_cure'), ('read', 'f', '_next_step_of')
+        ('admin', 'f', '_sealing_host'), ('admin', 'f', '_provider_host'), ('read', 'f', '_with_cure'), ('read', 'f', '_inputs_of'), ('read', 'f', '_cure'), ('read', 'f', '_next_step_of')
     ) AS g (grant_name, kind, object)
     UNION ALL
     -- The door: http_request() runs as its caller, and so does what it calls.

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * providers.c
- *		The SQL functions that read the presets: _providers(), _rolling_limit().
+ *		The SQL functions that read the presets: _providers(), _provider_host(),
+ *		_rolling_limit().
  *
  * Runs no SQL.  In kliv_mail_net.
  *
@@ -20,9 +21,11 @@
 
 #include "base/compat.h"
 #include "base/encoding.h"
+#include "base/error.h"
 #include "smtp/providers.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail__providers);
+PG_FUNCTION_INFO_V1(kliv_mail__provider_host);
 PG_FUNCTION_INFO_V1(kliv_mail__rolling_limit);
 
 static Datum
@@ -74,6 +77,21 @@ kliv_mail__providers(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}
 	return (Datum) 0;
+}
+
+/* _provider_host(provider, region): NULL where the preset alone cannot tell */
+Datum
+kliv_mail__provider_host(PG_FUNCTION_ARGS)
+{
+	const KlmProvider *provider = PG_ARGISNULL(0) ? NULL :
+		klm_find_provider(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	char	   *region = PG_ARGISNULL(1) ? NULL : klm_argument(fcinfo, 1);
+	char	   *host;
+	KlmError	error;
+
+	if (provider == NULL || !klm_provider_host(provider, region, &host, &error) || host == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(host));
 }
 
 /* _rolling_limit(provider, username): for _account.rolling_limit */

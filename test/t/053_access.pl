@@ -81,7 +81,7 @@ my %views = (
 
 my @public_functions = split /\n/, $node->sql(q{SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND proname !~ '^_' ORDER BY 1});
 my @public_views = split /\n/, $node->sql(q{SELECT relname FROM pg_class WHERE relnamespace = 'kliv_mail'::regnamespace AND relkind = 'v' AND relname !~ '^_' ORDER BY 1});
-$functions{admin} = [ @public_functions, grep { /^_/ } @{ $functions{send} }, @{ $functions{read} }, @{ $functions{ingest} } ];
+$functions{admin} = [ @public_functions, grep { /^_/ } @{ $functions{send} }, @{ $functions{read} }, @{ $functions{ingest} }, '_sealing_host', '_provider_host' ];
 $views{read} = [ @public_views, '_sees_all' ];
 $views{admin} = [ @public_views, '_sees_all' ];
 

@@ -32,6 +32,13 @@ is($node->try(q{SELECT * FROM kliv_mail.configure_smtp(host => 'localhost', port
 my $public = $node->sql(q{SELECT encode(kliv_mail.public_key(), 'hex')});
 is(length($public), 64, 'public_key() gives 32 bytes');
 is($node->sql(q{SELECT encode(kliv_mail.public_key(), 'hex')}), $public, '... the same each time');
+is($node->sql(q{SELECT kliv_mail.public_key(), kliv_mail._sealing_host('custom', NULL, NULL, 'localhost')}), "\\x$public|localhost", '... also beside what needs memory of its own');
+for ([ q{'custom', NULL, NULL, NULL}, 'localhost' ], [ q{'custom', '', NULL, 'mail.example.com'}, 'mail.example.com' ], [ q{'other', 'gmail', NULL, NULL}, 'smtp.gmail.com' ],
+    [ q{'other', 'mailgun', 'eu', NULL}, 'smtp.eu.mailgun.org' ], [ q{'other', 'ses', 'eu-west-1', NULL}, 'email-smtp.eu-west-1.amazonaws.com' ],
+    [ q{'other', 'ses', 'nowhere', NULL}, '' ], [ q{'other', 'sakura', NULL, NULL}, '' ], [ q{'other', 'nobody', NULL, NULL}, '' ])
+{
+    is($node->sql("SELECT kliv_mail._sealing_host($_->[0])"), $_->[1], "the host to seal for: $_->[0]");
+}
 
 # Run the client of the README with a password; '' or what it said.
 sub client

@@ -1,8 +1,9 @@
 # KlivMail::Npm: modules of Node for a test, in a folder of its own.
 #
 #	KlivMail::Npm::install($folder) or skip 'no Node', 4;
+#	KlivMail::Npm::locked('web') or plan skip_all => 'no Node';
 #
-# Which, and in which versions, test/node/package-lock.json says.
+# Which, and in which versions, a package-lock.json says: test/node's, or the folder's own.
 #
 # Copyright (c) 2026, the kliv_mail developers
 package KlivMail::Npm;
@@ -24,6 +25,18 @@ sub install
     copy("test/node/$_", "$folder/$_") or die "$_: $!" for 'package.json', 'package-lock.json';
     run_command([ 'timeout', '90', 'npm', 'ci', '--silent', '--no-audit', '--no-fund', '--prefix', $folder ]);
     return $? == 0 && -d "$folder/node_modules/pg";
+}
+
+# The modules that a folder's lock file names, of just those versions.
+sub locked
+{
+    my ($folder) = @_;
+    run_command([ 'sh', '-c', 'node --version && npm --version' ]);
+    return 0 if $?;
+    return 1 if -d "$folder/node_modules";
+    local $ENV{npm_config_cache} = PostgreSQL::Test::Utils::tempdir();
+    run_command([ 'timeout', '180', 'npm', 'ci', '--silent', '--no-audit', '--no-fund', '--prefix', $folder ]);
+    return $? == 0;
 }
 
 1;
