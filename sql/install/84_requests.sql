@@ -70,7 +70,7 @@ BEGIN ATOMIC
 END;
 
 -- A request as the routes read it: {"method", "path" (segments; absent: names nothing), "route" (as it came),
--- "query", "form", "language", "set_language", "cross_site", "content_type"}.  Errors of classes 22 and 54: it is none.
+-- "query", "form", "language", "set_language", "cross_site", "content_type", "sign_out"}.  Errors of classes 22 and 54: it is none.
 CREATE FUNCTION kliv_mail._read_request(p_method text, p_path text, p_query text, p_headers jsonb, p_body bytea) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
