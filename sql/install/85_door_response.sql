@@ -101,7 +101,7 @@ BEGIN
                          || '?v=' || left(md5(concat(kliv_mail._door_page('style'), v_brand ->> 'color')), 12),
                 'nav', jsonb_build_object(coalesce(a ->> 'nav', 'none'), true), 'title', coalesce(a ->> 'title', t ->> ('title_' || v_page)),
                 'problem', CASE WHEN v_page = 'problem' THEN t ->> ('problem_' || coalesce(a ->> 'why', status::text)) END,
-                'here', r ->> 'route', 'sign_out', r ->> 'sign_out', 'raw_query', r ->> 'raw_query',
+                'sign_out', r ->> 'sign_out', 'raw_query', r ->> 'raw_query',
                 'may_change', kliv_mail._door_may('admin'), 'role', current_user, 'database', current_database(), 'time_zone', kliv_mail._door_zone(),
                 'error', coalesce(a -> 'error', r -> 'error'), 'done', t ->> ('done_' || (r #>> '{query,done}')),
                 'done_count', substring(r #>> '{query,n}' FROM '^[0-9]{1,9}$')),

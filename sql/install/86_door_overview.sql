@@ -137,7 +137,7 @@ DECLARE
     v_events jsonb;
     v_last timestamptz;
 BEGIN
-    SELECT jsonb_agg(jsonb_build_object('at', kliv_mail._door_time(e.at), 'kind', coalesce(r #>> ARRAY['t', 'event_' || e.kind], replace(e.kind, '_', ' ')),
+    SELECT jsonb_agg(jsonb_build_object('at', kliv_mail._door_time(e.at), 'kind', coalesce(r #>> ARRAY['t', 'event_' || e.kind], r #>> ARRAY['t', 'status_' || e.kind], replace(e.kind, '_', ' ')),
                'account', e.account, 'message_id', e.message_id, 'recipient', e.recipient, 'role', e.role, 'detail', e.detail,
                'data', CASE WHEN e.data <> '{}' THEN e.data::text END) ORDER BY e.at DESC), min(e.at)
     INTO v_events, v_last

@@ -30,6 +30,9 @@ BEGIN
                            ORDER BY t.locale DESC LIMIT 1) AS x ON true)
     SELECT jsonb_agg(to_jsonb(s) ORDER BY s.title) FILTER (WHERE s.name <> 'marketing') INTO v_topics FROM shown AS s;
     RETURN jsonb_build_object('topics', coalesce(v_topics, '[]'), 'topic', v_topic, 'everything', v_topic = 'marketing', 'left_all', v_all,
+        -- What the recipient did not wish itself is not the recipient's to change here.
+        'fixed', EXISTS (SELECT FROM kliv_mail._suppression AS s WHERE s.address = v_address AND s.scope IN ('all', 'marketing') AND s.reason IS DISTINCT FROM 'unsubscribed'
+                             AND (s.expires_at IS NULL OR s.expires_at > v_at)),
         -- Whoever has the mail knows the address; who has the link alone need not learn it.
         'address', left(v_address, 1) || '***@' || split_part(v_address, '@', -1));
 END;
@@ -106,7 +109,7 @@ BEGIN
     END IF;
     v_page := kliv_mail._door_recipient(v_token, r ->> 'language');
     RETURN CASE WHEN v_page IS NULL THEN kliv_mail._door_problem(404)
-        ELSE jsonb_build_object('page', 'leave', 'data', v_page || jsonb_build_object('has_topics', jsonb_array_length(v_page -> 'topics') > 0, 'token', v_token, 'suffix', nullif(v_rest, ''),
+        ELSE jsonb_build_object('page', 'leave', 'data', v_page || jsonb_build_object('has_topics', jsonb_array_length(v_page -> 'topics') > 0 AND NOT (v_page -> 'fixed')::boolean, 'token', v_token, 'suffix', nullif(v_rest, ''),
             'one', (SELECT t.topic FROM jsonb_array_elements(v_page -> 'topics') AS t (topic) WHERE t.topic ->> 'name' = v_page ->> 'topic'))) END;
 END;
 $$;

@@ -95,14 +95,15 @@ BEGIN
     SELECT * INTO s FROM kliv_mail.smtp_settings AS x WHERE x.account = v_account;
     RETURN jsonb_build_object('page', 'provider', 'nav', 'settings', 'title', coalesce(p.title, r #>> '{t,other_server}'), 'data', jsonb_build_object(
         'name', v_name, 'account', v_account, 'another', CASE WHEN v_account <> 'custom' THEN v_account END, 'other', v_name = 'other',
-        'server', p.host || ':' || p.port, 'notes', p.notes, 'docs_url', p.docs_url,
+        'server', p.host || ':' || p.port, 'notes', p.notes, 'japanese_notes', CASE WHEN r ->> 'language' = 'ja' THEN p.notes_ja END, 'docs_url', p.docs_url,
         'username_hint', p.username_hint, 'password_hint', p.password_hint, 'host_example', substring(p.example FROM 'host => ''([^'']+)'''),
         'username_example', coalesce(substring(p.example FROM 'username => ''([^'']+)'''), 'info@example.com'),
         'region_example', substring(p.example FROM 'region => ''([^'']+)'''),
         'asks', (SELECT jsonb_object_agg(x, true) FROM unnest(v_required) AS x), 'sender_needed', 'from_address' = ANY (v_required),
         'kept', s.provider IS NOT DISTINCT FROM p.name AND s.in_use AND s.password_masked IS NOT NULL, 'password_masked', s.password_masked,
         'steps', kliv_mail._door_failed_steps(r), 'has_steps', r #>> '{error,state}' ~ '^KM00[1-6]$',
-        'f', CASE WHEN s.provider IS NOT DISTINCT FROM p.name THEN jsonb_build_object('host', s.host, 'port', s.port, 'encryption', s.encryption, 'username', s.username,
+        'f', CASE WHEN s.provider IS NOT DISTINCT FROM p.name THEN jsonb_build_object('host', s.host, 'port', s.port, 'encryption', s.encryption,
+                 'region', substring(s.host FROM '^email-smtp[.]([a-z0-9-]+)[.]'), 'username', CASE WHEN NOT s.username ^@ '****' THEN s.username END,
                  'from_address', s.from_address, 'from_name', s.from_name) ELSE '{}' END || f,
         'encryptions', (SELECT jsonb_agg(jsonb_build_object('value', e, 'name', r #>> ARRAY['t', 'encryption_' || e],
                             'chosen', e = coalesce(f ->> 'encryption', CASE WHEN s.provider IS NULL THEN s.encryption END, ''))) FROM unnest('{"",tls,starttls,none}'::text[]) AS e)));

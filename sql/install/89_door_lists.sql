@@ -126,6 +126,9 @@ BEGIN
             variables => v_variables, description => f ->> 'description', publish => f ->> 'publish' = 'yes',
             -- What this form does not ask for stays.
             expires_in => v.expires_in);
+        -- By the locale as it was saved: pt_br is pt-BR.
+        SELECT x.locale INTO v_locale FROM kliv_mail.template_versions AS x
+        WHERE x.name = kliv_mail._door_field(r, 'name') AND x.version = v_version AND lower(coalesce(x.locale, '') COLLATE "C") = lower(replace(coalesce(v_locale, ''), '_', '-') COLLATE "C");
         RETURN jsonb_build_object('location', format('/admin/templates/preview?name=%s&locale=%s&version=%s&done=%s', kliv_mail._door_field(r, 'name'), v_locale, v_version,
             CASE f ->> 'publish' WHEN 'yes' THEN 'published' ELSE 'draft' END));
     END IF;

@@ -105,6 +105,7 @@ SKIP:
     works('/admin/settings/new/other', { %account, password_sealed => $sealed, from_name => 'Sealed' }, undef, 'a sealed password');
     is($node->sql(q{SELECT from_name FROM kliv_mail.smtp_settings WHERE account = 'custom'}), 'Sealed', '... is opened');
 }
+unlike(get('//evil.example/admin')->{body}, qr{(?:href|action)="//}, 'no path makes a link to elsewhere');
 is(post('/admin/settings/new/other', { %account, password_sealed => '!!' })->{status}, 422, 'one that is none is not');
 
 # ---- sender, limits, pause, reset ----
@@ -161,6 +162,7 @@ my $document = get('/admin/templates/document', query => 'name=hello')->{headers
 like($document, qr/^sandbox; default-src 'none'/, '... in a sandbox');
 works('/admin/templates/publish', { name => 'hello', locale => '', version => 1 }, qr/done=published/, '... and published');
 is($node->sql(q{SELECT version FROM kliv_mail.templates WHERE name = 'hello'}), '1', '... is in use');
+works('/admin/templates/edit', { name => 'hello', locale => 'pt_br', subject => 'Ola', body => 'x', format => 'markdown', message_type => 'transactional', publish => 'yes' }, qr/locale=pt-BR&version=1/, 'a locale as people write it');
 my $broken = post('/admin/templates/edit', { name => 'hello', locale => '', subject => 'x', body => '{{#a}}', format => 'markdown', message_type => 'transactional', publish => 'yes' });
 is($broken->{status}, 422, 'a template with a fault');
 like($broken->{body}, qr/\{\{#a\}\}<\/textarea>/, '... is shown as it was typed');
@@ -199,7 +201,12 @@ is($sees->(), 'news', 'one is chosen: that one comes again');
 $node->sql(q{SELECT kliv_mail.suppress('ana@example.com', 'offers', 'by hand')});
 post("/u/$token", { do => 'choose', topic_offers => 'yes', topic_news => 'yes' }, %visitor);
 is($sees->(), 'offers', 'what an administrator stopped does not come again');
-post("/u/$token", { do => 'leave', topic_other => 'yes' }, %visitor);
+$node->sql(q{SELECT kliv_mail.suppress('ana@example.com', 'all', 'complained')});
+my $fixed = get("/u/$token", %visitor)->{body};
+like($fixed, qr/You get none of these mails/, 'after a complaint nothing comes');
+unlike($fixed, qr/<form/, '... and the page promises no change');
+post("/u/$token", { do => 'choose', topic_news => 'yes' }, %visitor);
+is($sees->(), 'all offers', '... nor does a form make one');
 my $bad = substr($token, 0, -2) . (substr($token, -2) eq 'AA' ? 'BB' : 'AA');
 for my $wrong ($bad, 'x', '..', 'a' x 1500, '%00', "$token%20")
 {
