@@ -102,7 +102,7 @@ BEGIN
             kliv_mail._preferred_language(h ->> 'accept-language')),
         'cross_site', kliv_mail._is_cross_site(h ->> 'sec-fetch-site', h ->> 'origin', h ->> 'host'), 'content_type', h ->> 'content-type',
         -- Where whoever signed this person in lets them go.
-        'sign_out', substring(h ->> 'x-kliv-mail-sign-out' FROM '^/[a-z0-9/_-]{0,100}$'));
+        'sign_out', substring(h ->> 'x-kliv-mail-sign-out' FROM '^/[a-z0-9_-][a-z0-9/_-]{0,100}$'));
     RETURN jsonb_strip_nulls(r);
 END;
 $$;
