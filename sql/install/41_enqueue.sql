@@ -104,7 +104,7 @@ END;
 $$;
 
 -- One message and its deliveries, in the caller's transaction.  It waits for
--- nobody, but for another call with the same key; nothing is read by it that
+-- nobody, but for another call with the same idempotency_key; nothing is read by it that
 -- other callers write, so that SERIALIZABLE callers do not abort one another.
 CREATE FUNCTION kliv_mail._enqueue(
     p_sender name, p_subject text, p_header_id text, p_entity bytea, p_smtputf8 boolean, p_recipients text[], p_kinds text[],
@@ -121,7 +121,7 @@ DECLARE
     v_hints text[];
 BEGIN
     IF p_replace_key IS NOT NULL THEN
-        PERFORM kliv_mail._lock_replace_key(p_sender, p_replace_key);
+        PERFORM kliv_mail._key_share(kliv_mail._key_bucket(p_sender, p_replace_key));
     END IF;
     v_id := nextval('kliv_mail._message_id');
     message_id := v_id;
@@ -182,7 +182,7 @@ DECLARE
     v_hints text[];
 BEGIN
     IF p_replace_key IS NOT NULL THEN
-        PERFORM kliv_mail._lock_replace_key(p_sender, p_replace_key);
+        PERFORM kliv_mail._key_share(kliv_mail._key_bucket(p_sender, p_replace_key));
     END IF;
     v_ids := ARRAY(SELECT nextval('kliv_mail._message_id') FROM generate_series(1, cardinality(p_header_ids)));
     message_ids := v_ids;
