@@ -76,12 +76,17 @@ DECLARE
     v record;
     a record;
 BEGIN
-    IF EXISTS (SELECT FROM kliv_mail._delivery AS d WHERE d.simulated AND d.status = 'sent') THEN
-        RETURN v_at;            -- _play_reports()
-    END IF;
     -- Ours alone: nobody here can end what was brought from elsewhere.
     SELECT coalesce(min(o.expires_at), 'infinity') INTO v_next FROM kliv_mail._outbox AS o
     WHERE o.origin = v_origin AND o.expires_at IS NOT NULL;
+    -- _play_reports(), but for what somebody's open transaction has locked.
+    IF EXISTS (SELECT FROM kliv_mail._delivery AS d WHERE d.simulated AND d.status = 'sent') THEN
+        PERFORM FROM kliv_mail._delivery AS d WHERE d.simulated AND d.status = 'sent' LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            RETURN v_at;
+        END IF;
+        v_next := least(v_next, v_at + interval '1 minute');
+    END IF;
     FOR a IN SELECT x.name FROM kliv_mail._accounts() AS x WHERE x.in_use AND x.problem IS NULL LOOP
         -- The first in line of each priority.
         SELECT array_agg((SELECT min(d.due) FROM unnest(kliv_mail._routes(a.name)) AS r (route), LATERAL (

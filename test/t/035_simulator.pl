@@ -51,8 +51,10 @@ like($heard, qr/"$id": ?"complained"|"$id": ?"bounced"|"$id": ?"delivered"/, 'NO
 $listener->quit;
 
 # What is deferred is tried again, until that has lasted long enough.
+# (by a sender that has the other clock from its beginning)
+$node->wait_until(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'kliv_mail sender'});
 $node->clock_offset('2 hours');
-$node->sql("SELECT kliv_mail.retry($id)");
+$node->sql("UPDATE kliv_mail._outbox SET due = kliv_mail._now() WHERE message_id = $id; SELECT kliv_mail._wake()");
 becomes('deferred@simulator.invalid', 'bounced soft simulated', 'deferred@ is given up in the end, as any other');
 $node->clock_offset('');
 
@@ -75,6 +77,18 @@ $node->sql(q{INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, p
     SELECT nextval('kliv_mail._delivery_id'), max(m.id), 'complained+left@simulator.invalid', 'to', 1, '', 'sent', now(), 1, 0, now(), true, kliv_mail._change() FROM kliv_mail._message AS m});
 $node->sql('SELECT kliv_mail._wake()');
 becomes('complained+left@simulator.invalid', 'complained simulated', 'a report that a sender left');
+
+# What an open transaction has locked is no reason to start one sender after another.
+$node->sql(q{INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, created_at, attempts, doubts, finished_at, simulated, changed)
+    SELECT nextval('kliv_mail._delivery_id'), max(m.id), 'delivered+locked@simulator.invalid', 'to', 1, '', 'sent', now(), 1, 0, now(), true, kliv_mail._change() FROM kliv_mail._message AS m});
+my $session = $node->session;
+$session->query('BEGIN');
+is($session->query(q{SELECT recipient FROM kliv_mail._delivery WHERE status = 'sent' AND simulated FOR UPDATE}), 'delivered+locked@simulator.invalid', 'a report to come is locked');
+is($node->sql(q{SELECT kliv_mail._next_due() > kliv_mail._now() + interval '10 s'}), 't', 'locked: a sender looks again in a minute');
+$session->query('ROLLBACK');
+is($node->sql(q{SELECT kliv_mail._next_due() <= kliv_mail._now()}), 't', '... and at once where it is not');
+$node->sql('SELECT kliv_mail._wake()');
+becomes('delivered+locked@simulator.invalid', 'delivered simulated', '... so that it is played');
 
 # ---- the sandbox: any database, without a server ----
 
