@@ -78,6 +78,9 @@ const KlmRule klm_rules[] = {
 		"mailbox * receiving too many",
 		LATER, 600, KLM_HINT_OURS,
 		"the recipient is receiving too much mail at the moment", KLM_AGAIN},
+	{RCPT | DATA, "4xx 5xx", "x.2.121 x.2.122", NULL, NULL,
+		LATER, 600, KLM_HINT_OURS,
+		"the recipient is receiving too much mail at the moment", KLM_AGAIN},
 	{ANY, "4xx 5xx", NULL, NULL, "messages with the same message-id",
 		KLM_TEMPORARY, KLM_SCOPE_MESSAGE, NULL, HOUR, KLM_HINT_OURS,
 		"the server has seen this message too often", "Nothing: it is tried again later."},
@@ -107,7 +110,7 @@ const KlmRule klm_rules[] = {
 		BLOCK, 0, KLM_HINT_OURS,
 		"the server blocks the message: its sender is not authenticated (SPF, DKIM, DMARC)",
 		"Set up SPF, DKIM and DMARC for the sender's domain as the provider describes."},
-	{RCPT | DATA, "5xx", "5.7.133 5.7.134 5.7.135 5.7.136 5.7.12 5.7.2", NULL, NULL,
+	{RCPT | DATA, "5xx", "5.7.124 5.7.129 5.7.133 5.7.134 5.7.135 5.7.136 5.7.12 5.7.2", NULL, NULL,
 		SOFT, 0, KLM_HINT_OURS, "the recipient takes mail from chosen senders only",
 		"Ask the recipient to allow the sender's address."},
 
