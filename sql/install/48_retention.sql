@@ -1,6 +1,6 @@
 -- What is not kept: old history, by retention or purge(), and one person's data, by forget().
 
--- Old history, in small batches; the sender calls it when it has nothing to do.
+-- Old history, in small batches (p_limit NULL: all of it); the sender calls it when it has nothing to do.
 CREATE FUNCTION kliv_mail._retain(p_before timestamptz, p_limit integer) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
     -- From the oldest on, by the indexes on times: whoever joins whole tables reads all history for each batch.
@@ -8,26 +8,24 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 DECLARE
     v_count bigint;
     v_total bigint := 0;
+    v_messages bigint[];
 BEGIN
-    DELETE FROM kliv_mail._delivery AS d
-    WHERE d.id IN (SELECT x.id FROM kliv_mail._delivery AS x WHERE x.finished_at < p_before ORDER BY x.finished_at LIMIT p_limit FOR UPDATE SKIP LOCKED);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    DELETE FROM kliv_mail._message AS m
-    WHERE m.id IN (SELECT x.id FROM kliv_mail._message AS x
-                   WHERE x.created_at < p_before
-                     AND NOT EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.message_id = x.id)
-                     AND NOT EXISTS (SELECT FROM kliv_mail._delivery AS d WHERE d.message_id = x.id)
-                   ORDER BY x.created_at LIMIT p_limit FOR UPDATE SKIP LOCKED);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    -- A key lives as long as its message.
-    DELETE FROM kliv_mail._idempotency AS i
-    WHERE (i.sender_role, i.key) IN (SELECT x.sender_role, x.key FROM kliv_mail._idempotency AS x
-                                     WHERE x.created_at < p_before
-                                       AND NOT EXISTS (SELECT FROM kliv_mail._message AS m WHERE m.id = x.message_id)
-                                     ORDER BY x.created_at LIMIT p_limit FOR UPDATE SKIP LOCKED);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
+    -- A message goes with the last of its deliveries, and its key with it: what still waits, however
+    -- old, is not even looked at.
+    WITH gone AS (
+        DELETE FROM kliv_mail._delivery AS d
+        WHERE d.id IN (SELECT x.id FROM kliv_mail._delivery AS x WHERE x.finished_at < p_before ORDER BY x.finished_at LIMIT p_limit FOR UPDATE SKIP LOCKED)
+        RETURNING d.message_id)
+    SELECT count(*), coalesce(array_agg(DISTINCT g.message_id), '{}') INTO v_total, v_messages FROM gone AS g;
+    WITH gone AS (
+        DELETE FROM kliv_mail._message AS m
+        WHERE m.id = ANY (v_messages) AND NOT EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.message_id = m.id)
+          AND NOT EXISTS (SELECT FROM kliv_mail._delivery AS d WHERE d.message_id = m.id)
+        RETURNING m.id, m.created_at),
+    keys AS (
+        DELETE FROM kliv_mail._idempotency AS i USING gone AS g WHERE i.created_at = g.created_at AND i.message_id = g.id
+        RETURNING i.message_id)
+    SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM keys) INTO v_count;
     v_total := v_total + v_count;
     DELETE FROM kliv_mail._event AS e
     WHERE e.id IN (SELECT x.id FROM kliv_mail._event AS x WHERE x.at < p_before ORDER BY x.at LIMIT p_limit);
@@ -50,18 +48,14 @@ $$;
 CREATE FUNCTION kliv_mail._purge(p_caller name, p_before timestamptz) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_count bigint;
-    v_total bigint := 0;
+    v_total bigint;
 BEGIN
     IF p_before IS NULL OR p_before > kliv_mail._now() THEN
         RAISE invalid_parameter_value USING MESSAGE = format('before: %s is not in the past', coalesce(p_before::text, 'NULL')),
             HINT = 'Give a time: SELECT kliv_mail.purge(now() - interval ''7 days'');';
     END IF;
-    LOOP
-        v_count := kliv_mail._retain(p_before, 1000);
-        v_total := v_total + v_count;
-        EXIT WHEN v_count = 0;
-    END LOOP;
+    -- At once: within one transaction each further batch would walk past all that those before it deleted.
+    v_total := kliv_mail._retain(p_before, NULL);
     PERFORM kliv_mail._log_event('purged', NULL, format('history before %s', p_before), jsonb_build_object('rows', v_total), p_caller);
     RETURN v_total;
 END;

@@ -34,6 +34,7 @@ sub grow
     my ($count, $age) = @_;
     my ($message, $delivery, $key) = map { columns($_) } '_message', '_delivery', '_idempotency';
     $node->sql("
+        BEGIN;
         INSERT INTO kliv_mail._message (id, header_id, created_at, $message)
         SELECT -i, i || header_id, now() - interval '$age', $message FROM kliv_mail._message, generate_series(1, $count) AS i WHERE id = $id;
         INSERT INTO kliv_mail._delivery (id, message_id, created_at, finished_at, $delivery)
@@ -41,7 +42,8 @@ sub grow
         FROM kliv_mail._delivery, generate_series(1, $count) AS i WHERE message_id = $id;
         INSERT INTO kliv_mail._idempotency (key, message_id, created_at, $key)
         SELECT 'old' || i, -i, now() - interval '$age', $key FROM kliv_mail._idempotency, generate_series(1, $count) AS i WHERE message_id = $id;
-        INSERT INTO kliv_mail._event (id, at, kind) SELECT -i, now() - interval '$age', 'paused' FROM generate_series(1, $count) AS i;");
+        INSERT INTO kliv_mail._event (id, at, kind) SELECT -i, now() - interval '$age', 'paused' FROM generate_series(1, $count) AS i;
+        COMMIT");
     return;
 }
 grow(100, '9 days');
@@ -49,6 +51,14 @@ $node->sql("UPDATE kliv_mail._message SET id = id - 1000000 WHERE id < 0; UPDATE
             UPDATE kliv_mail._idempotency SET key = 'kept' || key, message_id = message_id - 1000000 WHERE message_id < 0; UPDATE kliv_mail._event SET id = id - 1000000 WHERE id < 0");
 grow(20000, '11 days');
 $node->sql("UPDATE kliv_mail._message SET created_at = now() - interval '20 days' WHERE id = $waiting");
+# And many that are as old and wait for next year.
+$node->sql(q{
+    INSERT INTO kliv_mail._message (id, created_at, sender_role, message_type, subject, header_id, entity, recipients)
+    SELECT 5000000 + i, now() - interval '60 days', 'app', 'transactional', 's', i, 'x', 1 FROM generate_series(1, 5000) AS i;
+    INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at)
+    SELECT 5000000 + i, 5000000 + i, 'renewal@example.com', 'to', 'elsewhere', '', 1, now() + interval '1 year', now() - interval '60 days' FROM generate_series(1, 5000) AS i;
+    INSERT INTO kliv_mail._idempotency (sender_role, key, fingerprint, message_id, created_at)
+    SELECT 'app', 'renewal ' || i, 'x', 5000000 + i, now() - interval '60 days' FROM generate_series(1, 5000) AS i});
 # A batch reads what it deletes, not all history beside it.
 my $read = $node->sql(q{ANALYZE kliv_mail._message, kliv_mail._delivery;
     BEGIN;
@@ -80,5 +90,13 @@ is($node->sql(q{SELECT (SELECT count(*) FROM kliv_mail._message WHERE id < 0), (
     '100|100|100|100', 'what is younger stays');
 is($node->sql("SELECT status FROM kliv_mail.deliveries WHERE message_id = $waiting"), 'scheduled', 'what waits stays, however old');
 is($node->sql(q{SELECT kliv_mail.send('new@example.com', 'x', 'x', idempotency_key => 'new')}), $id, 'a key of now is known');
+# purge() is one transaction, which reads what it deletes once: not what it deleted before, again and again.
+$node->sql('DELETE FROM kliv_mail._message WHERE id < 0; DELETE FROM kliv_mail._delivery WHERE id < 0; DELETE FROM kliv_mail._idempotency WHERE message_id < 0; DELETE FROM kliv_mail._event WHERE id < 0');
+$node->sql('VACUUM kliv_mail._message, kliv_mail._delivery, kliv_mail._idempotency, kliv_mail._event');
+grow(20000, '9 days');
+sub entries_read { return (split /\n/, $node->sql(q{SELECT pg_stat_force_next_flush(); SELECT sum(idx_tup_read) FROM pg_stat_all_indexes WHERE schemaname = 'kliv_mail'}))[-1]; }
+my $before = entries_read();
+cmp_ok($node->sql(q{SELECT kliv_mail.purge(now() - interval '8 days')}), '>=', 80000, 'purge() deletes 20,000 mails, their keys and events');
+cmp_ok((entries_read() - $before) / 80000, '<', 10, '... and reads a few entries for each row');
 $node->stop;
 done_testing();
