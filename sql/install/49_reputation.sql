@@ -24,7 +24,9 @@ BEGIN
     v_since := greatest(at - interval '7 days', r.resumed_at);
     SELECT count(*) FILTER (WHERE d.bounce_type = 'hard') AS bounces, count(*) FILTER (WHERE d.status = 'complained') AS complaints INTO v_bad
     FROM kliv_mail._delivery AS d
-    WHERE d.account = p_account AND d.finished_at >= v_since AND (d.bounce_type = 'hard' OR d.status = 'complained') AND NOT d.simulated;
+    WHERE d.account = p_account AND d.finished_at >= v_since AND (d.bounce_type = 'hard' OR d.status = 'complained') AND NOT d.simulated
+      -- What one of several recipients can say of the others is no witness.
+      AND (d.reported_at IS NULL OR (SELECT m.recipients FROM kliv_mail._message AS m WHERE m.id = d.message_id) = 1);
     -- Too few for any rate that counts.
     IF v_bad.bounces > 8 OR v_bad.complaints > 0 THEN
         SELECT count(*) AS judged, count(d.sent_at) AS accepted INTO v_all

@@ -125,11 +125,19 @@ RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_ranks CONSTANT text[] := '{sent,delivered,bounced,complained}';
+    v_most CONSTANT integer := 50;
     v record;
     d kliv_mail._delivery;
     v_changed boolean;
 BEGIN
     SELECT x.id, x.message_id, x.account, x.recipient INTO v FROM kliv_mail._every_delivery AS x WHERE x.id = p_delivery;
+    -- Who has one mail of ours can report on it for ever.
+    IF p_source = 'bounce' AND v.id IS NOT NULL
+       AND (SELECT count(*) FROM kliv_mail._report AS r WHERE r.source = 'bounce' AND r.delivery_id = v.id) >= v_most
+       AND NOT EXISTS (SELECT FROM kliv_mail._delivery AS x WHERE x.id = v.id AND array_position(v_ranks, p_kind) > array_position(v_ranks, x.status)) THEN
+        PERFORM kliv_mail._ignore_report(p_source, 'one of too many about a mail');
+        RETURN false;
+    END IF;
     INSERT INTO kliv_mail._report AS r (source, key, at, kind, message_id, delivery_id, account, recipient, bounce_type, detail, raw)
     VALUES (p_source, left(p_key, 300), kliv_mail._now(), p_kind, v.message_id, v.id, v.account, coalesce(v.recipient, left(p_recipient, 320)),
         p_bounce_type, coalesce(p_diagnostic, p_reason), substr(p_raw, 1, 16384))

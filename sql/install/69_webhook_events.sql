@@ -71,7 +71,10 @@ CREATE FUNCTION kliv_mail._ses_events(p_id text, p_event jsonb) RETURNS SETOF kl
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT p_id || '/' || r.n,
-        CASE t.type WHEN 'Send' THEN 'sent' WHEN 'Delivery' THEN 'delivered' WHEN 'DeliveryDelay' THEN 'deferred' WHEN 'Bounce' THEN 'bounced'
+        CASE t.type WHEN 'Send' THEN 'sent' WHEN 'Delivery' THEN 'delivered' WHEN 'DeliveryDelay' THEN 'deferred'
+            -- An answer by itself, as of who is on holiday, is told of as a bounce; a server that refused the mail says so with a status.
+            WHEN 'Bounce' THEN CASE WHEN p_event #>> '{bounce,bounceType}' IS DISTINCT FROM 'Transient' OR p_event #>> '{bounce,bounceSubType}' IS DISTINCT FROM 'General'
+                OR coalesce(r.value ->> 'status', r.value ->> 'diagnosticCode') IS NOT NULL THEN 'bounced' END
             WHEN 'Reject' THEN 'bounced' WHEN 'Subscription' THEN 'unsubscribed'
             WHEN 'Complaint' THEN CASE p_event #>> '{complaint,complaintFeedbackType}' WHEN 'not-spam' THEN NULL ELSE 'complained' END END,
         CASE WHEN t.type = 'Reject' THEN 'policy'

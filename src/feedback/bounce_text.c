@@ -27,6 +27,7 @@
 /* A text is looked at no further than this; the mail that is returned may be long. */
 #define MAX_TEXT 65536
 
+static bool is_generated(const KlmPart *mail);
 static char *lower_copy(const char *text, Size length);
 static const char *quoted_mail(const char *text, const char *lower);
 static bool has_any(const char *text, const char *const *phrases, int count);
@@ -48,9 +49,18 @@ klm_is_from_mailer(const KlmPart *mail)
 
 	if (klm_header(mail->header, mail->header_length, "X-Failed-Recipients", 0) != NULL)
 		return true;
-	if (path != NULL && strcmp(path, "<>") == 0)
+	/* Who is on holiday answers with a null path, too (RFC 3834). */
+	if (path != NULL && strcmp(path, "<>") == 0 && (!klm_is_autoreply(mail) || is_generated(mail)))
 		return true;
 	return from != NULL && has_any(lower_copy(from, strlen(from)), names, lengthof(names));
+}
+
+static bool
+is_generated(const KlmPart *mail)
+{
+	char	   *value = klm_header(mail->header, mail->header_length, "Auto-Submitted", 0);
+
+	return value != NULL && pg_strncasecmp(value, "auto-generated", strlen("auto-generated")) == 0;
 }
 
 bool

@@ -70,8 +70,16 @@ SELECT kliv_mail.ingest_bounce(dsn('victim@example.com', '5.1.1', '550 5.1.1 Use
 SELECT kliv_mail.ingest_bounce(convert_to(E'Subject: Out of office\nAuto-Submitted: auto-replied\nIn-Reply-To: <' || :'victim' || E'>\n\nvictim@example.com: 550 5.1.1 no', 'UTF8'));
 SELECT kliv_mail.ingest_bounce(convert_to(E'From: eve@example.net\nSubject: failure\n\nvictim@example.com: 550 5.1.1 no\n\nMessage-ID: <' || :'victim' || '>', 'UTF8'));
 SELECT state_of('victim@example.com');
+SELECT p.report_type, p.recipient FROM (VALUES (E'Ana <ana@example.com>\nAuto-Submitted: auto-replied'), (E'x@example.com\nAuto-Submitted: auto-generated'), ('x@example.com')) AS f (header),
+    LATERAL kliv_mail.parse_bounce(convert_to(E'Return-Path: <>\nFrom: ' || f.header || E'\nSubject: Re: Receipt\nIn-Reply-To: <id@x>\n\nNobody reads this before Monday, so your mail will not reach me.\n\nAna Smith\nana@example.com\n+49 30 1234\n', 'UTF8')) AS p;
 SELECT ignored();
 SELECT e.kind, e.detail, e.data FROM kliv_mail.events AS e WHERE e.kind = 'reports_ignored' ORDER BY e.detail;
+
+\echo # who has one mail can report on it for ever: what changes nothing is kept fifty times
+SELECT accepted('flood@example.com') AS flood \gset
+SELECT sum(kliv_mail.ingest_bounce(dsn('flood@example.com', '4.4.1', 'try ' || i, :'flood', 'delayed'))) FROM generate_series(1, 60) AS i;
+SELECT count(*) FROM kliv_mail._report WHERE recipient = 'flood@example.com';
+SELECT kliv_mail.ingest_bounce(dsn('flood@example.com', '5.1.1', '550 5.1.1 User unknown', :'flood')), state_of('flood@example.com');
 
 \echo # who knows a Message-ID by being another recipient of it suppresses nobody
 SELECT accepted('ana@example.com, ben@example.com') AS two \gset
@@ -211,6 +219,8 @@ SELECT count(*) FROM unnest('{"{}",1,null}'::jsonb[]) AS j, kliv_mail._sendgrid_
 SELECT e.key, e.kind, e.bounce_type, e.recipient, e.header_id, e.server_id, e.status, e.diagnostic FROM (VALUES
     ('{"notificationType": "Bounce", "mail": {"messageId": "m1", "headers": [{"name": "Message-ID", "value": "<i@x>"}]}, "bounce": {"bounceType": "Permanent", "bounceSubType": "General", "bouncedRecipients": [{"emailAddress": "a@x.example", "status": "5.1.1", "diagnosticCode": "smtp; 550 5.1.1 unknown"}, {"emailAddress": "B <b@x.example>"}]}}'),
     ('{"eventType": "Bounce", "bounce": {"bounceType": "Transient", "bouncedRecipients": [{"emailAddress": "a@x.example"}]}}'), ('{"eventType": "Bounce", "bounce": {"bounceType": "Permanent", "bounceSubType": "NoEmail", "bouncedRecipients": [{"emailAddress": "a@x.example"}]}}'),
+    ('{"eventType": "Bounce", "bounce": {"bounceType": "Transient", "bounceSubType": "General", "bouncedRecipients": [{"emailAddress": "away@x.example"}]}}'),
+    ('{"eventType": "Bounce", "bounce": {"bounceType": "Transient", "bounceSubType": "General", "bouncedRecipients": [{"emailAddress": "a@x.example", "action": "failed", "status": "4.4.7"}]}}'),
     ('{"eventType": "Complaint", "complaint": {"complainedRecipients": [{"emailAddress": "a@x.example"}]}}'), ('{"eventType": "Complaint", "complaint": {"complaintFeedbackType": "not-spam", "complainedRecipients": [{"emailAddress": "a@x.example"}]}}'),
     ('{"eventType": "Delivery", "delivery": {"recipients": ["a@x.example"]}}'), ('{"eventType": "DeliveryDelay", "deliveryDelay": {"delayedRecipients": [{"emailAddress": "a@x.example"}]}}'),
     ('{"eventType": "Reject", "reject": {"reason": "Bad content"}, "mail": {"destination": ["a@x.example"]}}'), ('{"eventType": "Open", "mail": {"destination": ["a@x.example"]}}'), ('{}'), ('[]')) AS v (event),

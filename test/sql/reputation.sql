@@ -65,6 +65,16 @@ SELECT ended(2, 'complained');
 DELETE FROM kliv_mail._reputation;
 DELETE FROM kliv_mail._delivery WHERE account = 'custom';
 SELECT ended(250, 'sent'), ended(1, 'complained');
+DELETE FROM kliv_mail._reputation;
+DELETE FROM kliv_mail._delivery WHERE account = 'custom';
+\echo # what a report says of a mail to several, of whom each could have made it, does not count
+SELECT ended(250, 'sent');
+SELECT kliv_mail.send('a@x.example, b@x.example', 's', 'b', account => 'custom') > 0;
+SELECT ended(50, 'sent');
+UPDATE kliv_mail._delivery SET status = 'bounced', bounce_type = 'hard', reported_at = now() WHERE message_id = (SELECT max(id) FROM kliv_mail._message);
+SELECT ended(0, 'sent');
+UPDATE kliv_mail._delivery SET reported_at = NULL WHERE reported_at IS NOT NULL;
+SELECT ended(0, 'sent');
 
 RESET kliv_mail.delivery;
 DROP FUNCTION ended;
