@@ -343,8 +343,8 @@ klm_define_settings(GucStringCheckHook check_address)
 	DefineCustomStringVariable("kliv_mail.bounce_domain",
 		"The domain that mail comes back to, at an address that is signed for each delivery.",
 		"Its mail must get to kliv_mail.ingest_bounce(). For the platform and accounts of a server "
-		"without a preset, which must allow such a sender: providers set their own return path. "
-		"Empty: mail comes back to its sender's address.",
+		"without a preset: providers set their own return path, and to a server that refuses such a "
+		"sender mail goes with the sender's address. Empty: it comes back there, too.",
 		&klm_bounce_domain, "",
 		PGC_SUSET, 0,
 		check_bounce_domain, NULL, NULL);

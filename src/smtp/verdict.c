@@ -236,6 +236,7 @@ apply_rule(const KlmRule *rule, const KlmProvider *provider, KlmDecision *decisi
 	decision->reason = rule->reason;
 	decision->hint = rule->hint;
 	decision->login = rule->hint_of == KLM_HINT_LOGIN;
+	decision->sender = rule->hint_of == KLM_HINT_SENDER;
 	if (provider && rule->hint_of == KLM_HINT_LOGIN && provider->password_hint)
 		decision->hint = provider->password_hint;
 	if (provider && rule->hint_of == KLM_HINT_SENDER && provider->sender_hint)

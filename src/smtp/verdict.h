@@ -26,6 +26,7 @@ typedef struct KlmDecision
 	const char *reason;			/* static, plain words: "the mailbox does not exist" */
 	const char *hint;			/* static, what to do; or NULL */
 	bool		login;			/* it is about user name or password */
+	bool		sender;			/* it is about the sender's address */
 	bool		unknown;		/* no rule knew this reply: only its code class and stage decided */
 } KlmDecision;
 

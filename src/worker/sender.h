@@ -63,6 +63,7 @@ typedef struct KlmPool
 	int			ceiling;
 	int64		ceiling_until;
 	int			refused;		/* connections in a row, while none was open */
+	bool		own_path;		/* its server refused a signed return path: no more of these */
 	int64		next_open;		/* no connection before that: we had no descriptor for it */
 } KlmPool;
 
@@ -131,6 +132,7 @@ typedef struct KlmDelivery
 	char	   *identity;		/* the identity lines */
 	bool		account_smtputf8;	/* the account's own addresses need SMTPUTF8 */
 	bool		foreign_sender; /* its From is not the account's own */
+	bool		signed_path;	/* it is not the envelope's, which is a signed return path */
 	KlmSmtpDelivery smtp;
 } KlmDelivery;
 

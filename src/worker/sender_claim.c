@@ -540,6 +540,8 @@ prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *m
 	delivery->size = claimed->size;
 	delivery->recipient = claimed->recipient;
 	delivery->expires_at = claimed->expires_at;
+	if (pool->own_path)
+		claimed->return_path = NULL;
 	if (pool->settings->account->problem == NULL)
 		delivery->identity =
 			klm_compose_identity(pool->settings->account, message, claimed, &from,
@@ -552,6 +554,7 @@ prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *m
 	}
 	delivery->smtp.tag = delivery;
 	delivery->smtp.mail_from = from;
+	delivery->signed_path = claimed->return_path && pool->settings->account->provider == NULL;
 	delivery->smtp.rcpt_to =
 		klm_redirect_to && klm_redirect_to[0] ? klm_redirect_to : claimed->recipient;
 	delivery->smtp.smtputf8 = message->smtputf8 || delivery->account_smtputf8;
@@ -631,7 +634,10 @@ load_settings(KlmPool *pool, const char *version)
 	pool->settings = settings;
 	if (settings && before &&
 		strcmp(settings->account->fingerprint, before->account->fingerprint) != 0)
+	{
 		pool->stale = true;
+		pool->own_path = false;
+	}
 	if (pool->version)
 		pfree(pool->version);
 	pool->version = MemoryContextStrdup(klm_sender.context, version);

@@ -497,8 +497,21 @@ take_results(KlmLink *link)
 		KlmDecision decision;
 
 		pool->open--;
+		decide(link, delivery, &result, &decision);
 		if (is_nobodys(link, &result))
 			klm_add_local_outcome(delivery->id, pool, "returned", "");
+		else if (delivery->signed_path && decision.sender)
+		{
+			/* Not the account's address is refused, but ours for its bounces. */
+			if (!pool->own_path)
+				ereport(LOG,
+						(errmsg("kliv_mail: the server of the account \"%s\" refuses return paths at \"%s\"",
+								pool->name, klm_bounce_domain),
+						 errdetail("Its mail leaves with the sender's address there, and its bounces are known by their Message-ID alone.")));
+			pool->own_path = true;
+			klm_add_local_outcome(delivery->id, pool, "returned", "");
+			klm_return_queue(pool);
+		}
 		else if (is_local(&result) && delivery->account_smtputf8 && !link->smtputf8)
 		{
 			klm_add_local_outcome(delivery->id, pool, "returned", "");
@@ -511,7 +524,6 @@ take_results(KlmLink *link)
 		}
 		else
 		{
-			decide(link, delivery, &result, &decision);
 			klm_add_outcome(delivery, link->settings->account, &result.reply, &decision);
 			if (decision.verdict == KLM_ACCEPTED)
 				pool->allowed = Min(klm_sender.connections, pool->allowed + 1);

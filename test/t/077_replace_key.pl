@@ -2,7 +2,6 @@
 # nobody wait: neither for another caller nor for a stranger who holds locks.
 use strict;
 use warnings;
-use IPC::Run ();
 use KlivMail::Cluster;
 use KlivMail::SmtpServer;
 use Test::More;
@@ -21,52 +20,27 @@ $node->sql('CREATE ROLE app LOGIN; CREATE ROLE stranger LOGIN');
 $node->sql(q{SELECT kliv_mail.grant_send('app')});
 $node->sql('SELECT kliv_mail.pause()');
 
-# A session of its own, which goes on while others do.
-sub session
-{
-    my ($role) = @_;
-    my %session = (in => '', out => '', err => '');
-    $session{run} = IPC::Run::start([ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('postgres') . " user=$role" ],
-        \$session{in}, \$session{out}, \$session{err}, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
-    return \%session;
-}
-sub say_to
-{
-    my ($session, $sql) = @_;
-    $session->{in} .= "$sql\n";
-    $session->{run}->pump_nb;
-    return;
-}
-sub ask
-{
-    my ($session, $sql) = @_;
-    $session->{out} = '';
-    $session->{in} .= "$sql\n\\echo done\n";
-    $session->{run}->pump until $session->{out} =~ /done$/ || $session->{err} =~ /ERROR|FATAL/;
-    return $session->{err} eq '' ? $session->{out} =~ s/\n?done\n$//r : $session->{err};
-}
 my $digests = q{SELECT count(kliv_mail.send('u' || i || '@x.example', '%s ' || i, 'x', replace_key => 'digest:' || i)) FROM (SELECT i FROM generate_series(1, 2000) AS i ORDER BY %si) AS x};
 
 my $result = $node->try('SET client_min_messages = error; ' . sprintf($digests, 'first', ''), role => 'app');
 is("$result->{state} $result->{out}", ' 2000', 'a key for each of 2000 users in one transaction');
 
 # Two at a time, in each other's order.
-my ($one, $two) = (session('app'), session('app'));
-is(ask($_, 'SET client_min_messages = error; BEGIN;'), '', 'a transaction') for $one, $two;
-is(ask($one, sprintf($digests, 'one', '') . ';'), '2000', 'again, by a session that stays in its transaction');
-is(ask($two, sprintf($digests, 'two', '-') . ';'), '2000', 'and by another one meanwhile, which waits for nobody');
-is(ask($one, q{SELECT kliv_mail.send('u1@x.example', 'one more', 'x', replace_key => 'digest:1') > 0;}), 't', 'nor does the first for it');
-is(ask($two, 'COMMIT;'), '', 'the later ones are there first');
-is(ask($one, 'COMMIT;'), '', 'and the others then');
-$_->{run}->kill_kill for $one, $two;
+my ($one, $two) = map { $node->session(role => 'app') } 1 .. 2;
+$_->sql('SET client_min_messages = error') for $one, $two;
+$_->sql('BEGIN') for $one, $two;
+is($one->query(sprintf($digests, 'one', '')), '2000', 'again, by a session that stays in its transaction');
+is($two->query(sprintf($digests, 'two', '-')), '2000', 'and by another one meanwhile, which waits for nobody');
+is($one->query(q{SELECT kliv_mail.send('u1@x.example', 'one more', 'x', replace_key => 'digest:1') > 0}), 't', 'nor does the first for it');
+is($two->query('COMMIT'), '', 'the later ones are there first');
+is($one->query('COMMIT'), '', 'and the others then');
 
 # A stranger without a grant.
-my $stranger = session('stranger');
-is(ask($stranger, q{SELECT count(pg_advisory_lock((SELECT oid::integer FROM pg_class WHERE relname = '_replacement'), k)) FROM
-    (SELECT hashtext('app code') AS k UNION SELECT generate_series(0, 63)) AS x;}), '65', 'a stranger has all advisory locks that could be meant');
+my $stranger = $node->session(role => 'stranger');
+is($stranger->query(q{SELECT count(pg_advisory_lock((SELECT oid::integer FROM pg_class WHERE relname = '_replacement'), k)) FROM
+    (SELECT hashtext('app code') AS k UNION SELECT generate_series(0, 63)) AS x}), '65', 'a stranger has all advisory locks that could be meant');
 $result = $node->try(q{SET statement_timeout = '10s'; SELECT kliv_mail.send('u1@x.example', 'code', 'x', replace_key => 'code') > 0}, role => 'app');
 is("$result->{state} $result->{out}", ' t', '... and nobody waits for them');
-$stranger->{run}->kill_kill;
 
 $node->sql('SELECT kliv_mail.resume()');
 ok($smtp->wait_for_count(2001, 180), 'the newest leave');
