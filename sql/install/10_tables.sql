@@ -220,7 +220,7 @@ CREATE TABLE kliv_mail._idempotency (
     created_at  timestamptz NOT NULL,
     PRIMARY KEY (sender_role, key)
 );
-CREATE INDEX _idempotency_created ON kliv_mail._idempotency (created_at);
+CREATE INDEX _idempotency_message ON kliv_mail._idempotency (message_id);
 
 -- Messages with a replace_key whose earlier ones a sender is to stop before it claims
 -- anything: their caller's transaction could not see or lock all of them.

@@ -21,12 +21,11 @@ BEGIN
         DELETE FROM kliv_mail._message AS m
         WHERE m.id = ANY (v_messages) AND NOT EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.message_id = m.id)
           AND NOT EXISTS (SELECT FROM kliv_mail._delivery AS d WHERE d.message_id = m.id)
-        RETURNING m.id, m.created_at),
-    keys AS (
-        DELETE FROM kliv_mail._idempotency AS i USING gone AS g WHERE i.created_at = g.created_at AND i.message_id = g.id
-        RETURNING i.message_id)
-    SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM keys) INTO v_count;
-    v_total := v_total + v_count;
+        RETURNING m.id)
+    SELECT coalesce(array_agg(g.id), '{}') INTO v_messages FROM gone AS g;
+    DELETE FROM kliv_mail._idempotency AS i WHERE i.message_id = ANY (v_messages);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count + cardinality(v_messages);
     DELETE FROM kliv_mail._event AS e
     WHERE e.id IN (SELECT x.id FROM kliv_mail._event AS x WHERE x.at < p_before ORDER BY x.at LIMIT p_limit);
     GET DIAGNOSTICS v_count = ROW_COUNT;
