@@ -16,7 +16,8 @@ my $node = KlivMail::Cluster->new(
     conf => {
         'kliv_mail.platform_hourly_limit' => 100,
         'kliv_mail.platform_daily_limit'  => 100,
-        'kliv_mail.bounce_domain'         => 'bounce.example'
+        'kliv_mail.bounce_domain'         => 'bounce.example',
+        'kliv_mail.retention'             => '100d'
     });
 
 # Mail it, wait for the report, and give the report's file.
