@@ -7,9 +7,10 @@ EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" kliv_mail.contr
 # libsodium or the replies' rules, in whole folders where it can be said so.
 NET_SRCS = src/kliv_mail_net.c \
 	$(wildcard src/smtp/*.c src/feedback/*.c src/secret/*.c src/net/*.c) \
-	src/db/outbox.c src/db/account.c $(wildcard src/worker/sender*.c) src/worker/identity.c \
-	$(addprefix src/functions/,account_arguments.c as_owner.c bounces.c configure.c holds.c keys.c \
-	preview.c providers.c replies.c reports.c requests.c test_smtp.c unsubscribe.c webhooks.c)
+	src/db/outbox.c src/db/account.c src/db/bounce_mailbox.c $(wildcard src/worker/sender*.c) src/worker/fetcher.c \
+	src/worker/identity.c \
+	$(addprefix src/functions/,account_arguments.c as_owner.c bounce_mailbox.c bounces.c configure.c holds.c keys.c \
+	preview.c probe_rows.c providers.c replies.c reports.c requests.c test_smtp.c unsubscribe.c webhooks.c)
 NET_OBJS = $(NET_SRCS:.c=.o)
 
 # Loaded by a session at its first use of a template: what needs md4c.

@@ -41,3 +41,49 @@ CREATE TABLE kliv_mail._ignored_report (
     last_at timestamptz NOT NULL,
     PRIMARY KEY (source, reason, day)
 );
+
+-- configure_bounce_mailbox(): one row, where there is one.
+CREATE TABLE kliv_mail._bounce_mailbox (
+    singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    origin              text COLLATE "C" NOT NULL,
+    enabled             boolean NOT NULL,
+    host                text NOT NULL,
+    port                integer NOT NULL CHECK (port BETWEEN 1 AND 65535),
+    encryption          text NOT NULL CHECK (encryption IN ('tls', 'starttls')),
+    username            text NOT NULL,
+    password_cipher     bytea NOT NULL,         -- sealed as an account's password is
+    password_masked     text NOT NULL,
+    key_id              text NOT NULL,
+    mailbox             text NOT NULL,
+    filed_mailbox       text NOT NULL,
+    fetch_every         interval NOT NULL,
+    last_test_at        timestamptz,
+    last_test_ok        boolean,
+    created_at          timestamptz NOT NULL,
+    updated_at          timestamptz NOT NULL,   -- also says which settings the fetcher works with
+    updated_by          name NOT NULL,
+    password_changed_at timestamptz NOT NULL
+);
+
+-- How far the fetcher is, which alone writes it but for a change of the settings.  A
+-- server gives a new mail a higher number than all before, as long as uid_validity is
+-- the same: so one number stands for all that was looked at.
+CREATE TABLE kliv_mail._fetched (
+    singleton    boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    settings     timestamptz NOT NULL,          -- updated_at of the mailbox
+    uid_validity bigint,                        -- NULL: not opened yet
+    seen_uid     bigint NOT NULL DEFAULT 0,
+    to_file      bigint[] NOT NULL DEFAULT '{}',    -- taken, and perhaps not moved yet
+    postponed    bigint[] NOT NULL DEFAULT '{}',    -- the outcome that they speak of was not recorded yet
+    hand_uid     bigint,                        -- what is, or was last, being taken
+    hand_tries   integer NOT NULL DEFAULT 0,
+    next_at      timestamptz NOT NULL,
+    last_at      timestamptz,
+    last_ok_at   timestamptz,
+    failures     integer NOT NULL DEFAULT 0,    -- in a row
+    trouble_step text,
+    trouble      text,
+    trouble_hint text,
+    looked_at    bigint NOT NULL DEFAULT 0,     -- mails
+    filed        bigint NOT NULL DEFAULT 0
+);

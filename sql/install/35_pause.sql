@@ -94,6 +94,8 @@ BEGIN
             INSERT INTO kliv_mail._state AS s (origin, era) VALUES (v_here, v_era) ON CONFLICT (origin) DO UPDATE SET era = s.era + excluded.era;
             UPDATE kliv_mail._account SET origin = v_here, renewed_at = kliv_mail._now() WHERE origin = ANY (v_there);
             UPDATE kliv_mail._outbox SET origin = v_here WHERE origin = ANY (v_there);
+            UPDATE kliv_mail._bounce_mailbox SET origin = v_here WHERE origin = ANY (v_there);
+            PERFORM kliv_mail._wake_fetcher();
             v_released := kliv_mail._waiting_for('');
             PERFORM kliv_mail._log_event('copy_released', NULL, format('this copy of %s sends its own mail now', array_to_string(v_there, ', ')),
                                          jsonb_build_object('origin', to_jsonb(v_there || v_here)), p_caller);

@@ -34,7 +34,9 @@ CREATE VIEW kliv_mail._key_users AS
     FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL
     UNION ALL
     SELECT format('the webhook of %s', w.provider), w.key_id, format('SELECT kliv_mail.configure_webhook(%L, secret => ...);', w.provider)
-    FROM kliv_mail._webhook AS w WHERE w.key_id IS NOT NULL;
+    FROM kliv_mail._webhook AS w WHERE w.key_id IS NOT NULL
+    UNION ALL
+    SELECT 'the bounce mailbox', m.key_id, 'SELECT * FROM kliv_mail.configure_bounce_mailbox(password => ...);' FROM kliv_mail._bounce_mailbox AS m;
 
 CREATE FUNCTION kliv_mail._key_state(OUT key_state text, OUT key_fingerprint text, OUT advice text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -100,8 +102,8 @@ BEGIN ATOMIC
     WHERE l.provider = 'kliv_mail' AND k.id ~ '^[0-9a-f]{8}$';
 END;
 
--- What rotate_key() reads and writes.  A webhook's secret is sealed as the password
--- of an account by a name that no account can have (src/functions/webhooks.c).
+-- What rotate_key() reads and writes.  A webhook's secret and the bounce mailbox's password are sealed as the
+-- password of an account by a name that no account can have (src/functions/webhooks.c, bounce_mailbox.c).
 CREATE FUNCTION kliv_mail._sealed_accounts()
 RETURNS TABLE (name text, host text, port integer, username text, username_cipher bytea, password_cipher bytea, key_id text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -110,6 +112,8 @@ BEGIN ATOMIC
     FROM kliv_mail._account AS a WHERE a.key_id IS NOT NULL
     UNION ALL
     SELECT 'webhook ' || w.provider, '', 0, NULL, NULL, w.secret_cipher, w.key_id FROM kliv_mail._webhook AS w WHERE w.key_id IS NOT NULL
+    UNION ALL
+    SELECT 'bounce mailbox', m.host, m.port, m.username, NULL, m.password_cipher, m.key_id FROM kliv_mail._bounce_mailbox AS m
     ORDER BY 1;
 END;
 
@@ -122,6 +126,8 @@ BEGIN ATOMIC
     WHERE a.name = p_account;
     UPDATE kliv_mail._webhook AS w SET secret_cipher = p_password_cipher, key_id = p_key_id
     WHERE 'webhook ' || w.provider = p_account;
+    UPDATE kliv_mail._bounce_mailbox AS m SET password_cipher = p_password_cipher, key_id = p_key_id
+    WHERE p_account = 'bounce mailbox';
 END;
 
 CREATE FUNCTION kliv_mail.public_key() RETURNS bytea
@@ -144,5 +150,5 @@ END;
 CREATE FUNCTION kliv_mail.rotate_key() RETURNS integer
 AS '$libdir/kliv_mail_net', 'kliv_mail_rotate_key' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.rotate_key IS
-'Adds a new key to the key file and encrypts this database''s passwords with it. With kliv_mail.key_command, and for who is no superuser within a day of the last new key, it takes the newest that is there. Call it in each database; then older keys open no password. It changes no password at the provider: that is configure_smtp(password => ...). The file has at most 100 keys; those that no database needs are dropped then. Returns the number of accounts and webhooks encrypted anew. Errors: 55000 a key or a password cannot be read, or the file cannot be written.
+'Adds a new key to the key file and encrypts this database''s passwords with it. With kliv_mail.key_command, and for who is no superuser within a day of the last new key, it takes the newest that is there. Call it in each database; then older keys open no password. It changes no password at the provider: that is configure_smtp(password => ...). The file has at most 100 keys; those that no database needs are dropped then. Returns the number of accounts, webhooks and mailboxes encrypted anew. Errors: 55000 a key or a password cannot be read, or the file cannot be written.
 Example: SELECT kliv_mail.rotate_key();';

@@ -19,7 +19,8 @@ CREATE VIEW kliv_mail.status AS
                 WHEN h.held_by IN ('account', 'key') THEN h.reason || coalesce('. ' || h.hint, '')
                 WHEN current_setting('kliv_mail.delivery') = 'sandbox'
                     THEN format('All mail is played, and none reaches a server: ALTER DATABASE %I RESET kliv_mail.delivery; ends that.', current_database())
-                ELSE coalesce((SELECT r.reason || '. ' || r.hint FROM kliv_mail._bad_reputations() AS r LIMIT 1), k.advice) END AS hint,
+                ELSE coalesce((SELECT r.reason || '. ' || r.hint FROM kliv_mail._bad_reputations() AS r LIMIT 1),
+                              (SELECT t.reason || '. ' || t.hint FROM kliv_mail._mailbox_trouble() AS t), k.advice) END AS hint,
            (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'kliv_mail') AS version,
            p.library_version
     FROM kliv_mail._process_status() AS p

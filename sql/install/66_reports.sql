@@ -82,14 +82,14 @@ $$;
 
 -- The delivery, finished and locked; NULL: it waits for another attempt, or is gone.  One
 -- that is in doubt was accepted, as we know now; for one that a sender has in hand its record
--- is waited for, since a provider may be faster than our commit.
-CREATE FUNCTION kliv_mail._finished_delivery(p_id bigint) RETURNS kliv_mail._delivery
+-- is waited for (p_patience times a twentieth of a second), since a provider may be faster than our commit.
+CREATE FUNCTION kliv_mail._finished_delivery(p_id bigint, p_patience integer) RETURNS kliv_mail._delivery
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     d kliv_mail._delivery;
     o record;
 BEGIN
-    FOR i IN 1 .. 60 LOOP
+    FOR i IN 1 .. p_patience LOOP
         SELECT * INTO d FROM kliv_mail._delivery AS x WHERE x.id = p_id FOR NO KEY UPDATE;
         IF d.id IS NOT NULL THEN
             RETURN d;
@@ -120,7 +120,8 @@ $$;
 -- One report, once; true if the delivery's status changed.  p_sure: not only the Message-ID speaks for it, which
 -- each recipient of the message knows.
 CREATE FUNCTION kliv_mail._apply_report(p_source text, p_key text, p_delivery bigint, p_recipient text, p_kind text, p_bounce_type text,
-    p_code integer, p_status text, p_diagnostic text, p_reason text, p_hint text, p_sure boolean, p_raw bytea)
+    p_code integer, p_status text, p_diagnostic text, p_reason text, p_hint text, p_sure boolean, p_raw bytea,
+    p_patience integer DEFAULT 60)
 RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -152,7 +153,7 @@ BEGIN
     ELSIF p_kind IN ('deferred', 'sent') THEN
         RETURN false;           -- nothing that we do not know
     END IF;
-    d := kliv_mail._finished_delivery(p_delivery);
+    d := kliv_mail._finished_delivery(p_delivery, p_patience);
 
     -- The higher rank stays, in whatever order they come; what never reached a server has none.
     v_changed := coalesce(array_position(v_ranks, p_kind) > array_position(v_ranks, d.status), false)

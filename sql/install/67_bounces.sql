@@ -53,17 +53,17 @@ BEGIN
 END;
 $$;
 
-CREATE FUNCTION kliv_mail._ingest_bounce(p_caller name, p_raw bytea) RETURNS integer
+-- A mail that came back, whichever way: how many deliveries it changed, and what it was taken for.
+-- p_patience: at least 2, for an outcome that is not recorded yet (_finished_delivery()).
+CREATE FUNCTION kliv_mail._take_bounce(p_raw bytea, p_patience integer, OUT changed integer, OUT report_type text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     r record;
     m record;
-    v_changed integer := 0;
 BEGIN
-    IF p_raw IS NULL THEN
-        RAISE null_value_not_allowed USING MESSAGE = 'raw: must not be null', HINT = 'Give the whole mail, header and body, as it was received.';
-    END IF;
+    changed := 0;
     FOR r IN SELECT x.*, row_number() OVER () AS n FROM kliv_mail._read_bounce(p_raw) AS x LOOP
+        report_type := r.report_type;
         IF r.action IS NULL THEN
             PERFORM kliv_mail._ignore_report('bounce', CASE r.report_type WHEN 'autoreply' THEN 'an automatic reply' ELSE 'no report' END);
             CONTINUE;
@@ -73,12 +73,21 @@ BEGIN
             PERFORM kliv_mail._ignore_report('bounce', m.ignored);
             CONTINUE;
         END IF;
-        v_changed := v_changed + kliv_mail._apply_report('bounce', encode(sha256(p_raw), 'hex') || '/' || r.n, m.delivery_id, r.recipient,
+        changed := changed + kliv_mail._apply_report('bounce', encode(sha256(p_raw), 'hex') || '/' || r.n, m.delivery_id, r.recipient,
             CASE r.action WHEN 'failed' THEN 'bounced' WHEN 'delayed' THEN 'deferred' WHEN 'delivered' THEN 'delivered'
                           WHEN 'complained' THEN 'complained' ELSE 'sent' END,
-            r.bounce_type, r.code, r.status, r.diagnostic, r.reason, r.hint, m.sure, p_raw)::integer;
+            r.bounce_type, r.code, r.status, r.diagnostic, r.reason, r.hint, m.sure, p_raw, p_patience)::integer;
     END LOOP;
-    RETURN v_changed;
+END;
+$$;
+
+CREATE FUNCTION kliv_mail._ingest_bounce(p_caller name, p_raw bytea) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_raw IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'raw: must not be null', HINT = 'Give the whole mail, header and body, as it was received.';
+    END IF;
+    RETURN (SELECT t.changed FROM kliv_mail._take_bounce(p_raw, 60) AS t);
 END;
 $$;
 

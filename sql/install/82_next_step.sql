@@ -34,8 +34,8 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     statement := kliv_mail._statement_of(hint);
     IF statement IS NOT NULL THEN
-        cures := statement ~ 'configure_smtp|update_sender'
-            OR code NOT IN ('account_trouble', 'provider_limit', 'retry', 'in_doubt', 'next', 'standby', 'reputation_warning');
+        cures := statement ~ 'configure_smtp|update_sender|configure_bounce_mailbox'
+            OR code NOT IN ('account_trouble', 'provider_limit', 'retry', 'in_doubt', 'next', 'standby', 'reputation_warning', 'bounce_mailbox');
         safe := code NOT IN ('not_preloaded', 'launcher_not_running', 'no_worker_slot', 'copy', 'account_copy', 'delivery_hold', 'paused', 'marketing_paused',
             'account_paused', 'limit_zero', 'hour_used', 'day_used', 'suppressed', 'in_doubt_held', 'expired');
         needs_input := kliv_mail._inputs_of(statement);
@@ -154,6 +154,8 @@ BEGIN
     ELSIF EXISTS (SELECT FROM kliv_mail._bad_reputations()) THEN
         SELECT r.account, CASE r.stage WHEN 'paused' THEN 'marketing_paused' ELSE 'reputation_warning' END, r.reason, r.hint
         INTO v_account, code, problem, v_hint FROM kliv_mail._bad_reputations() AS r LIMIT 1;
+    ELSIF EXISTS (SELECT FROM kliv_mail._mailbox_trouble()) THEN
+        SELECT 'bounce_mailbox', t.reason, t.hint, t.retries_at INTO code, problem, v_hint, retries_at FROM kliv_mail._mailbox_trouble() AS t;
     ELSIF p.last_error IS NOT NULL THEN
         code := 'sender_error';
         problem := 'the sender met an error: ' || p.last_error;

@@ -16,7 +16,7 @@ BEGIN ATOMIC
         ('send', 'v', 'messages'), ('send', 'v', 'deliveries'), ('send', 'v', 'events'), ('send', 'v', 'usage'),
         ('send', 'f', '_now'), ('send', 'f', '_origin'), ('send', 'f', '_default_account'), ('send', 'f', '_process_status'),
         ('send', 'f', '_machinery'), ('send', 'f', '_cure_of_hold'), ('send', 'f', '_code_of_hold'), ('read', 'f', '_code_of_hold'), ('read', 'f', '_cure_of_hold'), ('send', 'f', '_more_worker_slots'), ('read', 'f', '_machinery'), ('read', 'f', '_more_worker_slots'),
-        ('send', 'f', '_account_holds'), ('send', 'f', '_reputation_hint'), ('read', 'f', '_reputation_hint'), ('read', 'f', '_bad_reputations'), ('send', 'f', '_line'), ('send', 'f', '_line_end'), ('send', 'f', '_usage_now'),
+        ('send', 'f', '_account_holds'), ('send', 'f', '_reputation_hint'), ('read', 'f', '_reputation_hint'), ('read', 'f', '_bad_reputations'), ('read', 'f', '_mailbox_held'), ('read', 'f', '_mailbox_trouble'), ('read', 'v', 'bounce_mailbox'), ('send', 'f', '_line'), ('send', 'f', '_line_end'), ('send', 'f', '_usage_now'),
         ('read', 'f', 'parse_addresses'), ('read', 'f', 'classify_reply'), ('read', 'f', 'parse_bounce'), ('read', 'f', 'is_address'), ('read', 'f', 'mailbox'),
         ('read', 'v', 'messages'), ('read', 'v', 'deliveries'), ('read', 'v', 'events'), ('read', 'v', 'usage'),
         ('read', 'v', 'status'), ('read', 'v', 'suppressions'), ('read', 'v', 'topics'), ('read', 'v', 'overview'), ('read', 'f', 'help'), ('send', 'f', 'help'), ('send', 'f', 'history'), ('read', 'f', 'history'), ('read', 'f', '_nearest'), ('read', 'f', '_distance'), ('read', 'v', 'smtp_settings'), ('read', 'v', 'providers'), ('read', 'v', '_sees_all'),

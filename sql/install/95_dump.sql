@@ -13,6 +13,8 @@ SELECT pg_extension_config_dump('kliv_mail._outbox', '');
 SELECT pg_extension_config_dump('kliv_mail._batch', '');
 SELECT pg_extension_config_dump('kliv_mail._delivery', '');
 SELECT pg_extension_config_dump('kliv_mail._webhook', '');
+SELECT pg_extension_config_dump('kliv_mail._bounce_mailbox', '');
+SELECT pg_extension_config_dump('kliv_mail._fetched', '');
 SELECT pg_extension_config_dump('kliv_mail._report', '');
 SELECT pg_extension_config_dump('kliv_mail._ignored_report', '');
 SELECT pg_extension_config_dump('kliv_mail._suppression', '');

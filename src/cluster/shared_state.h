@@ -37,6 +37,8 @@ typedef struct KlmDatabase
 	int64		waits_since;	/* due, but without a slot; 0: does not wait */
 	int			failures;		/* senders in a row that did not leave cleanly */
 	int64		not_before;		/* the throttle */
+	bool		fetching;		/* a fetcher's slot is reserved or attached for it */
+	int64		fetch_due;		/* a fetcher is; KLM_NEVER: not known to be due ever */
 	uint64		records;		/* commits of a sender's results, of cancel() and its kin */
 	ConditionVariable recorded;
 	char		last_error[256];	/* UTF-8 */
@@ -49,6 +51,10 @@ typedef enum KlmSlotState
 	SLOT_ATTACHED,
 	SLOT_LEAVING				/* has said good-bye, its process still ends */
 } KlmSlotState;
+
+/* Those of senders, klm_max_senders, and behind them those of fetchers. */
+#define KLM_MAX_FETCHERS 2
+#define klm_slot_count() (klm_max_senders + KLM_MAX_FETCHERS)
 
 typedef struct KlmSlot
 {
@@ -71,9 +77,10 @@ typedef struct KlmSharedState
 	int			launcher_pid;
 	bool		slots_exhausted;
 	bool		overflowed;		/* a database found no room in the table */
-	pg_atomic_uint32 wanted;	/* databases wait for a slot */
+	pg_atomic_uint32 wanted;	/* databases wait for a sender's slot */
+	pg_atomic_uint32 fetcher_wanted;	/* ... a fetcher's */
 	ConditionVariable slot_freed;
-	KlmSlot		slots[FLEXIBLE_ARRAY_MEMBER];	/* klm_max_senders */
+	KlmSlot		slots[FLEXIBLE_ARRAY_MEMBER];	/* klm_slot_count() */
 } KlmSharedState;
 
 /* NULL: not preloaded. */
@@ -97,7 +104,10 @@ extern void klm_remove_if_unknown(KlmDatabase *database);
  */
 extern PGPROC *klm_wake_database(KlmDatabase *database, int64 due);
 
-/* Its senders end at once, or (restart) when what is under way is done. */
+/* A fetcher's slot, not a sender's? */
+extern bool klm_is_fetcher(const KlmSlot *slot);
+
+/* Its senders and its fetcher end at once, or (restart) when what is under way is done. */
 extern void klm_ask_to_leave(Oid oid, bool restart);
 
 extern void klm_free_slot(KlmSlot *slot);

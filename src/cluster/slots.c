@@ -18,6 +18,9 @@
  * raises its generation, so that a late worker or a late clean-up cannot hit a
  * successor.
  *
+ * A database whose bounce mailbox is due gets one of a few further slots in the
+ * same way, for a fetcher: one a database, which no sender waits for.
+ *
  * A database with more mail than its sender's connections take may have further
  * senders, on slots that nobody else waits for; they leave first.
  *
@@ -50,12 +53,15 @@
 /* The throttle of senders that fail: 1 s, doubling up to this. */
 #define MAX_THROTTLE_S 60
 
+/* A fetcher that failed, or found no worker slot, is started again no sooner. */
+#define FETCHER_THROTTLE_MS 60000
+
 /* When a sender has to give its slot to a database that waits. */
 #define SLOT_IDLE_MS 5000
 #define SLOT_MAX_MS 30000
 
 /* How a worker's argument is made of slot and generation, in 32 bits. */
-#define SLOT_BITS 8
+#define SLOT_BITS 9
 #define SLOT_MASK ((1 << SLOT_BITS) - 1)
 #define GENERATION_MASK (PG_UINT32_MAX >> SLOT_BITS)
 
@@ -69,7 +75,8 @@ static shmem_startup_hook_type previous_startup_hook = NULL;
 typedef struct Turn
 {
 	Oid			owner;			/* hash key */
-	int64		at;
+	int64		at;				/* a sender's */
+	int64		fetched_at;		/* a fetcher's */
 } Turn;
 
 static HTAB *turns = NULL;
@@ -86,9 +93,10 @@ static void leave_slot_at_exit(int code, Datum arg);
 static void note_failure(KlmDatabase *database, const KlmSlot *slot);
 static int	most_senders(void);
 static void detach_launcher(int code, Datum arg);
-static bool goes_before(const KlmDatabase *one, const KlmDatabase *other);
-static int	slots_of(Oid owner);
-static int64 last_turn(Oid owner);
+static bool goes_before(const KlmDatabase *one, const KlmDatabase *other, bool fetcher);
+static int	slots_of(Oid owner, bool fetcher);
+static int64 last_turn(Oid owner, bool fetcher);
+static Turn *turn_of(Oid owner);
 static void want_slots(bool wanted);
 static int	compare_oids(const void *a, const void *b);
 
@@ -123,7 +131,7 @@ request_shared_memory(void)
 static Size
 shared_size(void)
 {
-	return add_size(offsetof(KlmSharedState, slots), mul_size(klm_max_senders, sizeof(KlmSlot)));
+	return add_size(offsetof(KlmSharedState, slots), mul_size(klm_slot_count(), sizeof(KlmSlot)));
 }
 
 static void
@@ -142,6 +150,7 @@ start_shared_memory(void)
 		memset(klm_shared, 0, shared_size());
 		klm_shared->lock = &GetNamedLWLockTranche("kliv_mail")->lock;
 		pg_atomic_init_u32(&klm_shared->wanted, 0);
+		pg_atomic_init_u32(&klm_shared->fetcher_wanted, 0);
 		ConditionVariableInit(&klm_shared->slot_freed);
 	}
 	info.keysize = sizeof(Oid);
@@ -191,6 +200,7 @@ klm_make_database(Oid oid)
 		memset((char *) database + sizeof(Oid), 0, sizeof(KlmDatabase) - sizeof(Oid));
 		database->next_due = KLM_NEVER;
 		database->left_due = KLM_NEVER;
+		database->fetch_due = KLM_NEVER;
 		ConditionVariableInit(&database->recorded);
 	}
 	return database;
@@ -207,7 +217,7 @@ may_be_removed(KlmDatabase *database)
 	SpinLockRelease(&database->recorded.mutex);
 
 	return !watched && database->blocked == 0 && database->slots == 0 &&
-		database->next_due == KLM_NEVER;
+		!database->fetching && database->next_due == KLM_NEVER && database->fetch_due == KLM_NEVER;
 }
 
 void
@@ -254,10 +264,16 @@ klm_nudge_launcher(void)
 	klm_nudge(klm_shared->launcher);
 }
 
+bool
+klm_is_fetcher(const KlmSlot *slot)
+{
+	return slot - klm_shared->slots >= klm_max_senders;
+}
+
 void
 klm_ask_to_leave(Oid oid, bool restart)
 {
-	for (int i = 0; i < klm_max_senders; i++)
+	for (int i = 0; i < klm_slot_count(); i++)
 	{
 		KlmSlot    *slot = &klm_shared->slots[i];
 
@@ -321,7 +337,7 @@ klm_sender_attach(Datum worker_argument, Oid *oid)
 	uint32		generation = argument >> SLOT_BITS;
 	KlmSlot    *slot;
 
-	if (klm_shared == NULL || number >= klm_max_senders)
+	if (klm_shared == NULL || number >= klm_slot_count())
 		return false;
 
 	Assert(!OidIsValid(MyDatabaseId));
@@ -357,7 +373,12 @@ leave_slot_at_exit(int code, Datum arg)
 
 	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
 	database = klm_find_database(my_slot->database);
-	if (my_slot->state == SLOT_ATTACHED && database != NULL)
+	if (klm_is_fetcher(my_slot))
+	{
+		if (my_slot->state == SLOT_ATTACHED && database != NULL)
+			database->fetch_due = klm_clock_ms() + FETCHER_THROTTLE_MS;
+	}
+	else if (my_slot->state == SLOT_ATTACHED && database != NULL)
 	{
 		/* It has not said good-bye, and what it knew is lost.  (Ours is not the latch to set.) */
 		my_slot->state = SLOT_LEAVING;
@@ -382,7 +403,9 @@ klm_free_slot(KlmSlot *slot)
 {
 	KlmDatabase *database = klm_find_database(slot->database);
 
-	if (database != NULL)
+	if (database != NULL && klm_is_fetcher(slot))
+		database->fetching = false;
+	else if (database != NULL)
 		database->slots--;
 	slot->state = SLOT_FREE;
 	slot->generation = (slot->generation + 1) & GENERATION_MASK;
@@ -447,6 +470,43 @@ klm_sender_slot_wanted(long *check_ms)
 	end = Min(my_progress + SLOT_IDLE_MS, my_slot->started + SLOT_MAX_MS);
 	*check_ms = Max(0, end - now);
 	return *check_ms == 0;
+}
+
+bool
+klm_fetcher_slot_wanted(int had_ms)
+{
+	return my_slot != NULL &&
+		(((volatile KlmSlot *) my_slot)->restart ||
+		 (pg_atomic_read_u32(&klm_shared->fetcher_wanted) != 0 &&
+		  klm_clock_ms() >= my_slot->started + had_ms));
+}
+
+void
+klm_fetcher_leave(int64 next_due)
+{
+	KlmDatabase *database;
+
+	Assert(my_slot != NULL);
+	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
+	database = klm_find_database(my_slot->database);
+	database->fetch_due = Min(database->fetch_due, next_due);
+	my_slot->state = SLOT_LEAVING;
+	LWLockRelease(klm_shared->lock);
+}
+
+void
+klm_sender_knows_fetch(int64 due)
+{
+	KlmDatabase *database;
+
+	Assert(my_slot != NULL);
+	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
+	database = klm_find_database(my_slot->database);
+	/* Whoever has changed the mailbox since it was read has made it due. */
+	database->fetch_due = Min(database->fetch_due, due);
+	LWLockRelease(klm_shared->lock);
+	if (due != KLM_NEVER)
+		klm_nudge_launcher();
 }
 
 bool
@@ -555,6 +615,7 @@ klm_sender_forget_database(void)
 	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
 	database = klm_find_database(my_slot->database);
 	database->has_mail = false;
+	database->fetch_due = KLM_NEVER;
 	LWLockRelease(klm_shared->lock);
 
 	if (own_transaction)
@@ -591,13 +652,16 @@ klm_launcher_attach(void)
 	klm_shared->launcher = MyProc;
 	klm_shared->launcher_pid = MyProcPid;
 	klm_shared->slots_exhausted = false;
-	for (int i = 0; i < klm_max_senders; i++)
+	for (int i = 0; i < klm_slot_count(); i++)
 	{
 		KlmSlot    *slot = &klm_shared->slots[i];
 
 		if (slot->state == SLOT_RESERVED)
 		{
-			klm_find_database(slot->database)->next_due = klm_clock_ms();
+			if (klm_is_fetcher(slot))
+				klm_find_database(slot->database)->fetch_due = klm_clock_ms();
+			else
+				klm_find_database(slot->database)->next_due = klm_clock_ms();
 			klm_free_slot(slot);
 		}
 	}
@@ -631,6 +695,7 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 	bool		unknown_owner = false;
 
 	outlook->next_start = KLM_NEVER;
+	reservation->fetcher = false;
 	reservation->extra = false;
 
 	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
@@ -655,7 +720,7 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 		}
 		if (database->waits_since == 0)
 			database->waits_since = now;
-		if (first == NULL || goes_before(database, first))
+		if (first == NULL || goes_before(database, first, false))
 			first = database;
 		if (!OidIsValid(database->owner))
 			unknown_owner = true;
@@ -699,31 +764,78 @@ klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook)
 	return false;
 }
 
-/* With the lock held.  Of two that wait, which one's turn is it? */
+bool
+klm_launcher_reserve_fetcher(KlmReservation *reservation, int64 *next_start)
+{
+	int64		now = klm_clock_ms();
+	HASH_SEQ_STATUS scan;
+	KlmDatabase *database;
+	KlmDatabase *first = NULL;
+	KlmSlot    *slot = NULL;
+
+	*next_start = KLM_NEVER;
+	memset(reservation, 0, sizeof(*reservation));
+	reservation->fetcher = true;
+
+	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
+	hash_seq_init(&scan, databases);
+	while ((database = hash_seq_search(&scan)) != NULL)
+	{
+		if (database->blocked > 0 || database->fetching)
+			continue;
+		if (database->fetch_due > now)
+			*next_start = Min(*next_start, database->fetch_due);
+		else if (first == NULL || goes_before(database, first, true))
+			first = database;
+	}
+	for (int i = klm_max_senders; i < klm_slot_count() && slot == NULL; i++)
+	{
+		if (klm_shared->slots[i].state == SLOT_FREE)
+			slot = &klm_shared->slots[i];
+	}
+	if (first != NULL && slot != NULL)
+	{
+		slot->state = SLOT_RESERVED;
+		slot->database = first->oid;
+		slot->owner = first->owner;
+		first->fetching = true;
+		first->fetch_due = KLM_NEVER;
+		reservation->slot = slot - klm_shared->slots;
+		reservation->generation = slot->generation;
+		reservation->database = first->oid;
+		reservation->owner = first->owner;
+	}
+	pg_atomic_write_u32(&klm_shared->fetcher_wanted, first != NULL && slot == NULL);
+	LWLockRelease(klm_shared->lock);
+	return first != NULL && slot != NULL;
+}
+
+/* With the lock held.  Of two that wait (for a fetcher), which one's turn is it? */
 static bool
-goes_before(const KlmDatabase *one, const KlmDatabase *other)
+goes_before(const KlmDatabase *one, const KlmDatabase *other, bool fetcher)
 {
 	if (one->owner != other->owner)
 	{
-		int			slots = slots_of(one->owner);
-		int			other_slots = slots_of(other->owner);
-		int64		turn = last_turn(one->owner);
-		int64		other_turn = last_turn(other->owner);
+		int			slots = slots_of(one->owner, fetcher);
+		int			other_slots = slots_of(other->owner, fetcher);
+		int64		turn = last_turn(one->owner, fetcher);
+		int64		other_turn = last_turn(other->owner, fetcher);
 
 		if (slots != other_slots)
 			return slots < other_slots;
 		if (turn != other_turn)
 			return turn < other_turn;
 	}
-	return one->waits_since < other->waits_since;
+	return fetcher ? one->fetch_due < other->fetch_due : one->waits_since < other->waits_since;
 }
 
 static int
-slots_of(Oid owner)
+slots_of(Oid owner, bool fetcher)
 {
 	int			count = 0;
+	int			end = fetcher ? klm_slot_count() : klm_max_senders;
 
-	for (int i = 0; i < klm_max_senders; i++)
+	for (int i = fetcher ? klm_max_senders : 0; i < end; i++)
 	{
 		if (klm_shared->slots[i].state != SLOT_FREE && klm_shared->slots[i].owner == owner)
 			count++;
@@ -732,11 +844,22 @@ slots_of(Oid owner)
 }
 
 static int64
-last_turn(Oid owner)
+last_turn(Oid owner, bool fetcher)
 {
 	Turn	   *turn = hash_search(turns, &owner, HASH_FIND, NULL);
 
-	return turn != NULL ? turn->at : PG_INT64_MIN;
+	return turn == NULL ? PG_INT64_MIN : fetcher ? turn->fetched_at : turn->at;
+}
+
+static Turn *
+turn_of(Oid owner)
+{
+	bool		found;
+	Turn	   *turn = hash_search(turns, &owner, HASH_ENTER, &found);
+
+	if (!found)
+		turn->at = turn->fetched_at = PG_INT64_MIN;
+	return turn;
 }
 
 /* With the lock held. */
@@ -756,9 +879,18 @@ want_slots(bool wanted)
 void
 klm_launcher_started(const KlmReservation *reservation)
 {
-	Turn	   *turn = hash_search(turns, &reservation->owner, HASH_ENTER, NULL);
+	Turn	   *turn = turn_of(reservation->owner);
 
-	turn->at = klm_clock_ms();
+	if (reservation->fetcher)
+		turn->fetched_at = klm_clock_ms();
+	else
+		turn->at = klm_clock_ms();
+}
+
+int
+klm_launcher_slots(void)
+{
+	return klm_slot_count();
 }
 
 Datum
@@ -789,9 +921,14 @@ klm_launcher_cancel(const KlmReservation *reservation, bool failed)
 	if (slot->state == SLOT_RESERVED && slot->generation == reservation->generation)
 	{
 		database = klm_find_database(reservation->database);
-		if (failed)
-			note_failure(database, slot);
-		database->next_due = Min(database->next_due, klm_clock_ms());
+		if (reservation->fetcher)
+			database->fetch_due = klm_clock_ms() + FETCHER_THROTTLE_MS;
+		else
+		{
+			if (failed)
+				note_failure(database, slot);
+			database->next_due = Min(database->next_due, klm_clock_ms());
+		}
 		klm_free_slot(slot);
 	}
 	LWLockRelease(klm_shared->lock);
@@ -869,7 +1006,7 @@ klm_launcher_prune(const KlmExisting *existing, int count)
 			continue;
 		}
 		database->has_mail = false;
-		database->next_due = KLM_NEVER;
+		database->next_due = database->fetch_due = KLM_NEVER;
 		klm_remove_if_unknown(database);
 	}
 	LWLockRelease(klm_shared->lock);

@@ -91,6 +91,17 @@ extern PGDLLEXPORT void klm_sender_set_error(const char *utf8);
 /* The database lost (or never had) the extension: forget it and its label. */
 extern PGDLLEXPORT void klm_sender_forget_database(void);
 
+/* This database's bounce mailbox is due then (KLM_NEVER: nobody knows). */
+extern PGDLLEXPORT void klm_sender_knows_fetch(int64 due);
+
+/* ---- fetchers: klm_sender_attach() and klm_sender_must_leave() are theirs, too ---- */
+
+/* Do other databases want our slot, and has it been ours so long? */
+extern PGDLLEXPORT bool klm_fetcher_slot_wanted(int had_ms);
+
+/* Leave, with the time at which a fetcher is next needed here; a wake-up makes it earlier. */
+extern PGDLLEXPORT void klm_fetcher_leave(int64 next_due);
+
 /* ---- the launcher ---- */
 
 /* A slot taken for a sender that is to be started. */
@@ -100,6 +111,7 @@ typedef struct KlmReservation
 	uint32		generation;
 	Oid			database;
 	Oid			owner;			/* of the database; InvalidOid: not known */
+	bool		fetcher;		/* and not for a sender */
 	bool		extra;			/* it has a sender, whose backlog this one helps with */
 	int			failures;		/* of senders there, in a row */
 	bool		unknown_owner;	/* an owner is not known yet, of this or of what waits: no turn */
@@ -121,6 +133,12 @@ extern void klm_launcher_attach(void);
  */
 extern bool klm_launcher_reserve(KlmReservation *reservation, KlmOutlook *outlook);
 
+/*
+ * The same for a fetcher; false: none due, or no slot.  *next_start: when there
+ * is something to do next (KLM_NEVER: not known).
+ */
+extern bool klm_launcher_reserve_fetcher(KlmReservation *reservation, int64 *next_start);
+
 /* The worker was asked for: the owner has had a turn. */
 extern void klm_launcher_started(const KlmReservation *reservation);
 
@@ -130,8 +148,11 @@ extern Datum klm_launcher_argument(const KlmReservation *reservation);
 /* Has the sender not come (yet)? */
 extern bool klm_launcher_awaited(const KlmReservation *reservation);
 
+/* Senders' slots, and fetchers'. */
+extern int	klm_launcher_slots(void);
+
 /*
- * Nothing came of it.  failed: the sender died before it attached, and the
+ * Nothing came of it.  failed: the worker died before it attached, and the
  * throttle applies; otherwise it was never started.
  */
 extern void klm_launcher_cancel(const KlmReservation *reservation, bool failed);

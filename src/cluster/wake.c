@@ -43,6 +43,7 @@ typedef struct Pending
 /* This transaction's wishes; the list lives in TopTransactionContext. */
 static bool wake_pending = false;
 static bool change_pending = false;
+static bool fetch_pending = false;
 static TimestampTz wake_due = 0;
 static List *pending = NIL;
 
@@ -94,6 +95,16 @@ klm_changed_at_commit(void)
 }
 
 void
+klm_fetch_at_commit(void)
+{
+	if (klm_shared == NULL)
+		return;
+
+	watch_transaction();
+	fetch_pending = true;
+}
+
+void
 klm_restart_at_commit(Oid database)
 {
 	add_pending(COMMIT_RESTART, database);
@@ -118,7 +129,7 @@ klm_forget_database(Oid oid)
 	if (database != NULL)
 	{
 		database->has_mail = false;
-		database->next_due = KLM_NEVER;
+		database->next_due = database->fetch_due = KLM_NEVER;
 		klm_remove_if_unknown(database);
 	}
 	LWLockRelease(klm_shared->lock);
@@ -207,6 +218,21 @@ at_transaction_end(XactEvent event, void *arg)
 				LWLockRelease(klm_shared->lock);
 				klm_nudge(proc);
 			}
+			if (fetch_pending)
+			{
+				KlmDatabase *database;
+
+				LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
+				/* Where there is no room a sender tells of it at its next start. */
+				database = klm_make_database(MyDatabaseId);
+				if (database != NULL)
+				{
+					database->has_mail = true;
+					database->fetch_due = klm_clock_ms();
+				}
+				LWLockRelease(klm_shared->lock);
+				klm_nudge_launcher();
+			}
 			if (change_pending)
 				tell_waiters(MyDatabaseId);
 			break;
@@ -218,6 +244,7 @@ at_transaction_end(XactEvent event, void *arg)
 	}
 	wake_pending = false;
 	change_pending = false;
+	fetch_pending = false;
 	pending = NIL;
 	lift_all_blocks();
 }
@@ -286,13 +313,16 @@ klm_block_database(Oid oid)
 		return;
 	}
 	database->blocked++;
-	for (int i = 0; i < klm_max_senders; i++)
+	for (int i = 0; i < klm_slot_count(); i++)
 	{
 		KlmSlot    *slot = &klm_shared->slots[i];
 
 		if (slot->state == SLOT_RESERVED && slot->database == oid)
 		{
-			database->next_due = Min(database->next_due, klm_clock_ms());
+			if (klm_is_fetcher(slot))
+				database->fetch_due = klm_clock_ms();
+			else
+				database->next_due = Min(database->next_due, klm_clock_ms());
 			klm_free_slot(slot);
 		}
 	}
@@ -302,12 +332,13 @@ klm_block_database(Oid oid)
 	ConditionVariablePrepareToSleep(&klm_shared->slot_freed);
 	for (;;)
 	{
-		int			slots;
+		bool		served;
 
 		LWLockAcquire(klm_shared->lock, LW_SHARED);
-		slots = database->slots;	/* the block keeps the entry where it is */
+		/* (the block keeps the entry where it is) */
+		served = database->slots > 0 || database->fetching;
 		LWLockRelease(klm_shared->lock);
-		if (slots == 0)
+		if (!served)
 			break;
 		ConditionVariableSleep(&klm_shared->slot_freed, PG_WAIT_EXTENSION);
 	}

@@ -24,6 +24,9 @@
  */
 extern void klm_wake_at_commit(TimestampTz due);
 
+/* The bounce mailbox was changed: at commit a fetcher is due. */
+extern void klm_fetch_at_commit(void);
+
 /*
  * What somebody waits for may have changed without a sender (it was cancelled):
  * at commit, those in klm_wait_for_record() look again.

@@ -29,6 +29,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -111,6 +112,42 @@ on_tick(void)
 		ticks_left--;
 	else
 		InterruptPending = QueryCancelPending = true;
+}
+
+/* As autovacuum does: what a role or the database sets must not change what the sender does. */
+void
+klm_outbox_pin_session(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"session_replication_role", "replica"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"synchronous_commit", "on"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "1s"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"transaction_timeout", "0"}, /* from PostgreSQL 17 on */
+		{"zero_damaged_pages", "off"},
+		{"jit", "off"},
+		/* The outbox's statistics are always of another moment: its indexes are what claims are
+		   made for. */
+		{"enable_seqscan", "off"},
+		{"enable_bitmapscan", "off"},
+		{"row_security", "off"},
+		/* Errors are for us to catch. */
+		{"exit_on_error", "off"},
+		{"extra_float_digits", "1"},
+		{"datestyle", "ISO, MDY"},
+		{"intervalstyle", "postgres"},
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+	{
+		if (GetConfigOption(settings[i][0], true, false) != NULL)
+			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	}
 }
 
 bool

@@ -95,6 +95,9 @@ typedef struct KlmChange
 	char	   *status;
 } KlmChange;
 
+/* The session's settings, once it is connected: what senders and fetchers rely on. */
+extern void klm_outbox_pin_session(void);
+
 /*
  * Before the first klm_outbox_begin().  told: must this process go?  A statement that
  * lasts on after that is cancelled, within some seconds.  It is asked in a signal handler.

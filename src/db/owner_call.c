@@ -272,19 +272,21 @@ klm_result_texts(int column, MemoryContext context, int *count)
 }
 
 int64 *
-klm_result_int8s(int column, MemoryContext context)
+klm_result_int8s(int column, MemoryContext context, int *count)
 {
 	bool		isnull;
 	ArrayType  *array = DatumGetArrayTypeP(value_of(column, &isnull));
 	Datum	   *elements;
-	int			count;
+	int			length;
 	int64	   *numbers;
 
 	deconstruct_array(array, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &elements, NULL,
-					  &count);
-	numbers = MemoryContextAlloc(context, Max(1, count) * sizeof(int64));
-	for (int i = 0; i < count; i++)
+					  &length);
+	numbers = MemoryContextAlloc(context, Max(1, length) * sizeof(int64));
+	for (int i = 0; i < length; i++)
 		numbers[i] = DatumGetInt64(elements[i]);
+	if (count != NULL)
+		*count = length;
 	return numbers;
 }
 

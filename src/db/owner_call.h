@@ -69,14 +69,14 @@ extern PGDLLEXPORT void klm_run_one(KlmCall *call, const char *function, bool re
 /* A column of the first row of what klm_run() got, the first being 1. */
 extern PGDLLEXPORT bool klm_result_bool(int column);
 extern PGDLLEXPORT int64 klm_result_int8(int column);	/* of int4 or int8; 0 for NULL */
-extern TimestampTz klm_result_time(int column); /* 0 for NULL */
+extern PGDLLEXPORT TimestampTz klm_result_time(int column);	/* 0 for NULL */
 extern PGDLLEXPORT char *klm_result_text(int column, MemoryContext context);	/* UTF-8, or NULL */
 
 /* The elements of a text[] in UTF-8, without the NULLs; none for NULL. */
 extern PGDLLEXPORT char **klm_result_texts(int column, MemoryContext context, int *count);
 
-/* The elements of a bigint[]. */
-extern int64 *klm_result_int8s(int column, MemoryContext context);
+/* The elements of a bigint[] without NULLs; count may be NULL. */
+extern PGDLLEXPORT int64 *klm_result_int8s(int column, MemoryContext context, int *count);
 
 /* The value of that column becomes the result of the SQL function that was called. */
 extern PGDLLEXPORT Datum klm_return_value(FunctionCallInfo fcinfo, int column);

@@ -84,11 +84,7 @@ static void resolve_sender(const KlmRequest *request, const KlmSaved *saved,
 						   KlmResolved *resolved);
 static char *address_of(const char *username);
 static void check_account_name(const KlmRequest *request);
-static void check_password(const KlmProvider *preset, KlmSecret *password, bool secret);
-static char *check_host(const char *host, bool secret);
 static HeapTuple read_saved(const char *account, TupleDesc *desc);
-static void read_domain(KlmDomain *domain);
-static HeapTuple look(KlmCall *call, const char *function, TupleDesc *desc);
 static bool same(const char *a, const char *b);
 
 /*
@@ -110,7 +106,7 @@ klm_resolve(const KlmRequest *given, KlmResolved *resolved)
 	row = read_saved(request->account, &desc);
 	memset(resolved, 0, sizeof(KlmResolved));
 	unpack_saved(row, desc, &saved, resolved);
-	read_domain(&resolved->domain);
+	klm_read_domain(&resolved->domain);
 	preset = resolve_host(request, &saved, resolved);
 	if (request->sealed)
 		open_sealed(&opened, resolved);
@@ -189,7 +185,7 @@ resolve_host(const KlmRequest *request, KlmSaved *saved, KlmResolved *resolved)
 		resolved->provider = pstrdup(preset->name);
 	}
 	if (request->host && request->host[0])
-		host = check_host(request->host, secret);
+		host = klm_check_host(request->host, secret);
 	if (request->provider == NULL && (host == NULL || same(host, saved->host)))
 	{
 		resolved->provider = saved->provider;
@@ -341,7 +337,7 @@ resolve_username(const KlmRequest *request, const KlmProvider *preset, KlmSaved 
 	const char *auth = request->auth;
 
 	if (request->password)
-		check_password(preset, request->password, request->secret);
+		klm_check_password(preset, request->password, request->secret);
 	if (saved->username_cipher)
 	{
 		KlmBinding	binding = {request->account, saved->host, saved->port, NULL,
@@ -539,8 +535,8 @@ klm_needs_smtputf8(const char *from_address, const char *reply_to)
 }
 
 /* The password, tidied as the provider wants it, is something to log in with. */
-static void
-check_password(const KlmProvider *preset, KlmSecret *password, bool secret)
+void
+klm_check_password(const KlmProvider *preset, KlmSecret *password, bool secret)
 {
 	if (preset)
 		password->length = klm_provider_tidy_password(preset, password->data, password->length);
@@ -563,8 +559,8 @@ check_password(const KlmProvider *preset, KlmSecret *password, bool secret)
  * is taken where the guard lets it through; the address that a name leads to
  * is judged when it is connected to.
  */
-static char *
-check_host(const char *given, bool secret)
+char *
+klm_check_host(const char *given, bool secret)
 {
 	const char *hint = "Give the bare name of the server, such as smtp.example.com; port and "
 		"encryption are arguments of their own.";
@@ -738,27 +734,23 @@ read_saved(const char *account, TupleDesc *desc)
 	KlmCall		call = {0};
 
 	klm_add_text(&call, account);
-	return look(&call, "read_account", desc);
+	return klm_look(&call, "read_account", desc);
 }
 
-static void
-read_domain(KlmDomain *domain)
+void
+klm_read_domain(KlmDomain *domain)
 {
 	KlmCall		call = {0};
 	TupleDesc	desc;
-	HeapTuple	row = look(&call, "salts", &desc);
+	HeapTuple	row = klm_look(&call, "salts", &desc);
 	bool		isnull;
 	Datum		salts = heap_getattr(row, 1, desc, &isnull);
 
 	klm_domain_set(domain, isnull ? NULL : DatumGetByteaPCopy(salts));
 }
 
-/*
- * Call a function that only reads, in a subtransaction that is rolled back, so
- * that not even the locks of reading stay over the network.  Its first row.
- */
-static HeapTuple
-look(KlmCall *call, const char *function, TupleDesc *desc)
+HeapTuple
+klm_look(KlmCall *call, const char *function, TupleDesc *desc)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -834,5 +826,5 @@ klm_check_limits(const char *account, int hourly, int daily)
 	klm_add_text(&call, account);
 	klm_add_int4(&call, hourly);
 	klm_add_int4(&call, daily);
-	(void) look(&call, "check_limits", &ignored);
+	(void) klm_look(&call, "check_limits", &ignored);
 }

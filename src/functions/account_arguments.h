@@ -17,7 +17,9 @@
 #include "access/tupdesc.h"
 
 #include "db/account.h"
+#include "db/owner_call.h"
 #include "net/probe.h"
+#include "smtp/providers.h"
 
 #define KLM_MAX_PASSWORD 8192
 #define KLM_MAX_FROM_NAME 200
@@ -98,6 +100,21 @@ extern Datum klm_check_senders(Datum array, bool secret);
 
 /* A line of text that gets into a header or onto the wire; returned as it is. */
 extern const char *klm_check_text(const char *argument, const char *value, Size max, bool secret);
+
+/* The host name as it is saved: lower case, A-labels; an address where the guard lets it be. */
+extern char *klm_check_host(const char *host, bool secret);
+
+/* The password, tidied as the provider (may be NULL) wants it, is something to log in with. */
+extern void klm_check_password(const KlmProvider *preset, KlmSecret *password, bool secret);
+
+/*
+ * Call a function that only reads, in a subtransaction that is rolled back, so
+ * that not even the locks of reading stay over the network.  Its first row, or NULL.
+ */
+extern HeapTuple klm_look(KlmCall *call, const char *function, TupleDesc *desc);
+
+/* What this database's secrets are bound to, read so. */
+extern void klm_read_domain(KlmDomain *domain);
 
 /* Columns of a row of _account: UTF-8, or NULL (also where nothing is saved). */
 extern char *klm_saved_text(HeapTuple saved, TupleDesc desc, const char *column);

@@ -989,7 +989,7 @@ put_into_outbox(FunctionCallInfo fcinfo, KlmSendQueue *queue)
 				queue->common.nulls[i] == 'n');
 	klm_run_one(&call, each ? "enqueue_each" : "enqueue", false);
 	if (each)
-		ids = klm_result_int8s(1, context);
+		ids = klm_result_int8s(1, context, NULL);
 	else
 	{
 		ids = MemoryContextAlloc(context, sizeof(int64));

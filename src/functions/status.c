@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * status.c
- *		_process_status(), _wake(), _label_keys(): what the processes tell SQL,
+ *		_process_status(), _wake(), _wake_fetcher(), _label_keys(): what the processes tell SQL,
  *		and SQL them.
  *
  * Owns nothing.
@@ -26,6 +26,7 @@
 
 PG_FUNCTION_INFO_V1(kliv_mail__process_status);
 PG_FUNCTION_INFO_V1(kliv_mail__wake);
+PG_FUNCTION_INFO_V1(kliv_mail__wake_fetcher);
 PG_FUNCTION_INFO_V1(kliv_mail__label_keys);
 
 Datum
@@ -61,6 +62,13 @@ kliv_mail__wake(PG_FUNCTION_ARGS)
 {
 	klm_wake_at_commit(0);
 	klm_changed_at_commit();
+	PG_RETURN_VOID();
+}
+
+Datum
+kliv_mail__wake_fetcher(PG_FUNCTION_ARGS)
+{
+	klm_fetch_at_commit();
 	PG_RETURN_VOID();
 }
 

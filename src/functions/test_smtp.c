@@ -23,7 +23,6 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"		/* get_database_name() since PostgreSQL 19 */
 #include "utils/timestamp.h"
-#include "utils/tuplestore.h"
 
 #include "base/compat.h"
 #include "base/encoding.h"
@@ -32,6 +31,7 @@
 #include "db/account.h"
 #include "db/owner_call.h"
 #include "functions/account_arguments.h"
+#include "functions/probe_rows.h"
 #include "hooks/secrets_in_logs.h"
 #include "message/address.h"
 #include "net/probe.h"
@@ -44,7 +44,6 @@ static char *default_account(void);
 static bool account_is_saved(const char *account);
 static char *record_test(const char *account, bool ok);
 static KlmProbeStep queue_test_mail(const char *account, const char *send_to);
-static void put_step(ReturnSetInfo *rsinfo, const KlmProbeStep *step);
 
 /*
  * What is not given comes from the saved account; its password only where host,
@@ -53,7 +52,6 @@ static void put_step(ReturnSetInfo *rsinfo, const KlmProbeStep *step);
 Datum
 kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	KlmRequest	request = {0};
 	KlmCaller	caller;
 	KlmProbe	probe;
@@ -136,13 +134,13 @@ kliv_mail_test_smtp(PG_FUNCTION_ARGS)
 			step->hint = psprintf("The account stays held, for what a mail met behind these steps: "
 								  "%s.%s%s", stays, step->hint ? " " : "",
 								  step->hint ? step->hint : "");
-		put_step(rsinfo, step);
+		klm_put_step(fcinfo, step);
 	}
 	if (probe.ok && send_to != NULL)
 	{
 		KlmProbeStep step = queue_test_mail(request.account, send_to);
 
-		put_step(rsinfo, &step);
+		klm_put_step(fcinfo, &step);
 	}
 	SPI_finish();
 	return (Datum) 0;
@@ -265,23 +263,4 @@ queue_test_mail(const char *account, const char *send_to)
 						   "when this transaction commits", id);
 	step.hint = psprintf("SELECT kliv_mail.wait(" INT64_FORMAT "); says how it ended.", id);
 	return step;
-}
-
-static void
-put_step(ReturnSetInfo *rsinfo, const KlmProbeStep *step)
-{
-	Datum		values[5];
-	bool		nulls[5] = {false};
-
-	values[0] = CStringGetTextDatum(step->step);
-	values[1] = BoolGetDatum(step->ok);
-	values[2] = DirectFunctionCall3(numeric_in,
-									CStringGetDatum(psprintf("%.1f", step->elapsed_ms)),
-									ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
-	values[3] = CStringGetTextDatum(klm_from_utf8(step->detail));
-	if (step->hint != NULL)
-		values[4] = CStringGetTextDatum(klm_from_utf8(step->hint));
-	else
-		nulls[4] = true;
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }

@@ -70,7 +70,8 @@ static const KlmCallNames secret_functions[] = {
 	{"configure_webhook", "provider, secret, public_key, topic_arn, certificate"},
 	{"ingest_webhook", "provider, headers, body"},
 	{"http_request", "method, path, query, headers, body"},
-	{"configure_bounce_mailbox", NULL}
+	{"configure_bounce_mailbox", "host, username, password, port, mailbox, encryption, filed_mailbox, fetch_every, "
+		"enabled, password_sealed, test"}
 };
 
 /*

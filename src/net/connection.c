@@ -272,6 +272,67 @@ note_reply(KlmConnection *connection)
 	}
 }
 
+/* "A001 OK ...": is the line's second word that one? */
+static bool
+second_word_is(const char *line, Size length, const char *word)
+{
+	Size		at = 0;
+
+	while (at < length && line[at] != ' ')
+		at++;
+	return length > at + strlen(word) && pg_strncasecmp(line + at + 1, word, strlen(word)) == 0;
+}
+
+/*
+ * A line of IMAP: what the greeting and libcurl's own two commands, CAPABILITY
+ * and STARTTLS, are answered.  A refusal has no code there; it is kept as 421
+ * of the greeting, and 500.
+ */
+static void
+note_imap_line(KlmConnection *connection, const char *line, Size length)
+{
+	static const char starttls[] = "STARTTLS";
+	RawReply   *reply = &connection->reply;
+	bool		untagged = line[0] == '*';
+	bool		good = second_word_is(line, length, "OK");
+
+	if (connection->owes == OWES_GREETING)
+		good = good || second_word_is(line, length, "PREAUTH");
+	else if (untagged)
+	{
+		for (Size i = 0; i + sizeof(starttls) - 1 <= length; i++)
+			if (pg_strncasecmp(line + i, starttls, sizeof(starttls) - 1) == 0)
+				connection->caps.starttls = true;
+		good = !second_word_is(line, length, "BYE");
+	}
+
+	reply->stage = owed_stage(connection);
+	reply->length = Min(length, sizeof(reply->raw));
+	memcpy(reply->raw, line, reply->length);
+	reply->code = good ? 0 : connection->owes == OWES_GREETING ? 421 : 500;
+	reply->complete = true;
+	if (!good || (untagged && connection->owes != OWES_GREETING))
+		return;
+
+	switch (connection->owes)
+	{
+		case OWES_GREETING:
+			connection->owes = OWES_EHLO;
+			break;
+		case OWES_EHLO:
+			connection->ehlo_ms = ms_since(&connection->start);
+			connection->owes = connection->target.encryption == KLM_STARTTLS &&
+				!connection->starttls_accepted ? OWES_STARTTLS : OWES_NOTHING;
+			break;
+		case OWES_STARTTLS:
+			connection->starttls_accepted = true;
+			connection->owes = OWES_EHLO;
+			break;
+		default:
+			break;
+	}
+}
+
 /* CURLOPT_HEADERFUNCTION: each line of each reply. */
 static size_t
 read_line(char *data, size_t size, size_t count, void *argument)
@@ -283,6 +344,11 @@ read_line(char *data, size_t size, size_t count, void *argument)
 	/* What comes while libcurl gives up must not cover what went wrong. */
 	if (connection->settled || length == 0)
 		return length;
+	if (connection->target.imap)
+	{
+		note_imap_line(connection, data, length);
+		return length;
+	}
 
 	if (reply->complete || reply->length == 0)
 	{
@@ -866,7 +932,7 @@ set_options(KlmConnection *connection, const char *url, KlmError *error)
 	SET(CURLOPT_ERRORBUFFER, connection->error);
 	SET(CURLOPT_CONNECT_ONLY, 1L);
 	SET(CURLOPT_URL, url);
-	SET(CURLOPT_PROTOCOLS_STR, "smtp,smtps");
+	SET(CURLOPT_PROTOCOLS_STR, target->imap ? "imap,imaps" : "smtp,smtps");
 	SET(CURLOPT_NOSIGNAL, 1L);
 
 	/* Give up on a lookup without waiting for its thread. */
@@ -900,7 +966,7 @@ set_options(KlmConnection *connection, const char *url, KlmError *error)
 	if (klm_ca_file != NULL && klm_ca_file[0] != '\0')
 		SET(CURLOPT_CAINFO, klm_ca_file);
 
-	if (target->username != NULL)
+	if (target->username != NULL && !target->imap)
 	{
 		SET(CURLOPT_USERNAME, target->username);
 		/*
@@ -957,8 +1023,9 @@ klm_connection_open(KlmConnector *connector, const KlmTarget *target, void *owne
 	dlist_push_tail(&connector->connections, &connection->node);
 	connector->opening++;
 
-	url = psprintf(strchr(target->host, ':') ? "%s://[%s]:%d/%s" : "%s://%s:%d/%s",
-				   target->encryption == KLM_TLS ? "smtps" : "smtp", target->host, target->port,
+	url = psprintf(strchr(target->host, ':') ? "%s%s://[%s]:%d/%s" : "%s%s://%s:%d/%s",
+				   target->imap ? "imap" : "smtp", target->encryption == KLM_TLS ? "s" : "",
+				   target->host, target->port, target->imap ? "" :
 				   target->ehlo_name && host_is_plain(target->ehlo_name) ? target->ehlo_name :
 				   "localhost");
 	connection->easy = curl_easy_init();

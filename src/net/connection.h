@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * connection.h
- *		Open authenticated SMTP connections with libcurl; move bytes on them.
+ *		Open connections to mail servers with libcurl; move bytes on them.
  *
  * Layer: edge (libcurl, which is included by connection_private.h alone).
  *
  * libcurl does DNS, the address guard, TCP, TLS or STARTTLS, EHLO and AUTH
  * (CURLOPT_CONNECT_ONLY in one multi), never blocking; the mail itself is
- * smtp.c's.  Nothing here raises across a libcurl frame.
+ * smtp.c's.  With IMAP it goes as far as TLS, and the login is mailbox.c's.
+ * Nothing here raises across a libcurl frame.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -38,6 +39,7 @@ typedef struct KlmTarget
 	bool		guarded;		/* refuse loopback, link-local and private addresses
 								 * that kliv_mail.allowed_hosts does not name */
 	const char *ehlo_name;
+	bool		imap;			/* a server of IMAP, where nobody is logged in yet */
 } KlmTarget;
 
 typedef struct KlmConnector KlmConnector;	/* one multi, one epoll descriptor */
@@ -103,6 +105,9 @@ extern void *klm_connection_owner(const KlmConnection *connection);
 
 /* The report, palloc'd in the current context. */
 extern void klm_connection_report(KlmConnection *connection, KlmConnectReport *report);
+
+/* Does a server's text repeat the password, so that nobody may see it? */
+extern bool klm_connection_repeats_secret(const KlmConnection *connection, const char *text);
 
 /*
  * > 0 bytes; 0: would block; -1: broken or ended.  A send that would block must

@@ -51,8 +51,8 @@ base64(const char *data, Size length)
 }
 
 /* A server may repeat what it was given, plain or as AUTH carries it. */
-static bool
-repeats_secret(const KlmConnection *connection, const char *text)
+bool
+klm_connection_repeats_secret(const KlmConnection *connection, const char *text)
 {
 	const KlmTarget *target = &connection->target;
 	Size		length;
@@ -124,10 +124,14 @@ report_reply(const KlmConnection *connection, KlmReply *reply)
 		klm_read_reply(raw->stage, refusal, strlen(refusal), reply);
 	}
 	else if (raw->code >= 400)
+	{
 		klm_read_reply(raw->stage, raw->raw, raw->length, reply);
+		if (connection->target.imap)
+			reply->code = raw->code;
+	}
 	else
 		return;
-	if (repeats_secret(connection, reply->text))
+	if (klm_connection_repeats_secret(connection, reply->text))
 		reply->text = pstrdup("(the reply repeats the credentials and is not shown)");
 }
 
@@ -240,8 +244,8 @@ explain_greeting(const KlmConnection *connection, KlmConnectReport *report)
 		report->detail = timed_out ?
 			psprintf("the server on port %d sent no greeting within %g s", target->port,
 					 timeout) :
-			psprintf("the server on port %d sent no SMTP greeting: %s", target->port,
-					 ending(connection));
+			psprintf("the server on port %d sent no %s greeting: %s", target->port,
+					 target->imap ? "IMAP" : "SMTP", ending(connection));
 		if (target->encryption != KLM_TLS && (target->port == 465 || target->port == 2465))
 			report->hint = psprintf("Port %d begins with TLS: use encryption => 'tls', "
 									"or port 587 with encryption => 'starttls'.",
@@ -436,9 +440,17 @@ explain(const KlmConnection *connection, KlmConnectReport *report)
 			break;
 		default:
 			if (report->reply.code != 0)
-				report->detail = pstrdup("the server refused EHLO");
+				report->detail = pstrdup(connection->target.imap ?
+										 "the server does not say what it can do" :
+										 "the server refused EHLO");
 			break;
 	}
+
+	/* SMTP's ports are no help here. */
+	if (connection->target.imap && report->hint != NULL &&
+		(strstr(report->hint, "465") != NULL || strstr(report->hint, "587") != NULL))
+		report->hint = pstrdup("Check host and port (993 with encryption => 'tls', 143 with "
+							   "'starttls'), and that a firewall lets the database server out.");
 
 	if (report->detail == NULL)
 		report->detail = connection->result == CURLE_OPERATION_TIMEDOUT ?

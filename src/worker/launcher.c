@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * launcher.c
- *		The launcher: starts a sender where mail is due.
+ *		The launcher: starts a sender where mail is due, and a fetcher where a
+ *		bounce mailbox is.
  *
  * Owns the process.  Calls slots.c, which knows what is due; this file knows
  * how workers are started, and which databases there are.
@@ -110,7 +111,10 @@ static void read_databases(bool mark_due, bool look_at_others);
 static void warn_of_moved_clock(void);
 static bool clock_was_set(void);
 static int64 start_senders(void);
+static int64 start_fetchers(void);
 static bool start_sender(const KlmReservation *reservation);
+static bool register_worker(const KlmReservation *reservation, const char *type,
+							const char *main_function);
 static void check_starts(void);
 static bool has_stopped(BackgroundWorkerHandle *handle);
 static int64 look_at_next(void);
@@ -154,7 +158,7 @@ klm_launcher_main(Datum argument)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 
-	starts = MemoryContextAllocZero(TopMemoryContext, klm_max_senders * sizeof(Start));
+	starts = MemoryContextAllocZero(TopMemoryContext, klm_launcher_slots() * sizeof(Start));
 	context = AllocSetContextCreate(TopMemoryContext, "kliv_mail launcher", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(context);
 
@@ -194,6 +198,7 @@ klm_launcher_main(Datum argument)
 
 		check_starts();
 		wake_at = start_senders();
+		wake_at = Min(wake_at, start_fetchers());
 
 		now = klm_clock_ms();
 		if (next_overflow_scan <= now)
@@ -385,6 +390,48 @@ start_senders(void)
 static bool
 start_sender(const KlmReservation *reservation)
 {
+	if (!register_worker(reservation, "sender", "klm_sender_main"))
+	{
+		int64		now = klm_clock_ms();
+
+		/* Nobody waits for it: its database asks again. */
+		if (reservation->extra)
+		{
+			klm_launcher_cancel(reservation, false);
+			return true;
+		}
+		slot_retry_ms = slots_exhausted ? Min(slot_retry_ms * 2, SLOT_RETRY_MAX_MS) : SLOT_RETRY_MS;
+		slots_exhausted = true;
+		next_slot_try = now + slot_retry_ms;
+		klm_launcher_cancel(reservation, false);
+		klm_launcher_set_exhausted(true);
+		return false;
+	}
+	return true;
+}
+
+/*
+ * Start fetchers where they are due; what finds no worker slot is due again in
+ * a minute, and keeps no sender from its own.  Returns as start_senders() does.
+ */
+static int64
+start_fetchers(void)
+{
+	KlmReservation reservation;
+	int64		next_start;
+
+	while (klm_launcher_reserve_fetcher(&reservation, &next_start))
+	{
+		if (!register_worker(&reservation, "fetcher", "klm_fetcher_main"))
+			klm_launcher_cancel(&reservation, false);
+	}
+	return next_start;
+}
+
+/* A worker for the slot; false: there is no free one, which the log is told now and then. */
+static bool
+register_worker(const KlmReservation *reservation, const char *type, const char *main_function)
+{
 	Start	   *start = &starts[reservation->slot];
 	BackgroundWorker worker = {0};
 	MemoryContext caller;
@@ -395,11 +442,11 @@ start_sender(const KlmReservation *reservation)
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
 	worker.bgw_main_arg = klm_launcher_argument(reservation);
-	snprintf(worker.bgw_name, BGW_MAXLEN, "kliv_mail sender for database %u",
+	snprintf(worker.bgw_name, BGW_MAXLEN, "kliv_mail %s for database %u", type,
 			 reservation->database);
-	strlcpy(worker.bgw_type, "kliv_mail sender", BGW_MAXLEN);
+	snprintf(worker.bgw_type, BGW_MAXLEN, "kliv_mail %s", type);
 	strlcpy(worker.bgw_library_name, "kliv_mail_net", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "klm_sender_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, main_function, BGW_MAXLEN);
 
 	caller = MemoryContextSwitchTo(TopMemoryContext);
 	if (start->handle != NULL)
@@ -416,24 +463,15 @@ start_sender(const KlmReservation *reservation)
 		int64		now = klm_clock_ms();
 
 		start->handle = NULL;
-		/* Nobody waits for it: its database asks again. */
 		if (reservation->extra)
-		{
-			klm_launcher_cancel(reservation, false);
-			return true;
-		}
+			return false;
 		if (last_shortage == 0 || now >= last_shortage + SLOT_REPORT_MS)
 			ereport(LOG,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("no worker slot is free for a kliv_mail sender"),
-					 errhint("Raise max_worker_processes by kliv_mail.max_senders and one for the "
-							 "launcher. Mail waits until then.")));
+					 errmsg("no worker slot is free for a kliv_mail %s", type),
+					 errhint("Raise max_worker_processes by kliv_mail.max_senders, two for fetchers "
+							 "of bounces and one for the launcher. Mail waits until then.")));
 		last_shortage = now;
-		slot_retry_ms = slots_exhausted ? Min(slot_retry_ms * 2, SLOT_RETRY_MAX_MS) : SLOT_RETRY_MS;
-		slots_exhausted = true;
-		next_slot_try = now + slot_retry_ms;
-		klm_launcher_cancel(reservation, false);
-		klm_launcher_set_exhausted(true);
 		return false;
 	}
 
@@ -451,7 +489,7 @@ check_starts(void)
 {
 	ListCell   *cell;
 
-	for (int i = 0; i < klm_max_senders; i++)
+	for (int i = 0; i < klm_launcher_slots(); i++)
 	{
 		Start	   *start = &starts[i];
 

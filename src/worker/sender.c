@@ -40,6 +40,7 @@
 #include "base/guc.h"
 #include "cluster/database_label.h"
 #include "cluster/wake.h"
+#include "db/bounce_mailbox.h"
 #include "secret/key_ring.h"
 #include "worker/sender.h"
 
@@ -86,14 +87,15 @@ static bool unfinished;			/* leaving with work that another sender has to take u
 static bool tried_last;			/* to record when the time to leave had come */
 static bool quiet;				/* the network had nothing for us at the last look */
 static int64 results_since;		/* the first of those that wait to be recorded; 0: none does */
+static bool mailbox_told;		/* when the bounce mailbox is due */
 static bool notify_apart;		/* NOTIFY failed: not in the transactions that record */
 
 PGDLLEXPORT void klm_sender_main(Datum argument) pg_attribute_noreturn();
 
 static bool must_go(void);
 static bool turn_is_over(void);
-static void pin_session(void);
 static bool open_for_business(void);
+static void tell_of_mailbox(void);
 static void read_shared_state(void);
 static void loop(void) pg_attribute_noreturn();
 static void leave(int64 next_due) pg_attribute_noreturn();
@@ -143,7 +145,7 @@ klm_sender_main(Datum argument)
 	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	pgstat_report_appname("kliv_mail sender");
-	pin_session();
+	klm_outbox_pin_session();
 
 	klm_sender.context = AllocSetContextCreate(TopMemoryContext, "kliv_mail sender", ALLOCSET_DEFAULT_SIZES);
 	klm_sender.outcome_context = AllocSetContextCreate(klm_sender.context, "kliv_mail outcomes", ALLOCSET_DEFAULT_SIZES);
@@ -183,42 +185,6 @@ turn_is_over(void)
 	return must_go() || klm_sender_slot_wanted(&check_ms);
 }
 
-/* As autovacuum does: what a role or the database sets must not change what the sender does. */
-static void
-pin_session(void)
-{
-	static const char *const settings[][2] = {
-		{"search_path", "pg_catalog, pg_temp"},
-		{"session_replication_role", "replica"},
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_deferrable", "off"},
-		{"synchronous_commit", "on"},
-		{"statement_timeout", "0"},
-		{"lock_timeout", "1s"},
-		{"idle_in_transaction_session_timeout", "0"},
-		{"transaction_timeout", "0"}, /* from PostgreSQL 17 on */
-		{"zero_damaged_pages", "off"},
-		{"jit", "off"},
-		/* The outbox's statistics are always of another moment: its indexes are what claims are
-		   made for. */
-		{"enable_seqscan", "off"},
-		{"enable_bitmapscan", "off"},
-		{"row_security", "off"},
-		/* Errors are for us to catch. */
-		{"exit_on_error", "off"},
-		{"extra_float_digits", "1"},
-		{"datestyle", "ISO, MDY"},
-		{"intervalstyle", "postgres"},
-	};
-
-	for (int i = 0; i < lengthof(settings); i++)
-	{
-		if (GetConfigOption(settings[i][0], true, false) != NULL)
-			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-	}
-}
-
 /*
  * Look whether the extension is here in a version that we know, open an epoch.
  * false: there is nothing to do in this database.  Errors end the process; the
@@ -253,8 +219,23 @@ open_for_business(void)
 	}
 	klm_label_database();
 	klm_sender.epoch = klm_outbox_open_epoch();
+	tell_of_mailbox();
 	klm_outbox_commit();
 	return true;
+}
+
+/*
+ * In a transaction: when the bounce mailbox is due, so that the launcher, which
+ * sees no database's tables, starts a fetcher.  Whoever changes it tells by himself.
+ */
+static void
+tell_of_mailbox(void)
+{
+	TimestampTz due = klm_fetch_due();
+
+	klm_sender_knows_fetch(TIMESTAMP_IS_NOEND(due) ? KLM_NEVER :
+						   klm_clock_ms() + (due - klm_now() + 999) / 1000);
+	mailbox_told = true;
 }
 
 static bool
@@ -357,6 +338,7 @@ notice_changes(int64 now)
 				pool->version[0] = '\0';
 		}
 		klm_sender.claim_wanted = true;
+		mailbox_told = false;
 	}
 	read_shared_state();
 	if (klm_sender.shared.wakes != seen_wakes)
@@ -655,6 +637,8 @@ run_transaction(bool wanted)
 		}
 		if (may_claim)
 			batch = klm_claim();
+		if (!mailbox_told)
+			tell_of_mailbox();
 		/* Whatever fails from here on is no row's fault. */
 		klm_sender.tried_count = 0;
 		klm_grant(batch ? batch->claims : NIL);

@@ -70,7 +70,7 @@ my %functions = (
         qw(send attach attach_text attachments help history _known_names _text_of _addresses_of _time_of _nearest _distance mailbox is_address parse_addresses classify_reply parse_bounce raw_message preview csv html_table cancel retry reschedule wait outcomes render send_template send_template_batch),
         @helpers ],
     read   => [ qw(parse_addresses classify_reply parse_bounce is_address mailbox describe help history _nearest _distance next_step render outcomes delivery_stats), @helpers,
-        qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of _bad_reputations), @door, @pages ],
+        qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of _bad_reputations _mailbox_held _mailbox_trouble), @door, @pages ],
     ingest => [ qw(unsubscribe ingest_bounce ingest_webhook render _door_leave _door_recipient _door_choose _door_hook), @door ],
     admin  => undef);    # all that is public, and what the views of the others need
 my %views = (
@@ -116,7 +116,7 @@ is($node->sql(q{
       AND p.proconfig IS NOT NULL AND NOT p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp']}), '', 'no C function has another one');
 is($node->sql(q{
     SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace AND prosecdef}),
-    '_account_holds _accounts _availability _bad_reputations _default_account _key_state _line_end _own_routes _smtp_settings _usage_now',
+    '_account_holds _accounts _availability _bad_reputations _default_account _key_state _line_end _mailbox_held _mailbox_trouble _own_routes _smtp_settings _usage_now',
     'SECURITY DEFINER is only what must be');
 is($node->sql(q{
     SELECT c.relname FROM pg_class AS c WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v' AND c.relname !~ '^_'

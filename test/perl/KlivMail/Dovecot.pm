@@ -1,0 +1,206 @@
+# Dovecot.pm: a Dovecot of our own, run as the user of the tests, with one mailbox.
+#
+#	my $dovecot = KlivMail::Dovecot->start($tls);    # a KlivMail::Tls
+#	$dovecot->port('tls'), $dovecot->port('starttls');
+#	$dovecot->username, $dovecot->password;
+#	$dovecot->deliver(@mails);                  # into the inbox
+#	my @files = $dovecot->mails('kliv_mail');   # of a mailbox ('' is the inbox)
+#	$dovecot->logins;                           # how many there were
+#	$dovecot->set(without => 'MOVE');           # capabilities that it denies
+#	$dovecot->set(password => 'other');
+#	$dovecot->change_uidvalidity;
+#	$dovecot->stop;
+#
+# Copyright (c) 2026, the kliv_mail developers
+package KlivMail::Dovecot;
+
+use strict;
+use warnings;
+use File::Path ();
+use IO::Socket::INET;
+use IPC::Run ();
+use PostgreSQL::Test::Utils ();
+use Time::HiRes ();
+
+my $binary = '/usr/sbin/dovecot';
+
+sub start
+{
+    my ($class, $tls) = @_;
+    my $folder = PostgreSQL::Test::Utils::tempdir_short();
+    my ($certificate, $key) = $tls->certificate('dovecot');
+    my $self = bless {
+        folder => $folder, certificate => $certificate, key => $key, owner => $$,
+        password => 'Mbx-S3cret pass"word\\', count => 0, port => { _free_ports('tls', 'starttls') } }, $class;
+    File::Path::make_path(map { "$folder/mail/$_" } 'new', 'cur', 'tmp');
+    $self->_configure;
+    $self->_run($binary, '-c', "$folder/dovecot.conf");
+    for my $kind ('tls', 'starttls')
+    {
+        my $end = time + $PostgreSQL::Test::Utils::timeout_default;
+        until (IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $self->port($kind)))
+        {
+            die 'Dovecot did not start: ' . $self->log if time > $end;
+            Time::HiRes::usleep(20_000);
+        }
+    }
+    return $self;
+}
+
+sub port { return $_[0]{port}{ $_[1] }; }
+sub username { return 'bounces@shop.example'; }
+sub password { return $_[0]{password}; }
+sub log { return PostgreSQL::Test::Utils::slurp_file("$_[0]{folder}/log"); }
+sub logins { return scalar(() = $_[0]->log =~ /imap-login: Login: /g); }
+
+# As a mail server does it: written aside, then moved into the inbox; a mail's bytes each.
+sub deliver
+{
+    my ($self, @mails) = @_;
+    for my $mail (@mails)
+    {
+        my $name = sprintf '%d.%06d.test', time, ++$self->{count};
+        open my $file, '>:raw', "$self->{folder}/mail/tmp/$name" or die "could not write a mail: $!";
+        print $file $mail;
+        close $file or die "could not write a mail: $!";
+        rename "$self->{folder}/mail/tmp/$name", "$self->{folder}/mail/new/$name" or die "could not deliver: $!";
+    }
+    return;
+}
+
+# The files of a mailbox, in the order in which they were delivered.
+sub mails
+{
+    my ($self, $mailbox) = @_;
+    my $folder = "$self->{folder}/mail" . ($mailbox eq '' ? '' : "/.$mailbox");
+    my %path = map { (m{([^/]*)$})[0] => $_ } glob("$folder/new/* $folder/cur/*");
+    return map { $path{$_} } sort keys %path;
+}
+
+# without: a list of capabilities that it denies; password: another one.
+sub set
+{
+    my ($self, %change) = @_;
+    $self->{$_} = $change{$_} for keys %change;
+    $self->_configure;
+    $self->_run('/usr/bin/doveadm', '-c', "$self->{folder}/dovecot.conf", 'reload');
+    return;
+}
+
+# As after a restore of the server: the same mails under other numbers.
+sub change_uidvalidity
+{
+    my ($self) = @_;
+    unlink glob("$self->{folder}/mail/dovecot* $self->{folder}/mail/.*/dovecot*");
+    return;
+}
+
+sub stop
+{
+    my ($self) = @_;
+    $self->_run('/usr/bin/doveadm', '-c', "$self->{folder}/dovecot.conf", 'stop') if delete $self->{running};
+    return;
+}
+
+sub DESTROY
+{
+    my ($self) = @_;
+    local ($?, $@);
+    eval { $self->stop } if $self->{owner} == $$;
+    return;
+}
+
+sub _configure
+{
+    my ($self) = @_;
+    my $folder = $self->{folder};
+    my $user = getpwuid($<);
+    my ($gid) = split / /, $(;
+    my $group = getgrgid($gid);
+    my $capability = 'IMAP4rev1 LITERAL+ ID ENABLE IDLE NAMESPACE UIDPLUS MOVE';
+    $capability =~ s/ $_\b// for split / /, $self->{without} // '';
+    _write("$folder/users", $self->username . ':{PLAIN.HEX}' . unpack('H*', $self->{password}) . "\n");
+    _write("$folder/dovecot.conf", <<"EOF");
+protocols = imap
+listen = 127.0.0.1
+base_dir = $folder/run
+state_dir = $folder/state
+log_path = $folder/log
+default_internal_user = $user
+default_internal_group = $group
+default_login_user = $user
+disable_plaintext_auth = yes
+auth_mechanisms = plain
+ssl = required
+ssl_cert = <$self->{certificate}
+ssl_key = <$self->{key}
+imap_capability = $capability
+mail_location = maildir:$folder/mail
+mail_max_userip_connections = 100
+mailbox_list_index = no
+first_valid_uid = 1
+userdb {
+  driver = static
+  args = uid=$< gid=$gid home=$folder/home
+}
+passdb {
+  driver = passwd-file
+  args = username_format=%u $folder/users
+}
+auth_failure_delay = 0
+service anvil {
+  chroot =
+  unix_listener anvil-auth-penalty {
+    mode = 0
+  }
+}
+service stats {
+  chroot =
+}
+service imap-login {
+  chroot =
+  inet_listener imap {
+    port = $self->{port}{starttls}
+  }
+  inet_listener imaps {
+    port = $self->{port}{tls}
+    ssl = yes
+  }
+}
+EOF
+    return;
+}
+
+sub _run
+{
+    my ($self, @command) = @_;
+    # (a file: Dovecot keeps its output open)
+    my $output = "$self->{folder}/output";
+    IPC::Run::run(\@command, '<', '/dev/null', '>', $output, '2>&1')
+      or die "@command failed:\n" . PostgreSQL::Test::Utils::slurp_file($output);
+    $self->{running} = 1 if $command[0] eq $binary;
+    return;
+}
+
+# All are held open until all are chosen, so that they differ.
+sub _free_ports
+{
+    my %socket;
+    for my $name (@_)
+    {
+        $socket{$name} = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 0, Listen => 1)
+          or die "no free port: $!";
+    }
+    return map { $_ => $socket{$_}->sockport } keys %socket;
+}
+
+sub _write
+{
+    my ($path, $text) = @_;
+    open my $file, '>', $path or die "could not write $path: $!";
+    print $file $text;
+    close $file or die "could not write $path: $!";
+    return;
+}
+
+1;
