@@ -125,7 +125,7 @@ for (const language of languages) {
   report(`${language}: ${done.size} pages were found`, done.size > 25 ? [] : [[...done].join(' ')]);
   await visitor.context.close();
   const stranger = await person(language, false);
-  for (const path of ['/sign-in', '/nothing', '/u/no-token', ...paths.filter((path) => path.startsWith('/u'))]) await look(stranger, path, language, path.startsWith('/u/') ? `u_${paths.indexOf(path)}` : nameOf(path));
+  for (const path of ['/sign-in', '/nothing', '/u/no-token', ...paths.filter((path) => path.startsWith('/u'))]) await look(stranger, path, language, paths.includes(path) ? `u_${paths.indexOf(path)}` : nameOf(path));
   // After a wrong password.
   await stranger.page.goto(`${origin}/sign-in`);
   await stranger.page.fill('#role', 'boss');
