@@ -164,8 +164,7 @@ await task('a template is drafted, looked at and published', async () => {
   assert.match(await text(), /order-note[^]*Draft/i);
   await press('a[href^="/admin/templates/preview?name=order-note"]');
   await page.screenshot({ path: `${pictures}/template_preview.png`, fullPage: true });
-  await press('a[href^="/admin/templates/publish"]');
-  await press('main button.main');
+  await press('form[action="/admin/templates/publish"] button');
   await go('/admin/templates');
   assert.match(await text(), /order-note/);
 });
