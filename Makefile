@@ -65,7 +65,7 @@ EXTRA_CLEAN = $(LIBRARIES:=.so) $(NET_OBJS) $(TEMPLATE_OBJS) $(NET_OBJS:.o=.d) $
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo web test test-chroot crashtest soak packages compilers majors gallery browser bench bench-%,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo web test test-chroot test-production crashtest soak packages compilers majors gallery browser bench bench-%,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -131,6 +131,10 @@ test:
 test-chroot:
 	bash test/chroot
 
+## test-production: the commands of README.md and doc/production.md, as they are written, in a bare Debian 12 and a bare Debian 13 (root, debootstrap)
+test-production:
+	TARGETS=production bash test/chroot bookworm trixie
+
 ## crashtest: a sender killed at each point of a mail's way, 50 times, with one sender and with two (RUNS, POINTS, SENDERS)
 crashtest:
 	RUNS='$(RUNS)' POINTS='$(POINTS)' SENDERS='$(SENDERS)' bash test/run crash
@@ -193,5 +197,5 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo web test test-chroot crashtest soak packages compilers majors gallery browser bench bench-latency bench-drain bench-far bench-send \
+.PHONY: demo web test test-chroot test-production crashtest soak packages compilers majors gallery browser bench bench-latency bench-drain bench-far bench-send \
 	bench-history bench-memory bench-idle bench-backlog bench-growth bench-sustained lint help

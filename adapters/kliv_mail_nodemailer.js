@@ -64,11 +64,14 @@ function headersOf(headers) {
 }
 
 function fileOf(file) {
-  if (file.raw || typeof file.content === 'undefined') throw new Error(`kliv_mail does not attach "${file.filename}": it has no content`);
+  // Of an empty file nodemailer gives the whole object as content.
+  const empty = file.content && typeof file.content === 'object' && file.content.content === '';
+  const content = empty ? '' : file.content;
+  if (file.raw || typeof content !== 'string') throw new Error(`kliv_mail does not attach "${file.filename}": it has no content`);
   const about = { filename: file.filename, content_type: file.contentType, content_id: file.cid };
-  if (file.encoding === 'base64') return { ...about, content: file.content };
-  if (/^text\//.test(file.contentType) && !file.cid) return { ...about, text: file.content };
-  return { ...about, content: Buffer.from(file.content).toString('base64') };
+  if (file.encoding === 'base64') return { ...about, content };
+  if (/^text\//.test(file.contentType) && !file.cid) return { ...about, text: content };
+  return { ...about, content: Buffer.from(content).toString('base64') };
 }
 
 module.exports = klivMail;

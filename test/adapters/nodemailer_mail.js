@@ -54,13 +54,15 @@ async function main() {
     klivMail: { tags: ['receipt'], idempotency_key: 'receipt-node' }
   });
   assert.match(info.id, /^\d+$/);
-  await transporter.sendMail({ to: 'node-html@example.com', subject: 'HTML', html: '<p>only <b>HTML</b></p>' });
+  await transporter.sendMail({ to: 'node-html@example.com', subject: 'HTML', html: '<p>only <b>HTML</b></p>' ,
+    attachments: [{ filename: 'empty.txt', content: '' }, { filename: 'empty.bin', content: Buffer.alloc(0) }] });
 
   const own = nodemailer.createTransport(klivMail({ query: (text, values) => sql.unsafe(text, values) }));
   await own.sendMail({ to: 'node-plain@example.com', subject: 'Plain', text: 'by postgres.js' });
 
   await assert.rejects(transporter.sendMail({ to: 'no address', subject: 's', text: 'b' }), /mail address|recipients/);
   await assert.rejects(transporter.sendMail({ to: 'a@example.com', subject: 's', text: 'b', icalEvent: 'BEGIN:VCALENDAR' }), /icalEvent/);
+  await assert.rejects(transporter.sendMail({ to: 'a@example.com', subject: 's', text: 'b', attachments: [{ raw: 'Content-Type: text/plain\r\n\r\nx' }] }), /no content/);
   await assert.rejects(transporter.sendMail({ to: 'a@example.com', subject: 's', text: 'b', headers: { 'X-A': ['1', '2'] } }), /once/);
   await pool.end();
   await sql.end();

@@ -117,6 +117,7 @@ SKIP:
     like($raw, qr/^Importance: high\r$/m, '... its priority');
     like($raw, qr{^list-unsubscribe: <https://app\.example/leave>\r$}mi, '... its list');
     is(scalar(mails('node-plain@example.com')), 1, '... by postgres.js, too');
+    is_deeply([ map { "@$_[0, 1]" } @{ reading((mails('node-html@example.com'))[0])->{files} } ], [ 'empty.txt text/plain', 'empty.bin application/octet-stream' ], '... empty files, too');
 }
 
 $node->stop;
