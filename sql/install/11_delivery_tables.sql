@@ -25,6 +25,7 @@ CREATE TABLE kliv_mail._outbox (
     doubted          bigint,                    -- and the _change() that said so
     epoch            bigint,
     account          text COLLATE "C",          -- that it was last claimed for
+    host             text,                      -- and the server that this had then
     hour_start       timestamptz,               -- windows that the claim was counted in
     day_start        timestamptz,
     identity         text COLLATE "C",          -- From and the other identity lines as last sent
@@ -74,6 +75,7 @@ CREATE TABLE kliv_mail._delivery (
     attempts          integer NOT NULL,
     doubts            integer NOT NULL,
     account           text COLLATE "C",
+    host              text,                     -- the server of its last attempt
     identity          text COLLATE "C",
     bounce_type       text,
     last_stage        text,
@@ -93,9 +95,19 @@ CREATE INDEX _delivery_unwelcome ON kliv_mail._delivery (account, finished_at) W
 CREATE INDEX _delivery_played ON kliv_mail._delivery (finished_at) WHERE simulated AND status = 'sent';
 CREATE INDEX _delivery_changed ON kliv_mail._delivery (changed, id);
 CREATE INDEX _delivery_message ON kliv_mail._delivery (message_id);
-CREATE INDEX _delivery_recipient ON kliv_mail._delivery (lower(recipient COLLATE "C"));
+-- By address, in the order of messages; the few that are not in lower case have their own (_goes_to()).
+CREATE INDEX _delivery_recipient ON kliv_mail._delivery (recipient, message_id);
+CREATE INDEX _delivery_recipient_case ON kliv_mail._delivery (lower(recipient COLLATE "C")) WHERE recipient <> lower(recipient COLLATE "C");
 CREATE INDEX _delivery_finished ON kliv_mail._delivery (finished_at);
 CREATE INDEX _delivery_blocked ON kliv_mail._delivery (account, finished_at) WHERE bounce_type = 'policy';
+
+-- Does a delivery go to the address, which is in lower case?  Inlined, for the two indexes.
+CREATE FUNCTION kliv_mail._goes_to(recipient text, address text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT recipient = address COLLATE "C"
+        OR (recipient <> lower(recipient COLLATE "C") COLLATE "C" AND lower(recipient COLLATE "C") = address COLLATE "C");
+END;
 
 -- What became of a claimed delivery, as the sender tells it (45_record.sql).
 CREATE TYPE kliv_mail._outcome AS (

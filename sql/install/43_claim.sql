@@ -36,6 +36,7 @@ DECLARE
     v_own text[] := kliv_mail._own_routes(p_account);
     v_routes text[] := kliv_mail._routes(p_account);
     v_default text := kliv_mail._default_account();
+    v_host text;
     v_cap integer := current_setting('kliv_mail.recipient_hourly_limit')::integer;
     v record;
     v_room integer;
@@ -114,10 +115,11 @@ BEGIN
     IF v.probe_room = 1 THEN
         UPDATE kliv_mail._quota AS q SET probe = v_ids[1] WHERE q.account = p_account;
     END IF;
+    v_host := (SELECT x.host FROM kliv_mail._accounts() AS x WHERE x.name = p_account);
     RETURN QUERY
         WITH claimed AS (
             UPDATE kliv_mail._outbox AS o
-            SET epoch = p_epoch, account = p_account, hour_start = v.hour_start, day_start = v.day_start,
+            SET epoch = p_epoch, account = p_account, host = v_host, hour_start = v.hour_start, day_start = v.day_start,
                 attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at), held_by = NULL
             WHERE o.id = ANY (v_ids)
             RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, o.priority, o.due, o.expires_at,

@@ -18,10 +18,10 @@ BEGIN
             DELETE FROM kliv_mail._outbox AS o USING r WHERE o.id = ANY (v_ids) AND o.id = r.id AND coalesce(o.epoch, 0) = coalesce(p_epoch, 0)
             RETURNING o.*, r.simulated, r.verdict, r.bounce_type, r.stage, r.code, r.enhanced, r.reply, r.reason, r.hint, r.server_id, r.identity AS sent_identity)
         INSERT INTO kliv_mail._delivery AS d (id, message_id, recipient, kind, priority, route, status, created_at, expires_at, attempts,
-            doubts, account, identity, bounce_type, last_stage, last_code, last_enhanced, last_reply, reason, hint, server_message_id,
+            doubts, account, host, identity, bounce_type, last_stage, last_code, last_enhanced, last_reply, reason, hint, server_message_id,
             sent_at, finished_at, simulated, changed)
         SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, CASE g.verdict WHEN 'accepted' THEN 'sent' ELSE g.verdict END,
-            g.created_at, g.expires_at, g.attempts, g.doubts, g.account, coalesce(g.sent_identity, g.identity), g.bounce_type,
+            g.created_at, g.expires_at, g.attempts, g.doubts, g.account, g.host, coalesce(g.sent_identity, g.identity), g.bounce_type,
             coalesce(g.stage, g.last_stage), CASE WHEN g.stage IS NULL THEN g.last_code ELSE g.code END,
             CASE WHEN g.stage IS NULL THEN g.last_enhanced ELSE g.enhanced END, CASE WHEN g.stage IS NULL THEN g.last_reply ELSE g.reply END,
             g.reason, g.hint, g.server_id, CASE WHEN g.verdict = 'accepted' THEN at END, at, coalesce(g.simulated, false), v_change

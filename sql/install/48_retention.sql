@@ -83,7 +83,7 @@ BEGIN
         FROM (SELECT o.id FROM kliv_mail._outbox AS o WHERE lower(o.recipient COLLATE "C") = v_address AND o.epoch IS NULL
               FOR UPDATE SKIP LOCKED) AS x), at);
     WITH gone AS (DELETE FROM kliv_mail._delivery AS d
-                  WHERE lower(d.recipient COLLATE "C") = v_address AND NOT EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.message_id = d.message_id)
+                  WHERE kliv_mail._goes_to(d.recipient, v_address) AND NOT EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.message_id = d.message_id)
                   RETURNING d.message_id)
     SELECT coalesce(array_agg(DISTINCT g.message_id), '{}'), count(*) INTO v_messages, v_count FROM gone AS g;
     DELETE FROM kliv_mail._message AS m
@@ -93,7 +93,7 @@ BEGIN
     DELETE FROM kliv_mail._idempotency AS i WHERE i.message_id = ANY (v_messages);
     -- What others still wait for names the address, and is left for a later call.
     SELECT count(DISTINCT x.message_id) INTO v_waiting
-    FROM (SELECT d.message_id FROM kliv_mail._delivery AS d WHERE lower(d.recipient COLLATE "C") = v_address
+    FROM (SELECT d.message_id FROM kliv_mail._delivery AS d WHERE kliv_mail._goes_to(d.recipient, v_address)
           UNION ALL SELECT o.message_id FROM kliv_mail._outbox AS o WHERE lower(o.recipient COLLATE "C") = v_address) AS x;
     DELETE FROM kliv_mail._report AS r WHERE lower(r.recipient COLLATE "C") = v_address;
     DELETE FROM kliv_mail._event AS e WHERE lower(e.detail COLLATE "C") = v_address;

@@ -89,10 +89,10 @@ BEGIN
           AND EXISTS (SELECT FROM kliv_mail._message AS m WHERE m.id = p_id AND m.entity <> '')
         RETURNING d.*)
     INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at, expires_at,
-        attempts, doubts, account, identity, last_stage, last_code, last_enhanced, last_reply, last_reason, replace_key)
+        attempts, doubts, account, host, identity, last_stage, last_code, last_enhanced, last_reply, last_reason, replace_key)
     SELECT g.id, g.message_id, g.recipient, g.kind, kliv_mail._origin(), g.route, g.priority, v_at, g.created_at,
         CASE WHEN g.expires_at > v_at THEN g.expires_at END,
-        g.attempts, 0, g.account, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply, g.reason,
+        g.attempts, 0, g.account, g.host, g.identity, g.last_stage, g.last_code, g.last_enhanced, g.last_reply, g.reason,
         (SELECT m.replace_key FROM kliv_mail._message AS m WHERE m.id = g.message_id)
     FROM gone AS g;
     GET DIAGNOSTICS v_total = ROW_COUNT;

@@ -19,7 +19,7 @@ BEGIN
     v_ids := ARRAY(
         SELECT x.message_id FROM (
             (SELECT d.message_id, d.created_at FROM kliv_mail._delivery AS d JOIN kliv_mail._message AS m ON m.id = d.message_id
-             WHERE lower(d.recipient COLLATE "C") = v_address
+             WHERE kliv_mail._goes_to(d.recipient, v_address)
                AND (v_sees_all OR coalesce(pg_has_role(p_caller, to_regrole(quote_ident(m.sender_role))::oid, 'MEMBER'), false))
              ORDER BY d.created_at DESC LIMIT p_max)
             UNION ALL

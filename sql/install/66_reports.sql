@@ -66,15 +66,15 @@ DECLARE
     v_found bigint;
 BEGIN
     SELECT d.id INTO v_found FROM kliv_mail._message AS m JOIN kliv_mail._every_delivery AS d ON d.message_id = m.id
-    WHERE m.header_id = p_header_id AND lower(d.recipient COLLATE "C") = v_recipient
+    WHERE m.header_id = p_header_id AND kliv_mail._goes_to(d.recipient, v_recipient)
     ORDER BY d.id LIMIT 1;
     IF v_found IS NULL AND p_server_id IS NOT NULL THEN
         SELECT d.id INTO v_found FROM kliv_mail._delivery AS d
-        WHERE lower(d.recipient COLLATE "C") = v_recipient AND d.server_message_id = p_server_id ORDER BY d.id DESC LIMIT 1;
+        WHERE kliv_mail._goes_to(d.recipient, v_recipient) AND d.server_message_id = p_server_id ORDER BY d.id DESC LIMIT 1;
     END IF;
     IF v_found IS NULL AND p_id IS NOT NULL THEN
         SELECT d.id INTO v_found FROM kliv_mail._delivery AS d
-        WHERE d.id = p_id AND lower(d.recipient COLLATE "C") = v_recipient AND (p_server_id IS NULL OR d.server_message_id IS NULL);
+        WHERE d.id = p_id AND kliv_mail._goes_to(d.recipient, v_recipient) AND (p_server_id IS NULL OR d.server_message_id IS NULL);
     END IF;
     RETURN v_found;
 END;

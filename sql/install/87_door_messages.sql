@@ -14,7 +14,7 @@ BEGIN
     ELSIF v_address <> '' THEN
         RETURN ARRAY(
             SELECT x.message_id FROM (
-                SELECT d.message_id, d.status FROM kliv_mail._delivery AS d WHERE lower(d.recipient COLLATE "C") = v_address
+                SELECT d.message_id, d.status FROM kliv_mail._delivery AS d WHERE kliv_mail._goes_to(d.recipient, v_address)
                 UNION ALL
                 SELECT o.message_id, 'waiting' FROM kliv_mail._outbox AS o WHERE lower(o.recipient COLLATE "C") = v_address) AS x (message_id, status)
             JOIN kliv_mail._message AS m ON m.id = x.message_id
