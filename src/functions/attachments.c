@@ -27,17 +27,24 @@
 PG_FUNCTION_INFO_V1(kliv_mail_attach);
 PG_FUNCTION_INFO_V1(kliv_mail_attach_text);
 
+/* So much of a file is looked at for base64, and no shorter one. */
+#define BASE64_LOOK		4096
+#define BASE64_LEAST	32
+
 static void check_size(FunctionCallInfo fcinfo, int number);
 static void check_attachment(KlmAttachment *attachment);
 static Datum attachment_row(FunctionCallInfo fcinfo, const KlmAttachment *attachment,
 							Datum content);
 static char *with_utf8_charset(const char *type);
+static void tell_of_base64(const KlmAttachment *attachment, const char *content, Size length);
+static bool is_text_type(const char *type);
 
 /* attach(filename text, content bytea, content_type text, content_id text) */
 Datum
 kliv_mail_attach(PG_FUNCTION_ARGS)
 {
 	KlmAttachment attachment = {0};
+	bytea	   *beginning;
 
 	if (PG_ARGISNULL(1))
 		klm_refuse("content", ERRCODE_INVALID_PARAMETER_VALUE, false,
@@ -47,6 +54,8 @@ kliv_mail_attach(PG_FUNCTION_ARGS)
 	attachment.content_type = klm_argument(fcinfo, 2);
 	attachment.content_id = klm_argument(fcinfo, 3);
 	check_attachment(&attachment);
+	beginning = PG_GETARG_BYTEA_P_SLICE(1, 0, BASE64_LOOK);
+	tell_of_base64(&attachment, VARDATA_ANY(beginning), VARSIZE_ANY_EXHDR(beginning));
 	PG_RETURN_DATUM(attachment_row(fcinfo, &attachment, PG_GETARG_DATUM(1)));
 }
 
@@ -72,10 +81,48 @@ kliv_mail_attach_text(PG_FUNCTION_ARGS)
 
 	content = klm_argument(fcinfo, 1);
 	length = strlen(content);
+	tell_of_base64(&attachment, content, Min(length, BASE64_LOOK));
 	bytes = palloc(VARHDRSZ + length);
 	SET_VARSIZE(bytes, VARHDRSZ + length);
 	memcpy(VARDATA(bytes), content, length);
 	PG_RETURN_DATUM(attachment_row(fcinfo, &attachment, PointerGetDatum(bytes)));
+}
+
+/*
+ * Other libraries take a file as base64.  Here it is attached as it is, which
+ * only whoever receives it would notice: a NOTICE where it begins so and the type is
+ * none of text.
+ */
+static void
+tell_of_base64(const KlmAttachment *attachment, const char *content, Size length)
+{
+	static const char *const alphabet =
+		"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\n";
+
+	if (length < BASE64_LEAST || is_text_type(attachment->content_type))
+		return;
+	for (Size i = 0; i < length; i++)
+		if (content[i] == '\0' || strchr(alphabet, content[i]) == NULL)
+			return;
+	ereport(NOTICE,
+			(errmsg("the content of \"%s\" looks like base64, and is attached as it is",
+					klm_from_utf8(klm_shown(attachment->filename, strlen(attachment->filename)))),
+			 errhint("Give the bytes, kliv_mail.attach(name, decode(content, 'base64')), or base64 to "
+					 "kliv_mail.attachments() or send() of an object.")));
+}
+
+static bool
+is_text_type(const char *type)
+{
+	static const char *const types[] = {
+		"text/", "message/", "application/json", "application/xml", "application/pgp-", "application/pkcs",
+		"application/x-pem", "application/x-x509", "application/javascript", "image/svg"
+	};
+
+	for (int i = 0; i < lengthof(types); i++)
+		if (pg_strncasecmp(type, types[i], strlen(types[i])) == 0)
+			return true;
+	return strstr(type, "+xml") != NULL || strstr(type, "+json") != NULL;
 }
 
 /* Refuse what no message can hold before it is detoasted. */

@@ -120,3 +120,10 @@ SELECT kliv_mail.delete_template('object-hello');
 DELETE FROM kliv_mail._outbox; DELETE FROM kliv_mail._message; DELETE FROM kliv_mail._idempotency;
 SELECT kliv_mail.resume() >= 0;
 DROP FUNCTION tried; DROP FUNCTION entity;
+
+-- Base64 where bytes belong is attached as it is, and said.
+SELECT length((kliv_mail.attach_text('a.pdf', encode(repeat('%PDF-1.7', 20)::bytea, 'base64'))).content) AS text,
+       length((kliv_mail.attach('a.png', encode(repeat('png?', 20)::bytea, 'base64')::bytea)).content) AS bytes;
+SELECT length((kliv_mail.attach_text('a.txt', repeat('abcd', 20))).content) AS text, length((kliv_mail.attach_text('a.csv', repeat('abcd', 20))).content) AS table,
+       length((kliv_mail.attach('a.pdf', repeat('%PDF-1.7', 20)::bytea)).content) AS bytes, length((kliv_mail.attach('a.pdf', 'abcd')).content) AS short,
+       length((kliv_mail.attachments('[{"filename": "a.pdf", "content": "JVBERi0xLjclUERGLTEuNyVQREYtMS43JVBERi0xLjc="}]'))[1].content) AS decoded;
