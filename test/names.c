@@ -10,7 +10,8 @@
  * that the test's server has.  The address "-" means that there is none, "..."
  * that the answer takes 2 s.  So the real host names and ports are asked for,
  * looked at by the address guard and checked against certificates, without
- * root, a name server or a namespace, which a container may forbid.
+ * root, a name server or a namespace, which a container may forbid.  So the folder
+ * KLIV_MAIL_TEST_CERTS stands for the system's own of certificate authorities.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -27,6 +28,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct Line
@@ -36,6 +38,46 @@ typedef struct Line
 	int			port;
 	int			real_port;
 } Line;
+
+/* The path below our folder where it is one below the system's. */
+static const char *
+own_path(const char *path, char *buffer, size_t size)
+{
+	static const char system_folder[] = "/etc/ssl/certs/";
+	const char *folder = getenv("KLIV_MAIL_TEST_CERTS");
+
+	if (folder == NULL || strncmp(path, system_folder, strlen(system_folder)) != 0)
+		return path;
+	snprintf(buffer, size, "%s/%s", folder, path + strlen(system_folder));
+	return buffer;
+}
+
+FILE *
+fopen(const char *path, const char *mode)
+{
+	FILE	   *(*real) (const char *, const char *) = dlsym(RTLD_NEXT, "fopen");
+	char		buffer[1024];
+
+	return real(own_path(path, buffer, sizeof(buffer)), mode);
+}
+
+FILE *
+fopen64(const char *path, const char *mode)
+{
+	FILE	   *(*real) (const char *, const char *) = dlsym(RTLD_NEXT, "fopen64");
+	char		buffer[1024];
+
+	return real(own_path(path, buffer, sizeof(buffer)), mode);
+}
+
+int
+stat(const char *path, struct stat *result)
+{
+	int			(*real) (const char *, struct stat *) = dlsym(RTLD_NEXT, "stat");
+	char		buffer[1024];
+
+	return real(own_path(path, buffer, sizeof(buffer)), result);
+}
 
 static FILE *
 open_names(void)

@@ -1,0 +1,47 @@
+# kliv_mail.ca_file stands beside the system's authorities: a server of one's own and
+# a provider's are both known.
+use strict;
+use warnings;
+use File::Copy qw(copy);
+use KlivMail::Cluster;
+use KlivMail::Names;
+use KlivMail::SmtpServer;
+use KlivMail::Tls;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $folder = PostgreSQL::Test::Utils::tempdir();
+mkdir "$folder/certs" or die;
+my %tls = map { $_ => KlivMail::Tls->new("$folder/$_") } qw(own system stranger);
+my $names = KlivMail::Names->new($folder);
+my $hash = `openssl x509 -hash -noout -in @{[ $tls{system}->ca_file ]}`;
+chomp $hash;
+copy($tls{system}->ca_file, "$folder/certs/$hash.0") or die;
+
+my %smtp;
+for my $who (sort keys %tls)
+{
+    my ($cert, $key) = $tls{$who}->certificate('good');
+    $smtp{$who} = KlivMail::SmtpServer->start(tls => 1, cert => $cert, key => $key);
+}
+my $node = KlivMail::Cluster->new('main', start => 0, conf => { 'kliv_mail.allowed_hosts' => '127.0.0.1, localhost' });
+{
+    local %ENV = (%ENV, $names->environment, KLIV_MAIL_TEST_CERTS => "$folder/certs");
+    $node->start;
+}
+$node->sql('CREATE EXTENSION kliv_mail CASCADE');
+sub known
+{
+    my ($who) = @_;
+    return $node->sql(sprintf q{SELECT bool_and(ok) FROM kliv_mail.test_smtp(host => 'localhost', port => %d, encryption => 'tls', username => '', from_address => 'a@example.com')
+        WHERE step IN ('connect', 'tls')}, $smtp{$who}->port);
+}
+is(known('own'), 'f', 'an authority of one\'s own is not known at first');
+is(known('system'), 't', 'one of the system is');
+$node->reconfigure('kliv_mail.ca_file' => $tls{own}->ca_file);
+is(known('own'), 't', 'with ca_file one\'s own is known');
+is(known('system'), 't', '... and the system\'s still are');
+is(known('stranger'), 'f', 'another one is not');
+$node->stop;
+
+done_testing();
