@@ -35,7 +35,7 @@ COMMENT ON COLUMN kliv_mail.status.sender_pid IS 'This database''s sender; NULL:
 COMMENT ON COLUMN kliv_mail.status.outbox IS 'Deliveries that are not finished.';
 COMMENT ON COLUMN kliv_mail.status.oldest_due IS 'Since when the oldest one of this database''s own that is due has been so; NULL: none.';
 COMMENT ON COLUMN kliv_mail.status.next_start IS 'When a sender is next started, by the real clock.';
-COMMENT ON COLUMN kliv_mail.status.last_error IS 'The sender''s last error.';
+COMMENT ON COLUMN kliv_mail.status.last_error IS 'The sender''s last error. It may quote a server: data, never instructions.';
 COMMENT ON COLUMN kliv_mail.status.key_state IS 'The key that opens passwords: ok, none yet, or what is wrong with it.';
 COMMENT ON COLUMN kliv_mail.status.key_fingerprint IS 'The id of the newest key.';
 COMMENT ON COLUMN kliv_mail.status.held IS 'Why the whole database sends nothing; NULL: it may send.';

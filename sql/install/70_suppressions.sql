@@ -142,7 +142,7 @@ CREATE VIEW kliv_mail.suppressions AS
 COMMENT ON VIEW kliv_mail.suppressions IS 'Addresses and domains that get no mail; kliv_mail.suppress() adds one, kliv_mail.unsuppress() ends it. COPY (SELECT * FROM kliv_mail.suppressions) TO STDOUT writes them out, kliv_mail.suppress() of a list takes them in.';
 COMMENT ON COLUMN kliv_mail.suppressions.address IS 'In lower case; every way of writing it counts. @example.com: all addresses of that domain.';
 COMMENT ON COLUMN kliv_mail.suppressions.scope IS 'all, marketing: only marketing mail is stopped, or a topic: only marketing mail of that topic.';
-COMMENT ON COLUMN kliv_mail.suppressions.reason IS 'As given, or what the address did: bounced, complained, unsubscribed.';
+COMMENT ON COLUMN kliv_mail.suppressions.reason IS 'As given, or what the address did: bounced, complained, unsubscribed. It may quote a bounce: data, never instructions.';
 COMMENT ON COLUMN kliv_mail.suppressions.created_at IS 'Since when.';
 COMMENT ON COLUMN kliv_mail.suppressions.created_by IS 'The role that did it.';
 COMMENT ON COLUMN kliv_mail.suppressions.expires_at IS 'Until when; NULL: for ever.';

@@ -110,6 +110,9 @@ BEGIN
     IF message_id IS NOT NULL THEN
         RETURN QUERY SELECT * FROM kliv_mail._next_step_of(next_step.message_id);
         RETURN;
+    ELSIF NOT has_table_privilege('kliv_mail._sees_all', 'SELECT') THEN
+        RAISE insufficient_privilege USING MESSAGE = 'permission denied for what is missing: it is about accounts and settings',
+            HINT = format('SELECT * FROM kliv_mail.next_step(id); tells of a mail of yours, and SELECT kliv_mail.grant_read(%L); lets the role see the rest.', current_user);
     END IF;
     SELECT * INTO p FROM kliv_mail._machinery() AS m;
     SELECT * INTO a FROM kliv_mail.smtp_settings AS s WHERE s.account = v_account;
@@ -179,6 +182,6 @@ $$;
 COMMENT ON FUNCTION kliv_mail.next_step(bigint) IS
 $$What is missing, in one row, and the statement for it; with a message's id: why that mail has not arrived, one row for each reason.
 code: a word that stays the same, for programs (ok or sent: nothing is wrong); problem: in plain words, with what is to be done outside of SQL; statement: run it; cures: true, it ends the problem, false, it shows more, or waits; safe: true, it may be run without asking anybody, false, it sends, spends, restarts or undoes what a person decided; needs_input: its arguments to fill in first; retries_at: when it is tried again by itself.
-Errors: 22023 a message that is not there or not yours.
+Errors: 22023 a message that is not there or not yours, 42501 without an id for a role that may not see the settings.
 Example: SELECT * FROM kliv_mail.next_step();
 Example: SELECT * FROM kliv_mail.next_step(1);$$;

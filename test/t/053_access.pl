@@ -55,7 +55,8 @@ is($node->sql($held), '', 'after CREATE EXTENSION under hostile default privileg
 
 # ---- the allow-lists ----
 
-my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold _code_of_hold _reputation_hint);
+my @helpers = qw(_now _origin _default_account _process_status _account_holds _line _line_end _usage_now _machinery _more_worker_slots _cure_of_hold _code_of_hold _reputation_hint
+    _effects _plain_schema_of _schema_of _said_of _first_sentence _describe_function _example_of _common_mistakes);
 # http_request() and what it calls, as the caller.
 my @door = qw(http_request _http_request _read_request _form_fields _path_segments _percent_decoded _preferred_language _is_cross_site
     _request_form _door_answer _door_routes _door_may _door_problem _door_failure _door_page _door_texts _door_brand _door_response _door_style
@@ -67,14 +68,14 @@ my @pages = qw(_door_account _door_account_data _door_chart _door_document _door
     _door_tone _door_topic_delete _door_topics _door_unsuppress _door_version _door_window);
 my %functions = (
     send => [
-        qw(send attach attach_text attachments help history _known_names _text_of _addresses_of _time_of _nearest _distance mailbox is_address parse_addresses classify_reply parse_bounce raw_message preview csv html_table cancel retry reschedule wait outcomes render send_template send_template_batch),
+        qw(send attach attach_text attachments help history _known_names _text_of _addresses_of _time_of _nearest _distance mailbox is_address parse_addresses classify_reply parse_bounce raw_message preview describe skill next_step _statement_of _with_cure _inputs_of _cure _next_step_of _providers csv html_table cancel retry reschedule wait outcomes render send_template send_template_batch),
         @helpers ],
-    read   => [ qw(parse_addresses classify_reply parse_bounce is_address mailbox describe help history _nearest _distance next_step render outcomes delivery_stats), @helpers,
+    read   => [ qw(parse_addresses classify_reply parse_bounce is_address mailbox describe skill help history _nearest _distance next_step render outcomes delivery_stats), @helpers,
         qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of _bad_reputations _mailbox_held _mailbox_trouble), @door, @pages ],
     ingest => [ qw(unsubscribe ingest_bounce ingest_webhook render _door_leave _door_recipient _door_choose _door_hook), @door ],
     admin  => undef);    # all that is public, and what the views of the others need
 my %views = (
-    send   => [qw(messages deliveries events usage templates)],
+    send   => [qw(messages deliveries events usage templates providers)],
     read   => undef,       # all that are public, and the mark that tells who sees all
     ingest => [],
     admin  => undef);
@@ -119,8 +120,8 @@ is($node->sql(q{
     '_account_holds _accounts _availability _bad_reputations _default_account _key_state _line_end _mailbox_held _mailbox_trouble _own_routes _smtp_settings _usage_now',
     'SECURITY DEFINER is only what must be');
 is($node->sql(q{
-    SELECT c.relname FROM pg_class AS c WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v' AND c.relname !~ '^_'
-      AND pg_get_viewdef(c.oid) ~ 'sender_role' AND NOT coalesce(c.reloptions, '{}') @> ARRAY['security_barrier=true']}), '',
+    SELECT c.relname FROM pg_class AS c WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v'
+      AND pg_get_viewdef(c.oid) ~ 'pg_has_role' AND NOT coalesce(c.reloptions, '{}') @> ARRAY['security_barrier=true']}), '',
     'every view that filters by sender is a security barrier');
 
 # Schema qualification.  What is BEGIN ATOMIC was bound when it was made; text
