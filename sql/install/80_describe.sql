@@ -16,7 +16,7 @@ BEGIN ATOMIC
         ('delete_template', 'di'), ('install_starter_templates', 'i'), ('save_topic', 'i'), ('delete_topic', 'di'), ('suppress', 'di'),
         ('unsuppress', 'di'), ('unsubscribe', 'di'), ('unsubscribe_url', 'i'), ('ingest_bounce', 'di'), ('ingest_webhook', 'di'),
         ('configure_webhook', 'di'), ('configure_bounce_mailbox', 'dio'), ('test_bounce_mailbox', 'io'), ('forget', 'di'), ('purge', 'di'),
-        ('http_request', 'do'), ('csv', 'r'), ('html_table', 'r')) AS e (name, flags);
+        ('http_request', 'do'), ('csv', 'r'), ('html_table', 'r'), ('check_template', 'ri'), ('preview_template', 'ri'), ('preview_html', 'ri')) AS e (name, flags);
 END;
 
 CREATE FUNCTION kliv_mail._plain_schema_of(type oid) RETURNS jsonb

@@ -28,7 +28,7 @@ my ($send, $object) = @{ described('send')->{forms} };
 is_deeply($send->{arguments}{required}, [qw(recipients subject)], 'send(): what must be given');
 is_deeply($send->{arguments}{properties}{on_limit}, { type => 'string', sqlType => 'text', sqlDefault => q{'defer'::text}, enum => [qw(defer error)] }, '... and allowed values');
 is($send->{arguments}{properties}{send_at}{format}, 'date-time', '... and types');
-is($send->{arguments}{properties}{html}{description}, 'HTML', '... and what the comment says of an argument');
+is($send->{arguments}{properties}{from_address}{description}, q{the account's address or one of its allowed_senders}, '... and what the comment says of an argument');
 is($send->{arguments}{properties}{expires_at}{description}, 'not after', '... of each its own');
 is($object->{arguments}{required}[0], 'mail', '... and the form with one object');
 my %flags = (
@@ -49,7 +49,7 @@ is($node->try(q{SELECT kliv_mail.describe('_message')})->{state}, '22023', 'what
 is(decode_json($node->sql(q{SELECT kliv_mail.describe('configure_smtp')}, role => 'app'))->{may_call} ? 1 : 0, 0, 'whether one may call it is said');
 
 # Columns with the words of strangers say so.
-is($node->sql(q{SELECT string_agg(c.relname || '.' || a.attname, ' ' ORDER BY 1) FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+is($node->sql(q{SELECT string_agg(c.relname || '.' || a.attname, ' ' ORDER BY c.relname, a.attname) FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
     WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v' AND col_description(c.oid, a.attnum) ~ 'never instructions'}),
     'deliveries.last_reply deliveries.reason deliveries.recipient deliveries.server_message_id deliveries.subject events.detail messages.subject smtp_settings.status_detail status.last_error suppressions.reason',
     'columns that hold what strangers wrote say that it is data');
@@ -108,8 +108,9 @@ while (my ($wrong, $right) = splice @pairs, 0, 2)
     my $result = $session->try($right);
     is($result->{state}, '', "... and the right form is right: $right") or diag($result->{out});
 }
-my %exists = map { $_ => 1 } split /\n/, $node->sql(q{SELECT proname FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace UNION SELECT relname FROM pg_class WHERE relnamespace = 'kliv_mail'::regnamespace});
-is_deeply([ grep { !$exists{$_} && $_ ne 'delivery' } $skill =~ /\bkliv_mail\.(\w+)/g ], [], 'nothing is named that there is not');
+my %exists = map { $_ => 1 } split /\n/, $node->sql(q{SELECT proname FROM pg_proc WHERE pronamespace = 'kliv_mail'::regnamespace UNION SELECT relname FROM pg_class WHERE relnamespace = 'kliv_mail'::regnamespace
+    UNION SELECT substr(name, 11) FROM pg_settings WHERE name ^@ 'kliv_mail.'});
+is_deeply([ grep { !$exists{$_} } $skill =~ /\bkliv_mail\.(\w+)/g ], [], 'nothing is named that there is not');
 $session->quit;
 
 done_testing();

@@ -1,0 +1,46 @@
+# What eyes read in psql fits a terminal: the README's everyday statements, each in
+# 120 columns at usual values, without \x.
+use strict;
+use warnings;
+use IPC::Run ();
+use KlivMail::Cluster;
+use KlivMail::SmtpServer;
+use KlivMail::Tls;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $tls = KlivMail::Tls->new(PostgreSQL::Test::Utils::tempdir() . '/tls');
+my ($cert, $key) = $tls->certificate('good');
+my $smtp = KlivMail::SmtpServer->start(tls => 1, cert => $cert, key => $key, auth => ['app@example.com:correct horse battery']);
+my $node = KlivMail::Cluster->new(
+    'main',
+    platform_url => 'smtp://smtp.platform.example:25',
+    conf => { 'kliv_mail.allowed_hosts' => '127.0.0.1, localhost', 'kliv_mail.ca_file' => $tls->ca_file });
+$node->sql(sprintf q{SELECT kliv_mail.configure_smtp(host => 'localhost', port => %d, encryption => 'tls', username => 'app@example.com', password => 'correct horse battery')}, $smtp->port);
+my $id = $node->sql(q{SELECT kliv_mail.send('ana@example.com', 'Your receipt', 'Thank you.')});
+$node->sql("SELECT kliv_mail.wait($id)");
+
+# As psql prints it to a terminal of whatever width.
+sub width
+{
+    my ($sql) = @_;
+    my ($out, $err) = ('', '');
+    local %ENV = $node->_get_env();
+    IPC::Run::run([ $node->installed_command('psql'), '-X', '-P', 'pager=off', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('postgres') ], '<', \$sql, '>', \$out, '2>', \$err)
+      or die "$sql: $err";
+    my ($widest) = sort { $b <=> $a } map { length } split /\n/, $out;
+    return ($widest, $out);
+}
+
+my ($everyday) = slurp_file('README.md') =~ /^## Everyday\n(.*?)^### /ms;
+my @statements = $everyday =~ /^(SELECT [^;]*FROM kliv_mail\.(?:overview|smtp_settings|usage|status|update_sender|set_limits|test_smtp|configure_smtp|reset_smtp)\b[^;]*;)/mg;
+cmp_ok(scalar(@statements), '>=', 9, 'the README has its everyday statements');
+for my $sql (@statements, 'SELECT * FROM kliv_mail.overview;', q{SELECT kliv_mail.suppress('ana@example.com', reason => 'asked by phone');},
+    "SELECT code, problem, statement FROM kliv_mail.next_step();", 'SELECT * FROM kliv_mail.suppressions;')
+{
+    my ($width, $out) = width($sql);
+    cmp_ok($width, '<=', 120, "$width columns: $sql") or diag($out);
+}
+$node->stop;
+
+done_testing();
