@@ -122,6 +122,7 @@ SELECT kliv_mail.resume() >= 0;
 DROP FUNCTION tried; DROP FUNCTION entity;
 
 -- Base64 where bytes belong is attached as it is, and said.
+SET client_min_messages = notice;
 SELECT length((kliv_mail.attach_text('a.pdf', encode(repeat('%PDF-1.7', 20)::bytea, 'base64'))).content) AS text,
        length((kliv_mail.attach('a.png', encode(repeat('png?', 20)::bytea, 'base64')::bytea)).content) AS bytes;
 SELECT length((kliv_mail.attach_text('a.txt', repeat('abcd', 20))).content) AS text, length((kliv_mail.attach_text('a.csv', repeat('abcd', 20))).content) AS table,
