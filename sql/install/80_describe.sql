@@ -15,7 +15,7 @@ BEGIN ATOMIC
         ('grant_admin', 'i'), ('revoke_access', 'di'), ('rotate_key', 'd'), ('public_key', 'i'), ('save_template', ''), ('restore_template', ''),
         ('delete_template', 'di'), ('install_starter_templates', 'i'), ('save_topic', 'i'), ('delete_topic', 'di'), ('suppress', 'di'),
         ('unsuppress', 'di'), ('unsubscribe', 'di'), ('unsubscribe_url', 'i'), ('ingest_bounce', 'di'), ('ingest_webhook', 'di'),
-        ('configure_webhook', 'di'), ('configure_bounce_mailbox', 'dio'), ('test_bounce_mailbox', 'io'), ('forget', 'di'), ('purge', 'di'),
+        ('configure_webhook', 'di'), ('configure_bounce_mailbox', 'dio'), ('test_bounce_mailbox', 'io'), ('remove_bounce_mailbox', 'di'), ('forget', 'di'), ('purge', 'di'),
         ('http_request', 'do'), ('csv', 'r'), ('html_table', 'r'), ('check_template', 'ri'), ('preview_template', 'ri'), ('preview_html', 'ri')) AS e (name, flags);
 END;
 
