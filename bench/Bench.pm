@@ -29,6 +29,9 @@ sub say
 
 $SIG{__DIE__} = sub { say(@_) unless $^S // 1 };
 
+# What was started ends with us, by END.
+$SIG{INT} = $SIG{TERM} = sub { exit 130 };
+
 sub clock { return Time::HiRes::clock_gettime(Time::HiRes::CLOCK_MONOTONIC()) }
 
 sub quantile
