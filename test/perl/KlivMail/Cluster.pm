@@ -243,6 +243,8 @@ sub send
 {
     my ($self, $sql) = @_;
     $self->{count}++;
+    # (a session may have been idle for longer)
+    $self->{timer}->start;
     $self->{input} .= "$sql\n;\n\\echo === $self->{count} ===\n";
     $self->{run}->pump_nb;
     return;
