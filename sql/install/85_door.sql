@@ -7,7 +7,7 @@
 
 -- path: '*' is any segment.  needs: the grant; POST needs admin where GET needs read.
 CREATE FUNCTION kliv_mail._door_routes() RETURNS TABLE (path text, methods text, needs text, handler text)
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT x.path, x.methods, x.needs, x.handler FROM (VALUES
         ('admin', 'GET', 'read', '_door_overview'),

@@ -299,6 +299,32 @@ for my $encoding (qw(LATIN1 EUC_JP SQL_ASCII))
     is(request('POST', '/admin/pause', form => { reason => "\x{6642}" }, dbname => lc "door_$encoding")->{status}, $encoding eq 'LATIN1' ? 400 : 303, '... a form with what it may lack');
 }
 
+# ---- no page reads all of history ----
+
+$node->sql('CREATE DATABASE history');
+$node->sql(q{CREATE EXTENSION kliv_mail CASCADE; SELECT kliv_mail.grant_admin('boss');
+    INSERT INTO kliv_mail._message (id, created_at, sender_role, message_type, subject, header_id, entity, recipients)
+    SELECT n, now() - interval '2 days' - n * interval '1 minute', 'boss', 'transactional', 'Order ' || n, n, '', 1 FROM generate_series(1, 20000) AS n;
+    INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, bounce_type, created_at, attempts, doubts, account, finished_at, changed)
+    SELECT n, n, 'r' || n || '@example.com', 'to', 1, '', CASE n % 50 WHEN 0 THEN 'bounced' ELSE 'sent' END, CASE n % 50 WHEN 0 THEN 'hard' END, now(), 1, 0, 'platform',
+        now() - interval '15 days' - n * interval '1 minute', n FROM generate_series(1, 20000) AS n;
+    CREATE FUNCTION reads(path text, query text) RETURNS text LANGUAGE plpgsql SET search_path = public, pg_catalog AS $$
+    DECLARE
+        v_before bigint;
+        v_status integer;
+    BEGIN
+        SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) INTO v_before FROM pg_stat_xact_user_tables WHERE relid IN ('kliv_mail._delivery'::regclass, 'kliv_mail._message'::regclass);
+        SELECT status INTO v_status FROM kliv_mail.http_request('GET', path, query);
+        RETURN v_status || CASE WHEN (SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) - v_before FROM pg_stat_xact_user_tables
+                                      WHERE relid IN ('kliv_mail._delivery'::regclass, 'kliv_mail._message'::regclass)) < 500 THEN ' few' ELSE ' many' END;
+    END $$}, dbname => 'history');
+$node->sql('ANALYZE kliv_mail._message, kliv_mail._delivery', dbname => 'history');
+for my $path ('/admin', '/admin?range=days', '/admin/messages', '/admin/messages?address=r77%40example.com', '/admin/messages?before=10000', '/admin/messages/77', '/admin/messages/77/retry', '/admin/events', '/admin/settings', '/admin/health')
+{
+    my ($at, $query) = split /\?/, $path;
+    is($node->sql(sprintf(q{SELECT reads('%s', %s)}, $at, defined $query ? "'$query'" : 'NULL'), dbname => 'history'), '200 few', "$path reads few rows");
+}
+
 # ---- no password anywhere ----
 
 my $log = slurp_file($node->logfile);
