@@ -1,6 +1,7 @@
 -- Deliveries, unfinished and finished, and what is in a sender's hands.
 
--- Few CHECKs on the hot tables: each is parsed anew by every INSERT.
+-- No CHECK on the hot tables, which nothing but our own code writes: each is parsed anew
+-- by every statement that writes.  What send() puts into a column it names in send.c.
 -- Unfinished deliveries.  route '' goes by the account in use.  epoch is NULL
 -- while the row waits; a claim sets it together with account and windows.  No
 -- index has what a claim sets, and each page keeps room, so that a claim writes
@@ -13,7 +14,7 @@ CREATE TABLE kliv_mail._outbox (
     kind             text NOT NULL,             -- to | cc | bcc
     origin           text COLLATE "C" NOT NULL,
     route            text COLLATE "C" NOT NULL, -- '' or an account's name
-    priority         smallint NOT NULL CHECK (priority BETWEEN 0 AND 2),    -- system, transactional, marketing
+    priority         smallint NOT NULL,         -- 0 system, 1 transactional, 2 marketing
     due              timestamptz NOT NULL,
     created_at       timestamptz NOT NULL,
     expires_at       timestamptz,

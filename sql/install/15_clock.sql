@@ -35,13 +35,6 @@ CREATE FUNCTION kliv_mail._current_rows(a_row anyelement, index text DEFAULT NUL
 COMMENT ON FUNCTION kliv_mail._current_rows(anyelement, text, text[]) IS
     'Rows of a table as they are committed now, read without locks of any kind.';
 
--- Is there one whose first column in the index is any of the keys?
-CREATE FUNCTION kliv_mail._any_current_row(a_row anyelement, index text, keys text[]) RETURNS boolean
-    LANGUAGE c STABLE
-    AS 'MODULE_PATHNAME', 'kliv_mail__any_current_row';
-COMMENT ON FUNCTION kliv_mail._any_current_row(anyelement, text, text[]) IS
-    'Whether a table has a row with one of these keys now, without locks of any kind.';
-
 -- The same as the statement's snapshot has them, in the index's order: what a SELECT
 -- gives, for what send() shares with claims and views.
 CREATE FUNCTION kliv_mail._snapshot_rows(a_row anyelement, index text DEFAULT NULL, max bigint DEFAULT NULL, VARIADIC key text[] DEFAULT '{}')

@@ -17,6 +17,13 @@ CREATE FUNCTION kliv_mail._key_share(bucket integer) RETURNS void
 CREATE FUNCTION kliv_mail._key_idle(bucket integer) RETURNS boolean
     AS 'MODULE_PATHNAME', 'kliv_mail__key_idle' LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp;
 
+CREATE FUNCTION kliv_mail._share_replace_key(p_sender name, p_key text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM kliv_mail._key_share(kliv_mail._key_bucket(p_sender, p_key));
+END;
+$$;
+
 -- What still waits of a role's messages with a key that are earlier than one.
 CREATE FUNCTION kliv_mail._earlier(p_sender name, p_key text, p_message bigint) RETURNS SETOF bigint
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$

@@ -19,29 +19,6 @@ Mail to delivered@, bounced@, soft@, deferred@, complained@ or suppressed@simula
 Mail trouble never raises: the mail waits, and a NOTICE and kliv_mail.deliveries say why. Errors: 22023 an argument, 54000 a size, 53400 an asked-for quota error, 23505 a reused key, 25006 read-only, 42501 rights, 55000 marketing mail without an unsubscribe URL.
 Example: SELECT kliv_mail.send('ana@example.com', 'Welcome', 'Hello Ana');$$;
 
--- Whose account the mail of a route goes by, and what send() checks its arguments
--- against.  known: false where there is no such account in use.  It reads what
--- administrators write without predicate locks, as all of send() does.
-CREATE FUNCTION kliv_mail._send_account(
-    p_route text, OUT known boolean, OUT account text, OUT own boolean, OUT from_address text, OUT allowed_senders text[],
-    OUT can_unsubscribe boolean)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-BEGIN
-    -- As _default_account() has it.
-    SELECT a.name, true, a.from_address, a.allowed_senders INTO account, own, from_address, allowed_senders
-    FROM kliv_mail._current_rows(NULL::kliv_mail._account, '_account_pkey', CASE WHEN p_route = '' THEN 'custom' ELSE p_route END) AS a
-    WHERE a.in_use;
-    IF NOT FOUND AND p_route IN ('', 'platform') THEN
-        account := 'platform';
-        own := false;
-        from_address := (kliv_mail._platform()).from_address;
-    END IF;
-    known := account IS NOT NULL;
-    can_unsubscribe := EXISTS (SELECT FROM kliv_mail._current_rows(NULL::kliv_mail._brand) AS b WHERE b.unsubscribe_url IS NOT NULL);
-END;
-$$;
-
 -- How many more recipients of that priority fit behind what waits already, and
 -- what stops the account (problem) whether they fit or not.  p_exact: false where only
 -- a NOTICE depends on it, which is not worth counting a long line: where there is room

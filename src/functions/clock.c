@@ -20,6 +20,7 @@
 #include "utils/timestamp.h"
 
 #include "base/guc.h"
+#include "functions/clock.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail__now);
 PG_FUNCTION_INFO_V1(kliv_mail__origin);
@@ -30,23 +31,29 @@ kliv_mail__now(PG_FUNCTION_ARGS)
 	PG_RETURN_TIMESTAMPTZ(klm_now());
 }
 
+Datum
+kliv_mail__origin(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(klm_origin()));
+}
+
 /*
  * A copy of the database, of the server by dump, or the same database after a
  * restore has another one.  The extension's OID is new whenever its schema's is,
  * which is looked up in a cache.
  */
-Datum
-kliv_mail__origin(PG_FUNCTION_ARGS)
+const char *
+klm_origin(void)
 {
 	static Oid	schema = InvalidOid;
-	static Oid	extension = InvalidOid;
+	static char origin[64];
 	Oid			present = get_namespace_oid(KLM_SCHEMA, false);
 
 	if (present != schema)
 	{
-		extension = get_extension_oid(KLM_SCHEMA, false);
+		snprintf(origin, sizeof(origin), UINT64_FORMAT "/%u/%u", GetSystemIdentifier(), MyDatabaseId,
+				 get_extension_oid(KLM_SCHEMA, false));
 		schema = present;
 	}
-	PG_RETURN_TEXT_P(cstring_to_text(psprintf(UINT64_FORMAT "/%u/%u", GetSystemIdentifier(),
-											  MyDatabaseId, extension)));
+	return origin;
 }

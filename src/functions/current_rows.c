@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * current_rows.c
- *		_current_rows(), _snapshot_rows(), _any_current_row(): rows of a table of
- *		ours without locks.
+ *		_current_rows(), _snapshot_rows(): rows of a table of ours without locks;
+ *		_any_suppressed(), which reads so.
  *
  * send() has to know settings and suppressions that others write, and must not
  * make its caller's transaction fail for it.  An ordinary SELECT in a
@@ -19,28 +19,43 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/relscan.h"
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
+#include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 
-#include "base/compat.h"
+#include "base/kliv_mail.h"
+#include "db/owner_call.h"
+#include "db/rows.h"
+#include "functions/current_rows.h"
 
 PG_FUNCTION_INFO_V1(kliv_mail__current_rows);
 PG_FUNCTION_INFO_V1(kliv_mail__snapshot_rows);
-PG_FUNCTION_INFO_V1(kliv_mail__any_current_row);
+PG_FUNCTION_INFO_V1(kliv_mail__any_suppressed);
 
 static void collect(FunctionCallInfo fcinfo, Snapshot snapshot, ArrayType *values, int64 max);
+static char *address_hash(Datum recipient);
+static bool find_row(const char *name, const char *index, const char *const *sought,
+					 int sought_count, const char *const *columns, int count, Datum *values,
+					 bool *nulls);
+static void copy_columns(Relation table, HeapTuple tuple, const char *const *columns, int count,
+						 Datum *values, bool *nulls);
 static Relation table_of(FunctionCallInfo fcinfo);
 static Oid find_index(Relation table, const char *name, const Datum *values, int count,
 					  ScanKey keys);
@@ -68,40 +83,134 @@ kliv_mail__snapshot_rows(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/*
- * _any_current_row(NULL::table, index text, keys text[]): is there one whose first
- * column in the index is any of the keys?  For who asks at each send() and mostly
- * finds nothing: no set is made, and no query run.
- */
+/* _any_suppressed(recipients text[]) */
 Datum
-kliv_mail__any_current_row(PG_FUNCTION_ARGS)
+kliv_mail__any_suppressed(PG_FUNCTION_ARGS)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	Relation	table = table_of(fcinfo);
-	char	   *index = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	Datum	   *keys;
-	bool	   *nulls;
+	Datum	   *recipients;
 	int			count;
+
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(0), TEXTOID, -1, false, TYPALIGN_INT, &recipients, NULL,
+					  &count);
+	PG_RETURN_BOOL(klm_any_suppressed(recipients, count));
+}
+
+/*
+ * Asked for each mail, so it is to cost next to nothing where nobody is suppressed,
+ * and little where others are: no set is made, and no query run.
+ */
+bool
+klm_any_suppressed(const Datum *recipients, int count)
+{
+	bool		hashed = !klm_table_is_empty("_forgotten");
 	bool		found = false;
 
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, -1, false, TYPALIGN_INT, &keys, &nulls,
-					  &count);
+	if (!hashed && klm_table_is_empty("_suppression"))
+		return false;
 	for (int i = 0; i < count && !found; i++)
+	{
+		char	   *address = text_to_cstring(DatumGetTextPP(recipients[i]));
+		const char *keys[2] = {address, NULL};
+
+		/* As kliv_mail._suppression_keys() has them. */
+		for (char *c = address; *c; c++)
+			*c = pg_ascii_tolower((unsigned char) *c);
+		keys[1] = strrchr(address, '@');
+		found = find_row("_suppression", "_suppression_pkey", keys, keys[1] ? 2 : 1, NULL, 0, NULL,
+						 NULL) ||
+			(hashed && klm_current_row("_forgotten", "_forgotten_pkey", address_hash(recipients[i]),
+									   NULL, 0, NULL, NULL));
+	}
+	return found;
+}
+
+/* kliv_mail._address_hash() */
+static char *
+address_hash(Datum recipient)
+{
+	MemoryContext context = CurrentMemoryContext;
+	KlmCall		call = {0};
+	char	   *hash;
+
+	SPI_connect();
+	klm_add(&call, TEXTOID, recipient, false);
+	klm_run_one(&call, "address_hash", true);
+	hash = klm_result_text(1, context);
+	SPI_finish();
+	return hash;
+}
+
+bool
+klm_current_row(const char *name, const char *index, const char *value, const char *const *columns,
+				int count, Datum *values, bool *nulls)
+{
+	return find_row(name, index, &value, 1, columns, count, values, nulls);
+}
+
+/* The same for the first of some values that has a row. */
+static bool
+find_row(const char *name, const char *index, const char *const *sought, int sought_count,
+		 const char *const *columns, int count, Datum *values, bool *nulls)
+{
+	Oid			schema = get_namespace_oid(KLM_SCHEMA, false);
+	Relation	table = table_open(get_relname_relid(name, schema), AccessShareLock);
+	Relation	order = index == NULL ? NULL :
+		index_open(get_relname_relid(index, schema), AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool		found = false;
+
+	for (int i = 0; i < sought_count && !found; i++)
 	{
 		ScanKeyData key;
 		SysScanDesc scan;
+		HeapTuple	tuple;
 
-		if (nulls[i])
-			continue;
-		scan = systable_beginscan(table, find_index(table, index, &keys[i], 1, &key), true,
-								  SnapshotAny, 1, &key);
-		while (!found && HeapTupleIsValid(systable_getnext(scan)))
+		if (order)
+		{
+			ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, InvalidOid, C_COLLATION_OID,
+								   F_TEXTEQ, CStringGetTextDatum(sought[i]));
+			scan = systable_beginscan_ordered(table, order, SnapshotAny, 1, &key);
+		}
+		else
+			scan = systable_beginscan(table, InvalidOid, false, SnapshotAny, 0, NULL);
+		while (!found && HeapTupleIsValid(tuple = order ?
+										  systable_getnext_ordered(scan, ForwardScanDirection) :
+										  systable_getnext(scan)))
+		{
 			found = table_tuple_satisfies_snapshot(table, scan->slot, snapshot);
-		systable_endscan(scan);
+			if (found)
+				copy_columns(table, tuple, columns, count, values, nulls);
+		}
+		if (order)
+			systable_endscan_ordered(scan);
+		else
+			systable_endscan(scan);
 	}
-	table_close(table, AccessShareLock);
 	UnregisterSnapshot(snapshot);
-	PG_RETURN_BOOL(found);
+	if (order)
+		index_close(order, AccessShareLock);
+	table_close(table, AccessShareLock);
+	return found;
+}
+
+static void
+copy_columns(Relation table, HeapTuple tuple, const char *const *columns, int count, Datum *values,
+			 bool *nulls)
+{
+	for (int i = 0; i < count; i++)
+	{
+		AttrNumber	number = get_attnum(RelationGetRelid(table), columns[i]);
+		Form_pg_attribute attribute;
+
+		if (number == InvalidAttrNumber)
+			elog(ERROR, "%s has no column \"%s\"", RelationGetRelationName(table), columns[i]);
+		attribute = TupleDescAttr(table->rd_att, number - 1);
+		values[i] = heap_getattr(tuple, number, table->rd_att, &nulls[i]);
+		if (!nulls[i] && attribute->attlen == -1)
+			values[i] = PointerGetDatum(PG_DETOAST_DATUM_COPY(values[i]));
+		else if (!nulls[i])
+			values[i] = datumCopy(values[i], attribute->attbyval, attribute->attlen);
+	}
 }
 
 /* The table whose row type the first argument has. */

@@ -4,7 +4,7 @@
  *		kliv_mail.send().
  *
  * send() checks its arguments (raising only for them), composes the MIME
- * entity, and makes the rows with kliv_mail._enqueue() under the rights of the
+ * entity, and makes the rows (db/rows.c) under the rights of the
  * extension's owner; the commit wakes a sender (cluster/slots.c).  Whether the mail can
  * leave now is no reason to fail: kliv_mail._send_room() is asked once a
  * statement and account, and a NOTICE says what the mail waits for.
@@ -21,6 +21,7 @@
 #include "catalog/pg_type.h"
 #include "common/cryptohash.h"
 #include "common/sha2.h"
+#include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
@@ -40,7 +41,10 @@
 #include "cluster/slots.h"
 #include "cluster/wake.h"
 #include "db/owner_call.h"
+#include "db/rows.h"
+#include "functions/clock.h"
 #include "functions/content.h"
+#include "functions/current_rows.h"
 #include "functions/send.h"
 #include "message/address.h"
 
@@ -73,7 +77,7 @@ typedef struct SendRequest
 } SendRequest;
 
 /*
- * What kliv_mail._send_account() and _send_room() said, for this transaction: one
+ * Whose account it is and what kliv_mail._send_room() said, for this transaction: one
  * entry for each route and priority, in TopTransactionContext.  Both are asked
  * anew by a later statement, since settings may have changed; what was told stays
  * told.
@@ -100,6 +104,32 @@ typedef struct SendCheck
 	bool		told_sender;	/* what becomes of from_address */
 } SendCheck;
 
+/* The columns of _message, and those of _outbox that a new delivery has; in the tables' order. */
+enum
+{
+	M_ID, M_CREATED_AT, M_SENDER_ROLE, M_MESSAGE_TYPE, M_TEMPLATE, M_ACCOUNT, M_FROM_ADDRESS,
+	M_FROM_NAME, M_REPLY_TO, M_SUBJECT, M_HEADER_ID, M_ENTITY, M_SMTPUTF8, M_UNSUBSCRIBE, M_TOPIC,
+	M_SEND_AT, M_EXPIRES_AT, M_RECIPIENTS, M_TAGS, M_METADATA, M_REPLACE_KEY, M_COLUMNS
+};
+static const KlmColumn message_columns[M_COLUMNS] = {
+	{"id", INT8OID}, {"created_at", TIMESTAMPTZOID}, {"sender_role", NAMEOID}, {"message_type", TEXTOID}, {"template", TEXTOID},
+	{"account", TEXTOID}, {"from_address", TEXTOID}, {"from_name", TEXTOID}, {"reply_to", TEXTOID}, {"subject", TEXTOID},
+	{"header_id", TEXTOID}, {"entity", BYTEAOID}, {"smtputf8", BOOLOID}, {"unsubscribe", BOOLOID}, {"topic", TEXTOID},
+	{"send_at", TIMESTAMPTZOID}, {"expires_at", TIMESTAMPTZOID}, {"recipients", INT4OID}, {"tags", TEXTARRAYOID},
+	{"metadata", JSONBOID}, {"replace_key", TEXTOID}
+};
+
+enum
+{
+	D_ID, D_MESSAGE_ID, D_RECIPIENT, D_KIND, D_ORIGIN, D_ROUTE, D_PRIORITY, D_DUE, D_CREATED_AT,
+	D_EXPIRES_AT, D_ATTEMPTS, D_DOUBTS, D_DOUBTFUL, D_REPLACE_KEY, D_COLUMNS
+};
+static const KlmColumn delivery_columns[D_COLUMNS] = {
+	{"id", INT8OID}, {"message_id", INT8OID}, {"recipient", TEXTOID}, {"kind", TEXTOID}, {"origin", TEXTOID}, {"route", TEXTOID},
+	{"priority", INT2OID}, {"due", TIMESTAMPTZOID}, {"created_at", TIMESTAMPTZOID}, {"expires_at", TIMESTAMPTZOID},
+	{"attempts", INT4OID}, {"doubts", INT4OID}, {"doubtful", BOOLOID}, {"replace_key", TEXTOID}
+};
+
 /* Rows that go into the tables at once; then, or with so many octets, they do. */
 #define QUEUE_ROWS		150
 #define QUEUE_OCTETS	(1024 * 1024)
@@ -110,7 +140,13 @@ struct KlmSendQueue
 	SendCheck  *check;
 	TimestampTz due;			/* in real time; 0: now */
 	Size		octets;
-	KlmCall		common;
+	TimestampTz now;
+	Datum		message[M_COLUMNS];	/* what all messages have in common */
+	bool		message_nulls[M_COLUMNS];
+	Datum		delivery[D_COLUMNS];
+	bool		delivery_nulls[D_COLUMNS];
+	Datum		key;			/* the idempotency_key, and */
+	bytea	   *fingerprint;	/* that of the other arguments; or NULL */
 	int			count;			/* of messages */
 	Datum		subjects[QUEUE_ROWS];
 	Datum		header_ids[QUEUE_ROWS];
@@ -141,6 +177,8 @@ static void check_tags(FunctionCallInfo fcinfo);
 static bytea *fingerprint_arguments(FunctionCallInfo fcinfo, const SendRequest *request);
 static SendCheck *find_check(const SendRequest *request);
 static SendCheck *ask_account(FunctionCallInfo fcinfo, const SendRequest *request);
+static char **texts_of(Datum array, int *count);
+static char *platform_sender(FunctionCallInfo fcinfo);
 static void ask_room(FunctionCallInfo fcinfo, const SendRequest *request, SendCheck *check);
 static void check_sender_allowed(const SendRequest *request, SendCheck *check);
 static void tell_what_it_waits_for(SendCheck *check, int count, int suppressed);
@@ -151,8 +189,15 @@ static void add_message(SendRequest *request, const SendCheck *check, KlmSendQue
 						int first, int count);
 static void begin_queue(FunctionCallInfo fcinfo, const SendRequest *request, SendCheck *check,
 						TimestampTz now, KlmSendQueue *queue);
+static void set_text(Datum *values, bool *nulls, int column, const char *utf8);
+static void set_argument(KlmSendQueue *queue, int column, FunctionCallInfo fcinfo, int number);
 static int64 *put_into_outbox(FunctionCallInfo fcinfo, KlmSendQueue *queue);
-static void add_argument(KlmCall *call, FunctionCallInfo fcinfo, int number, Oid type);
+static int64 take_key(KlmSendQueue *queue, Name sender, int64 message);
+static int64 call_replace(KlmSendQueue *queue, Name sender, const char *function, int64 message);
+static void add_messages(KlmSendQueue *queue, Name sender, const int64 *ids);
+static void add_deliveries(KlmSendQueue *queue, const int64 *ids, const int64 *stopped);
+static int64 *stop_suppressed(KlmSendQueue *queue, const int64 *ids, int *count);
+static void add_texts(KlmCall *call, Datum *elements, int count);
 
 /* ----------------------------------------------------------------
  * send()
@@ -696,34 +741,99 @@ find_check(const SendRequest *request)
 	return check;
 }
 
-/* Ask kliv_mail._send_account(), at most once a statement. */
+/*
+ * Whose account mail of the route goes by (as kliv_mail._default_account() has it), and
+ * what arguments are checked against: read at most once a statement, without locks.
+ */
 static SendCheck *
 ask_account(FunctionCallInfo fcinfo, const SendRequest *request)
 {
+	static const char *const columns[] = {"in_use", "from_address", "allowed_senders"};
+	static const char *const url[] = {"unsubscribe_url"};
 	SendCheck  *check = find_check(request);
-	KlmCaller	caller;
-	KlmCall		call = {0};
+	const char *name = request->route[0] ? request->route : "custom";
+	Datum		values[lengthof(columns)];
+	bool		nulls[lengthof(columns)];
+	MemoryContext old;
 
 	if (check->account_asked == GetCurrentStatementStartTimestamp())
 		return check;
 	check->account_asked = 0;	/* not valid until it is whole */
-	klm_enter_owner(fcinfo, &caller);
-	klm_add_text(&call, request->route);
-	klm_run_one(&call, "send_account", true);
-	if (!klm_result_bool(1))
+	check->own = klm_current_row("_account", "_account_pkey", klm_from_utf8(name), columns,
+								 lengthof(columns), values, nulls) && DatumGetBool(values[0]);
+	if (!check->own && request->route[0] && strcmp(request->route, KLM_PLATFORM) != 0)
 		klm_refuse("account", ERRCODE_INVALID_PARAMETER_VALUE, false,
 				   "SELECT account FROM kliv_mail.smtp_settings WHERE in_use; lists the accounts; "
 				   "kliv_mail.configure_smtp(account => ...) makes one.",
 				   "\"%s\" is not in use", klm_shown(request->route, strlen(request->route)));
-	check->account = klm_result_text(2, TopTransactionContext);
-	check->own = klm_result_bool(3);
-	check->from_address = klm_result_text(4, TopTransactionContext);
-	check->allowed_senders = klm_result_texts(5, TopTransactionContext,
-											  &check->allowed_sender_count);
-	check->can_unsubscribe = klm_result_bool(6);
-	klm_leave_owner(&caller);
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	check->account = pstrdup(check->own ? name : KLM_PLATFORM);
+	check->allowed_sender_count = 0;
+	if (check->own)
+	{
+		check->from_address = nulls[1] ? NULL :
+			pstrdup(klm_to_utf8(TextDatumGetCString(values[1])));
+		check->allowed_senders = texts_of(values[2], &check->allowed_sender_count);
+	}
+	else
+		check->from_address = platform_sender(fcinfo);
+	MemoryContextSwitchTo(old);
+	if (request->priority == 2)
+		check->can_unsubscribe = klm_current_row("_brand", NULL, NULL, url, 1, values, nulls) &&
+			!nulls[0];
 	check->account_asked = GetCurrentStatementStartTimestamp();
 	return check;
+}
+
+/* The elements of a text[] in UTF-8, without the NULLs. */
+static char **
+texts_of(Datum array, int *count)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			length;
+	char	  **texts;
+
+	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT, &elements,
+					  &nulls, &length);
+	texts = palloc(Max(1, length) * sizeof(char *));
+	*count = 0;
+	for (int i = 0; i < length; i++)
+		if (!nulls[i])
+			texts[(*count)++] = pstrdup(klm_to_utf8(TextDatumGetCString(elements[i])));
+	return texts;
+}
+
+/*
+ * The platform's address as kliv_mail._platform() has it, in UTF-8, or NULL.  It depends
+ * on these settings alone, and a session keeps it until one of them is another.
+ */
+static char *
+platform_sender(FunctionCallInfo fcinfo)
+{
+	static char *settings = NULL;
+	static char *address = NULL;
+	char	   *present = psprintf("%d %s %s", klm_in_sandbox(),
+								   GetConfigOption("kliv_mail.platform_url", false, false),
+								   GetConfigOption("kliv_mail.platform_from", false, false));
+
+	if (settings == NULL || strcmp(present, settings) != 0)
+	{
+		KlmCaller	caller;
+		KlmCall		call = {0};
+
+		if (settings)
+			pfree(settings);
+		if (address)
+			pfree(address);
+		settings = address = NULL;
+		klm_enter_owner(fcinfo, &caller);
+		klm_run_one(&call, "platform", true);
+		address = klm_result_text(6, TopMemoryContext);
+		klm_leave_owner(&caller);
+		settings = MemoryContextStrdup(TopMemoryContext, present);
+	}
+	return address ? pstrdup(address) : NULL;
 }
 
 /*
@@ -855,16 +965,22 @@ tell_what_it_waits_for(SendCheck *check, int count, int suppressed)
 static char *
 new_message_id(const SendCheck *check, const SendRequest *request)
 {
-	uint8		random[16];
-	char		hex[2 * sizeof(random) + 1];
+	static uint8 pool[64 * 16]; /* for many, since each call of the generator has its cost */
+	static int	left = 0;
+	char		hex[2 * 16 + 1];
 	const char *domain = NULL;
 
-	if (!pg_strong_random(random, sizeof(random)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random bytes for a Message-ID")));
-	hex_encode((char *) random, sizeof(random), hex);
-	hex[2 * sizeof(random)] = '\0';
+	if (left == 0)
+	{
+		if (!pg_strong_random(pool, sizeof(pool)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate random bytes for a Message-ID")));
+		left = sizeof(pool);
+	}
+	left -= 16;
+	hex_encode((char *) pool + left, 16, hex);
+	hex[2 * 16] = '\0';
 
 	if (check->own && request->from_address)
 		domain = strrchr(request->from_address, '@');
@@ -909,109 +1025,234 @@ add_message(SendRequest *request, const SendCheck *check, KlmSendQueue *queue, i
 	MemoryContextSwitchTo(old);
 }
 
-/* What all messages in the queue have in common, as arguments of kliv_mail._enqueue(). */
+/* What all messages in the queue have in common. */
 static void
 begin_queue(FunctionCallInfo fcinfo, const SendRequest *request, SendCheck *check, TimestampTz now,
 			KlmSendQueue *queue)
 {
 	MemoryContext old = MemoryContextSwitchTo(queue->context);
-	KlmCall    *call = &queue->common;
+	bool		later = !PG_ARGISNULL(KLM_SEND_SEND_AT);
 
 	queue->recipient_count = 0;
 	queue->octets = 0;
 	queue->check = check;
-	call->count = 0;
-	klm_add_text(call, request->message_type);
-	klm_add(call, INT2OID, Int16GetDatum(request->priority), false);
-	klm_add_text(call, request->template ? request->template->name : NULL);
-	klm_add_text(call, request->route);
-	klm_add_text(call, request->from_address);
-	klm_add_text(call, request->from_name);
-	klm_add_text(call, request->reply_to);
-	klm_add_bool(call, request->unsubscribe);
-	klm_add_text(call, request->topic);
-	add_argument(call, fcinfo, KLM_SEND_SEND_AT, TIMESTAMPTZOID);
-	add_argument(call, fcinfo, KLM_SEND_EXPIRES_AT, TIMESTAMPTZOID);
-	add_argument(call, fcinfo, KLM_SEND_TAGS, TEXTARRAYOID);
-	add_argument(call, fcinfo, KLM_SEND_METADATA, JSONBOID);
-	add_argument(call, fcinfo, KLM_SEND_IDEMPOTENCY_KEY, TEXTOID);
-	klm_add_bytea(call, PG_ARGISNULL(KLM_SEND_IDEMPOTENCY_KEY) ? NULL :
-				  fingerprint_arguments(fcinfo, request));
-	add_argument(call, fcinfo, KLM_SEND_REPLACE_KEY, TEXTOID);
-	klm_add_time(call, now);
-	queue->due = PG_ARGISNULL(KLM_SEND_SEND_AT) ? 0 :
-		Max(1, PG_GETARG_TIMESTAMPTZ(KLM_SEND_SEND_AT) - klm_test_clock_offset);
+	queue->now = now;
+	queue->due = later ?
+		Max(1, PG_GETARG_TIMESTAMPTZ(KLM_SEND_SEND_AT) - klm_test_clock_offset) : 0;
+	memset(queue->message_nulls, false, sizeof(queue->message_nulls));
+	queue->message[M_CREATED_AT] = TimestampTzGetDatum(now);
+	set_text(queue->message, queue->message_nulls, M_MESSAGE_TYPE, request->message_type);
+	set_text(queue->message, queue->message_nulls, M_TEMPLATE,
+			 request->template ? request->template->name : NULL);
+	set_text(queue->message, queue->message_nulls, M_ACCOUNT,
+			 request->route[0] ? request->route : NULL);
+	set_text(queue->message, queue->message_nulls, M_FROM_ADDRESS, request->from_address);
+	set_text(queue->message, queue->message_nulls, M_FROM_NAME, request->from_name);
+	set_text(queue->message, queue->message_nulls, M_REPLY_TO, request->reply_to);
+	queue->message[M_UNSUBSCRIBE] = BoolGetDatum(request->unsubscribe);
+	set_text(queue->message, queue->message_nulls, M_TOPIC, request->topic);
+	set_argument(queue, M_SEND_AT, fcinfo, KLM_SEND_SEND_AT);
+	set_argument(queue, M_EXPIRES_AT, fcinfo, KLM_SEND_EXPIRES_AT);
+	set_argument(queue, M_TAGS, fcinfo, KLM_SEND_TAGS);
+	set_argument(queue, M_METADATA, fcinfo, KLM_SEND_METADATA);
+	set_argument(queue, M_REPLACE_KEY, fcinfo, KLM_SEND_REPLACE_KEY);
+	queue->key = PG_ARGISNULL(KLM_SEND_IDEMPOTENCY_KEY) ? (Datum) 0 :
+		PG_GETARG_DATUM(KLM_SEND_IDEMPOTENCY_KEY);
+	queue->fingerprint = PG_ARGISNULL(KLM_SEND_IDEMPOTENCY_KEY) ? NULL :
+		fingerprint_arguments(fcinfo, request);
+
+	memset(queue->delivery_nulls, false, sizeof(queue->delivery_nulls));
+	set_text(queue->delivery, queue->delivery_nulls, D_ORIGIN, klm_origin());
+	set_text(queue->delivery, queue->delivery_nulls, D_ROUTE, request->route);
+	queue->delivery[D_PRIORITY] = Int16GetDatum(request->priority);
+	queue->delivery[D_DUE] = later ? queue->message[M_SEND_AT] : TimestampTzGetDatum(now);
+	queue->delivery[D_CREATED_AT] = TimestampTzGetDatum(now);
+	queue->delivery[D_EXPIRES_AT] = queue->message[M_EXPIRES_AT];
+	queue->delivery_nulls[D_EXPIRES_AT] = queue->message_nulls[M_EXPIRES_AT];
+	queue->delivery[D_ATTEMPTS] = Int32GetDatum(0);
+	queue->delivery[D_DOUBTS] = Int32GetDatum(0);
+	queue->delivery[D_DOUBTFUL] = BoolGetDatum(false);
+	queue->delivery[D_REPLACE_KEY] = queue->message[M_REPLACE_KEY];
+	queue->delivery_nulls[D_REPLACE_KEY] = queue->message_nulls[M_REPLACE_KEY];
 	MemoryContextSwitchTo(old);
 }
 
 static void
-add_array(KlmCall *call, Datum *elements, int count, Oid type, Oid array_type)
+set_text(Datum *values, bool *nulls, int column, const char *utf8)
 {
-	bool		flag = type == BOOLOID;
-
-	klm_add(call, array_type,
-			PointerGetDatum(construct_array(elements, count, type, flag ? 1 : -1, flag,
-											flag ? TYPALIGN_CHAR : TYPALIGN_INT)), false);
-}
-
-/* Put what is in the queue into the tables, as the owner; the ids of its messages. */
-static int64 *
-put_into_outbox(FunctionCallInfo fcinfo, KlmSendQueue *queue)
-{
-	MemoryContext context = CurrentMemoryContext;
-	bool		each = queue->count > 1;
-	KlmCaller	caller;
-	KlmCall		call = {0};
-	bool		is_new;
-	int			suppressed;
-	int64	   *ids;
-
-	klm_enter_owner(fcinfo, &caller);
-	klm_add_caller(&call, &caller);
-	if (each)
-	{
-		add_array(&call, queue->subjects, queue->count, TEXTOID, TEXTARRAYOID);
-		add_array(&call, queue->header_ids, queue->count, TEXTOID, TEXTARRAYOID);
-		add_array(&call, queue->entities, queue->count, BYTEAOID, BYTEAARRAYOID);
-		add_array(&call, queue->smtputf8, queue->count, BOOLOID, BOOLARRAYOID);
-	}
-	else
-	{
-		klm_add(&call, TEXTOID, queue->subjects[0], false);
-		klm_add(&call, TEXTOID, queue->header_ids[0], false);
-		klm_add(&call, BYTEAOID, queue->entities[0], false);
-		klm_add(&call, BOOLOID, queue->smtputf8[0], false);
-	}
-	add_array(&call, queue->recipients, queue->recipient_count, TEXTOID, TEXTARRAYOID);
-	add_array(&call, queue->kinds, queue->recipient_count, TEXTOID, TEXTARRAYOID);
-	for (int i = 0; i < queue->common.count; i++)
-		klm_add(&call, queue->common.types[i], queue->common.values[i],
-				queue->common.nulls[i] == 'n');
-	klm_run_one(&call, each ? "enqueue_each" : "enqueue", false);
-	if (each)
-		ids = klm_result_int8s(1, context, NULL);
-	else
-	{
-		ids = MemoryContextAlloc(context, sizeof(int64));
-		ids[0] = klm_result_int8(1);
-	}
-	is_new = klm_result_bool(2);
-	suppressed = klm_result_int8(3);
-	if (klm_result_int8(4) > 0)
-		klm_changed_at_commit();
-	klm_leave_owner(&caller);
-	if (is_new)
-	{
-		tell_what_it_waits_for(queue->check, queue->recipient_count, suppressed);
-		klm_wake_at_commit(queue->due);
-	}
-	return ids;
+	nulls[column] = utf8 == NULL;
+	values[column] = utf8 ? CStringGetTextDatum(klm_from_utf8(utf8)) : (Datum) 0;
 }
 
 /* An argument as it was given. */
 static void
-add_argument(KlmCall *call, FunctionCallInfo fcinfo, int number, Oid type)
+set_argument(KlmSendQueue *queue, int column, FunctionCallInfo fcinfo, int number)
 {
-	klm_add(call, type, PG_ARGISNULL(number) ? (Datum) 0 : PG_GETARG_DATUM(number),
-			PG_ARGISNULL(number));
+	queue->message_nulls[column] = PG_ARGISNULL(number);
+	queue->message[column] = PG_ARGISNULL(number) ? (Datum) 0 : PG_GETARG_DATUM(number);
+}
+
+/*
+ * Put what is in the queue into the tables, as the owner; the ids of its messages.
+ * It waits for nobody, but for another call with the same idempotency_key; nothing is read by
+ * it that other callers write, so that SERIALIZABLE callers do not abort one another.
+ */
+static int64 *
+put_into_outbox(FunctionCallInfo fcinfo, KlmSendQueue *queue)
+{
+	int64	   *ids = palloc(queue->count * sizeof(int64));
+	bool		replaces = !queue->message_nulls[M_REPLACE_KEY];
+	int64	   *stopped = NULL;
+	int			suppressed = 0;
+	KlmCaller	caller;
+	NameData	sender;
+	int64		first;
+
+	namestrcpy(&sender, GetUserNameFromId(GetUserId(), false));
+	klm_become_owner(fcinfo->flinfo->fn_oid, &caller);
+	if (replaces)
+		call_replace(queue, &sender, "share_replace_key", 0);
+	for (int i = 0; i < queue->count; i++)
+		ids[i] = klm_next_id("_message_id");
+	/* The key is the first one's. */
+	first = queue->fingerprint ? take_key(queue, &sender, ids[0]) : ids[0];
+	if (first != ids[0])
+	{
+		klm_become_caller(&caller);
+		ids[0] = first;
+		return ids;
+	}
+	add_messages(queue, &sender, ids);
+
+	/*
+	 * Who is suppressed already goes no further; who will be is caught by
+	 * suppress() or, at the latest, by the claim.
+	 */
+	if (klm_any_suppressed(queue->recipients, queue->recipient_count))
+		stopped = stop_suppressed(queue, ids, &suppressed);
+	add_deliveries(queue, ids, stopped);
+	if (replaces && call_replace(queue, &sender, "replace_earlier", ids[0]) > 0)
+		klm_changed_at_commit();
+	klm_become_caller(&caller);
+	tell_what_it_waits_for(queue->check, queue->recipient_count, suppressed);
+	klm_wake_at_commit(queue->due);
+	return ids;
+}
+
+/* kliv_mail._take_key(): the message that has the idempotency_key. */
+static int64
+take_key(KlmSendQueue *queue, Name sender, int64 message)
+{
+	KlmCall		call = {0};
+	int64		first;
+
+	SPI_connect();
+	klm_add(&call, NAMEOID, NameGetDatum(sender), false);
+	klm_add(&call, TEXTOID, queue->key, false);
+	klm_add_bytea(&call, queue->fingerprint);
+	klm_add_int8(&call, message);
+	klm_add_time(&call, queue->now);
+	klm_run_one(&call, "take_key", false);
+	first = klm_result_int8(1);
+	SPI_finish();
+	return first;
+}
+
+/* kliv_mail._share_replace_key(), or, of a message, _replace_earlier(): how many it stopped. */
+static int64
+call_replace(KlmSendQueue *queue, Name sender, const char *function, int64 message)
+{
+	KlmCall		call = {0};
+	int64		stopped = 0;
+
+	SPI_connect();
+	klm_add(&call, NAMEOID, NameGetDatum(sender), false);
+	klm_add(&call, TEXTOID, queue->message[M_REPLACE_KEY], false);
+	if (message != 0)
+	{
+		klm_add_int8(&call, message);
+		klm_add_time(&call, queue->now);
+	}
+	klm_run_one(&call, function, false);
+	if (message != 0)
+		stopped = klm_result_int8(1);
+	SPI_finish();
+	return stopped;
+}
+
+static void
+add_messages(KlmSendQueue *queue, Name sender, const int64 *ids)
+{
+	KlmRows    *rows = klm_rows_begin("_message", message_columns, M_COLUMNS);
+
+	queue->message[M_SENDER_ROLE] = NameGetDatum(sender);
+	queue->message[M_RECIPIENTS] = Int32GetDatum(queue->count > 1 ? 1 : queue->recipient_count);
+	for (int i = 0; i < queue->count; i++)
+	{
+		queue->message[M_ID] = Int64GetDatum(ids[i]);
+		queue->message[M_SUBJECT] = queue->subjects[i];
+		queue->message[M_HEADER_ID] = queue->header_ids[i];
+		queue->message[M_ENTITY] = queue->entities[i];
+		queue->message[M_SMTPUTF8] = queue->smtputf8[i];
+		klm_rows_add(rows, queue->message, queue->message_nulls);
+	}
+	klm_rows_end(rows);
+}
+
+/* Deliveries that wait, but for those that were stopped; stopped may be NULL. */
+static void
+add_deliveries(KlmSendQueue *queue, const int64 *ids, const int64 *stopped)
+{
+	KlmRows    *rows = klm_rows_begin("_outbox", delivery_columns, D_COLUMNS);
+
+	for (int i = 0; i < queue->recipient_count; i++)
+	{
+		if (stopped && stopped[i])
+			continue;
+		queue->delivery[D_ID] = Int64GetDatum(klm_next_id("_delivery_id"));
+		queue->delivery[D_MESSAGE_ID] = Int64GetDatum(ids[queue->count > 1 ? i : 0]);
+		queue->delivery[D_RECIPIENT] = queue->recipients[i];
+		queue->delivery[D_KIND] = queue->kinds[i];
+		klm_rows_add(rows, queue->delivery, queue->delivery_nulls);
+	}
+	klm_rows_end(rows);
+}
+
+/* kliv_mail._stop_new(): which recipients are suppressed (1), whose rows it makes, and how many. */
+static int64 *
+stop_suppressed(KlmSendQueue *queue, const int64 *ids, int *count)
+{
+	Datum		messages[QUEUE_ROWS];
+	MemoryContext context = CurrentMemoryContext;
+	KlmCall		call = {0};
+	int64	   *stopped;
+
+	for (int i = 0; i < queue->recipient_count; i++)
+		messages[i] = Int64GetDatum(ids[queue->count > 1 ? i : 0]);
+	SPI_connect();
+	klm_add(&call, INT8ARRAYOID,
+			PointerGetDatum(construct_array(messages, queue->recipient_count, INT8OID, 8,
+											FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)), false);
+	add_texts(&call, queue->recipients, queue->recipient_count);
+	add_texts(&call, queue->kinds, queue->recipient_count);
+	klm_add(&call, INT2OID, queue->delivery[D_PRIORITY], false);
+	klm_add(&call, TEXTOID, queue->message[M_TOPIC], queue->message_nulls[M_TOPIC]);
+	klm_add(&call, TEXTOID, queue->delivery[D_ROUTE], false);
+	klm_add(&call, TIMESTAMPTZOID, queue->delivery[D_EXPIRES_AT],
+			queue->delivery_nulls[D_EXPIRES_AT]);
+	klm_add_time(&call, queue->now);
+	klm_run_one(&call, "stop_new", false);
+	stopped = klm_result_int8s(1, context, NULL);
+	SPI_finish();
+	for (int i = 0; i < queue->recipient_count; i++)
+		*count += stopped[i];
+	return stopped;
+}
+
+static void
+add_texts(KlmCall *call, Datum *elements, int count)
+{
+	klm_add(call, TEXTARRAYOID,
+			PointerGetDatum(construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT)),
+			false);
 }

@@ -55,14 +55,14 @@ for my $round (1 .. 5)
         $session->query("TRUNCATE kliv_mail._suppression;
             INSERT INTO kliv_mail._suppression (address, scope, created_at, created_by) SELECT 's' || n || '\@example.com', 'all', now(), 'me' FROM generate_series(1, $rows) AS n");
         my $before = ticks($pid);
-        $session->query("SELECT count(kliv_mail.send('a' || n || '\@example.com', 'Costs', 'x')) FROM generate_series(1, 2000) AS n");
+        $session->query("SELECT count(kliv_mail.send('a' || n || '\@example.com', 'Costs', 'x')) FROM generate_series(1, 6000) AS n");
         my $used = ticks($pid) - $before;
         $ticks{$rows} = $used if !$ticks{$rows} || $used < $ticks{$rows};
     }
 }
 my $ratio = $ticks{10000} / $ticks{0};
 note(sprintf 'send() with 10,000 suppressions: %.2f of one without', $ratio);
-cmp_ok($ratio, '<=', 1.3, 'suppressions of others cost a send() no more than three tenths');
+cmp_ok($ratio, '<=', 1.4, 'suppressions of others cost a send() no more than four tenths');
 
 # Beside a snapshot that somebody holds, what was sent stays in the index.  Claims come some ten
 # times a second, however fast mail leaves; each passes over it a few times and not for each row.

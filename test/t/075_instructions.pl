@@ -14,7 +14,7 @@ use Test::More;
 use constant { WARM => 20, MAILS => 100 };
 
 # Instructions a mail, in those of an INSERT of 500 octets.
-my %figure = ('send()' => 32.1, claim => 10.0, record => 7.8);
+my %figure = ('send()' => 11.5, claim => 10.0, record => 7.8);
 
 my $node = KlivMail::Cluster->new(
     'main',

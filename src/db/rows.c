@@ -1,0 +1,147 @@
+/*-------------------------------------------------------------------------
+ *
+ * rows.c
+ *		New rows of our tables, without a statement.
+ *
+ * What the executor of an INSERT does with a row, as logical replication has it
+ * done too: indexes, constraints, and triggers of each row.  Planning, rights and
+ * rules, which are not looked at, are the same for every row of ours.
+ *
+ * Copyright (c) 2026, the kliv_mail developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "commands/sequence.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+#include "base/compat.h"
+#include "db/rows.h"
+
+struct KlmRows
+{
+	Relation	table;
+	EState	   *estate;
+	ResultRelInfo *target;
+	TupleTableSlot *slot;
+	int			count;
+	int			guc_level;		/* where there are triggers, else 0 */
+	AttrNumber	numbers[FLEXIBLE_ARRAY_MEMBER];
+};
+
+static Oid
+oid_of(const char *name)
+{
+	Oid			oid = get_relname_relid(name, get_namespace_oid(KLM_SCHEMA, false));
+
+	if (!OidIsValid(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"" KLM_SCHEMA ".%s\" does not exist", name)));
+	return oid;
+}
+
+int64
+klm_next_id(const char *sequence)
+{
+	return nextval_internal(oid_of(sequence), false);
+}
+
+bool
+klm_table_is_empty(const char *table)
+{
+	Relation	relation = table_open(oid_of(table), AccessShareLock);
+	bool		empty = RelationGetNumberOfBlocks(relation) == 0;
+
+	table_close(relation, AccessShareLock);
+	return empty;
+}
+
+KlmRows *
+klm_rows_begin(const char *table, const KlmColumn *columns, int count)
+{
+	KlmRows    *rows = palloc0(offsetof(KlmRows, numbers) + count * sizeof(AttrNumber));
+	TupleDesc	desc;
+	int			attribute = 0;
+	MemoryContext old;
+
+	rows->table = table_open(oid_of(table), RowExclusiveLock);
+	rows->count = count;
+	desc = RelationGetDescr(rows->table);
+	for (int i = 0; i < count; i++)
+	{
+		while (attribute < desc->natts &&
+			   (TupleDescAttr(desc, attribute)->attisdropped ||
+				strcmp(NameStr(TupleDescAttr(desc, attribute)->attname), columns[i].name) != 0))
+			attribute++;
+		if (attribute == desc->natts ||
+			TupleDescAttr(desc, attribute)->atttypid != columns[i].type)
+			elog(ERROR, "%s has no column \"%s\" of that type in its place", table, columns[i].name);
+		rows->numbers[i] = attribute;
+	}
+
+	rows->estate = CreateExecutorState();
+	old = MemoryContextSwitchTo(rows->estate->es_query_cxt);
+	rows->target = makeNode(ResultRelInfo);
+	InitResultRelInfo(rows->target, rows->table, 0, NULL, 0);
+	rows->estate->es_opened_result_relations = list_make1(rows->target);
+	rows->estate->es_output_cid = GetCurrentCommandId(true);
+	ExecOpenIndices(rows->target, false);
+	rows->slot = table_slot_create(rows->table, &rows->estate->es_tupleTable);
+	MemoryContextSwitchTo(old);
+
+	/* Somebody's own triggers: as in the functions of ours that fix the path. */
+	if (rows->target->ri_TrigDesc)
+	{
+		rows->guc_level = NewGUCNestLevel();
+		(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+		AfterTriggerBeginQuery();
+	}
+	return rows;
+}
+
+void
+klm_rows_add(KlmRows *rows, const Datum *values, const bool *nulls)
+{
+	TupleTableSlot *slot = rows->slot;
+
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	for (int i = 0; i < rows->count; i++)
+	{
+		slot->tts_values[rows->numbers[i]] = values[i];
+		slot->tts_isnull[rows->numbers[i]] = nulls[i];
+	}
+	ExecStoreVirtualTuple(slot);
+	ExecSimpleRelationInsert(rows->target, rows->estate, slot);
+	ResetPerTupleExprContext(rows->estate);
+}
+
+void
+klm_rows_end(KlmRows *rows)
+{
+	if (rows->guc_level > 0)
+	{
+		AfterTriggerEndQuery(rows->estate);
+		AtEOXact_GUC(false, rows->guc_level);
+	}
+	ExecResetTupleTable(rows->estate->es_tupleTable, false);
+	ExecCloseResultRelations(rows->estate);
+	table_close(rows->table, NoLock);
+	FreeExecutorState(rows->estate);
+	pfree(rows);
+	CommandCounterIncrement();
+}
