@@ -21,10 +21,12 @@ $$;
 -- Claim for one account: rows that are due, within all windows, at most
 -- p_room of them and (but for the first, when p_first) p_bytes octets.  Counts
 -- them in the windows in the same transaction.  sender: whose mail it is, where
--- another account of ours is in trouble.
-CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean)
+-- another account of ours is in trouble.  p_dues and p_ids: of each priority, where in
+-- the line to begin (src/worker/sender_line.c).
+CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean,
+                                         p_dues timestamptz[] DEFAULT '{-infinity,-infinity,-infinity}', p_ids bigint[] DEFAULT '{0,0,0}')
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer,
-               suppressed text, sender text, sender_name text, expires_at timestamptz)
+               suppressed text, sender text, sender_name text, expires_at timestamptz, priority smallint, due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
     -- Planning anew for each LIMIT is a quarter of what one mail costs the sender.
     SET plan_cache_mode = force_generic_plan AS $$
@@ -46,8 +48,10 @@ DECLARE
 BEGIN
     -- A glance without a lock, so that a look in vain writes nothing: is anything
     -- waiting at all, and may it leave?
-    IF NOT EXISTS (SELECT FROM unnest(v_routes) AS r (route), LATERAL (
-            SELECT FROM kliv_mail._outbox AS o WHERE o.origin = v_origin AND o.route = r.route AND o.epoch IS NULL LIMIT 1) AS x) THEN
+    IF NOT EXISTS (SELECT FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids) AS p (priority, due, id), LATERAL (
+            SELECT FROM kliv_mail._outbox AS o
+            WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority AND (o.due, o.id) >= (p.due, p.id)
+              AND o.epoch IS NULL LIMIT 1) AS x) THEN
         RETURN;
     END IF;
     SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
@@ -84,7 +88,7 @@ BEGIN
     -- Until what a claim would take has none any more that had its share.
     IF v_cap > 0 THEN
         FOR i IN 1 .. 20 LOOP
-            v_put_off := kliv_mail._cap_recipients(v_routes, 1000, v_cap, v_at, v.hour_start, v.hour_end);
+            v_put_off := kliv_mail._cap_recipients(v_routes, p_dues, p_ids, 1000, v_cap, v_at, v.hour_start, v.hour_end);
             EXIT WHEN v_put_off = 0;
         END LOOP;
         IF v_put_off > 0 THEN
@@ -99,10 +103,10 @@ BEGIN
     FROM (SELECT z.id, z.size, z.priority, row_number() OVER w AS n, sum(z.size) OVER w AS upto
           FROM (SELECT y.*, coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = y.message_id), 0) AS size
                 FROM (SELECT c.id, c.due, c.message_id, p.priority
-                      FROM unnest(v_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
+                      FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids) AS p (priority, due, id), LATERAL (
                           SELECT o.id, o.message_id, o.due FROM kliv_mail._outbox AS o
                           WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
-                            AND o.epoch IS NULL AND o.due <= v_at
+                            AND (o.due, o.id) >= (p.due, p.id) AND o.due <= v_at AND o.epoch IS NULL
                             -- _expire() ends them, a thousand at a time
                             AND (o.expires_at IS NULL OR o.expires_at > v_at)
                             -- another account's mail only if its From may leave here
@@ -145,14 +149,14 @@ BEGIN
                CASE WHEN v_any_suppressed AND kliv_mail._any_suppressed(ARRAY[c.recipient])
                     THEN (SELECT s.reason FROM kliv_mail._suppressed(c.recipient, c.priority,
                               (SELECT m.topic FROM kliv_mail._message AS m WHERE m.id = c.message_id), v_at) AS s) END,
-               f.from_address, f.from_name, c.expires_at
+               f.from_address, f.from_name, c.expires_at, c.priority, c.due
         FROM claimed AS c LEFT JOIN kliv_mail._account AS f ON f.name = c.instead_of ORDER BY c.priority, c.due, c.id;
 END;
 $$;
 
 -- recipient_hourly_limit: who had their share of this hour waits for the next
 -- one.  Looks at the first p_room of each route and priority; how many it sent there.
-CREATE FUNCTION kliv_mail._cap_recipients(p_routes text[], p_room integer, p_cap integer, at timestamptz,
+CREATE FUNCTION kliv_mail._cap_recipients(p_routes text[], p_dues timestamptz[], p_ids bigint[], p_room integer, p_cap integer, at timestamptz,
                                           p_hour_start timestamptz, p_hour_end timestamptz) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -163,10 +167,10 @@ BEGIN
     WHERE o.id = ANY (ARRAY(
         SELECT x.id FROM (
             SELECT c.id, c.recipient, row_number() OVER (PARTITION BY c.recipient ORDER BY c.priority, c.due, c.id) AS n
-            FROM unnest(p_routes) AS r (route), unnest(ARRAY[0, 1, 2]::smallint[]) AS p (priority), LATERAL (
+            FROM unnest(p_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids) AS p (priority, due, id), LATERAL (
                 SELECT o.id, o.recipient, o.priority, o.due FROM kliv_mail._outbox AS o
                 WHERE o.origin = kliv_mail._origin() AND o.route = r.route AND o.priority = p.priority
-                  AND o.epoch IS NULL AND o.due <= at
+                  AND (o.due, o.id) >= (p.due, p.id) AND o.due <= at AND o.epoch IS NULL
                 ORDER BY o.due, o.id LIMIT p_room FOR NO KEY UPDATE SKIP LOCKED) AS c) AS x
         LEFT JOIN kliv_mail._usage AS u ON u.account = '@' || x.recipient AND u.window_name = 'hour'
             AND u.window_start = p_hour_start
@@ -177,13 +181,16 @@ END;
 $$;
 
 -- Where rows were made in the future, the clock has been set back: what was due when it was made, or
--- waits for a retry, is due now.  It looks at the newest ones, among which those that came since are few.
+-- waits for a retry, is due now.  It looks at the newest ones, among which those that came since are few,
+-- and passes over no more than these where all were sent.
 CREATE FUNCTION kliv_mail._settle_clock(at timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     v_ahead timestamptz := at + interval '10 seconds';
 BEGIN
-    IF v_ahead < (SELECT max(x.created_at) FROM (SELECT o.created_at FROM kliv_mail._outbox AS o ORDER BY o.id DESC LIMIT 100) AS x) THEN
+    IF v_ahead < (SELECT max(x.created_at) FROM (
+            SELECT o.created_at FROM kliv_mail._outbox AS o WHERE o.id > (SELECT q.last_value FROM kliv_mail._delivery_id AS q) - 1000
+            ORDER BY o.id DESC LIMIT 100) AS x) THEN
         UPDATE kliv_mail._outbox AS o
         SET created_at = at,
             due = CASE WHEN o.due > at AND o.due < 'infinity' AND coalesce(m.send_at <= o.created_at, true) THEN at ELSE o.due END
@@ -195,15 +202,16 @@ $$;
 
 -- Claim for all accounts in turn, p_bytes octets in all; NULL: a single row of any
 -- size.  p_accounts, p_busy and p_held: how many deliveries and octets the sender
--- already has of some of them; p_rooms: how many it is to have, p_room of the others.  An account gets no more than half of what the
+-- already has of some of them; p_rooms: how many it is to have, p_room of the others; p_dues and
+-- p_ids: three for each, where in the line to begin.  An account gets no more than half of what the
 -- others leave, so that one that hangs cannot fill the sender's memory, and one
 -- that has nothing gets a mail of any size.
 -- settings changes whenever the account was changed in any way.
 CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint,
                                  p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}',
-                                 p_rooms integer[] DEFAULT '{}')
+                                 p_rooms integer[] DEFAULT '{}', p_dues timestamptz[] DEFAULT '{}', p_ids bigint[] DEFAULT '{}')
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, size integer, suppressed text,
-               sender text, sender_name text, settings text, expires_at timestamptz)
+               sender text, sender_name text, settings text, expires_at timestamptz, priority smallint, due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -217,17 +225,19 @@ BEGIN
     END IF;
     FOR a IN
         SELECT x.name, coalesce(b.room, p_room) - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) = 0 AS idle, coalesce(b.held, 0) AS held,
-               md5(x::text) AS settings
+               md5(x::text) AS settings, coalesce(nullif(p_dues[3 * b.n - 2 : 3 * b.n], '{}'), '{-infinity,-infinity,-infinity}') AS dues,
+               coalesce(nullif(p_ids[3 * b.n - 2 : 3 * b.n], '{}'), '{0,0,0}') AS ids
         FROM kliv_mail._accounts() AS x
-        LEFT JOIN unnest(p_accounts, p_busy, p_held, p_rooms) AS b (name, busy, held, room) ON b.name = x.name
+        LEFT JOIN unnest(p_accounts, p_busy, p_held, p_rooms) WITH ORDINALITY AS b (name, busy, held, room, n) ON b.name = x.name
         WHERE x.in_use AND x.problem IS NULL AND coalesce(b.room, p_room) > coalesce(b.busy, 0)
         ORDER BY coalesce(b.busy, 0), x.route_order, x.name
     LOOP
         FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room,
-                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL) LOOP
+                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL, a.dues, a.ids) LOOP
             id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
             size := c.size; suppressed := c.suppressed;
             sender := c.sender; sender_name := c.sender_name; settings := a.settings; expires_at := c.expires_at;
+            priority := c.priority; due := c.due;
             v_bytes := v_bytes - c.size;
             RETURN NEXT;
         END LOOP;

@@ -90,6 +90,7 @@ static void add_text_lossy(KlmCall *call, const char *utf8);
 static void add_texts(KlmCall *call, const char *const *values, int count);
 static void add_int8s(KlmCall *call, const int64 *values, int count);
 static void add_int4s(KlmCall *call, const int *values, int count);
+static void add_places(KlmCall *call, const KlmPlace *places, int count);
 static void add_outcomes(KlmCall *call, const KlmOutcome *outcomes, int count);
 
 void
@@ -336,7 +337,7 @@ klm_outbox_recover(void)
 
 List *
 klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy, int64 *held,
-				 int *rooms, int count, int64 **ids, int *id_count)
+				 int *rooms, const KlmPlace *places, int count, int64 **ids, int *id_count)
 {
 	KlmCall		call = {0};
 	List	   *claims = NIL;
@@ -348,6 +349,7 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 	add_int4s(&call, busy, count);
 	add_int8s(&call, held, count);
 	add_int4s(&call, rooms, count);
+	add_places(&call, places, count * KLM_PRIORITIES);
 	klm_run(&call, "claim", false);
 
 	/* Before their texts, any of which may be unreadable. */
@@ -372,6 +374,9 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 		claim->sender_name = column_text(i, 8);
 		claim->settings = column_text(i, 9);
 		claim->expires_at = column_int64(i, 10);	/* microseconds, too */
+		claim->priority = (int) column_int64(i, 11);
+		claim->place.due = column_int64(i, 12);
+		claim->place.id = claim->id;
 	}
 	return claims;
 }
@@ -580,6 +585,8 @@ column_int64(int row, int column)
 		return 0;
 	if (SPI_gettypeid(SPI_tuptable->tupdesc, column) == INT4OID)
 		return DatumGetInt32(value);
+	if (SPI_gettypeid(SPI_tuptable->tupdesc, column) == INT2OID)
+		return DatumGetInt16(value);
 	return DatumGetInt64(value);
 }
 
@@ -614,6 +621,25 @@ add_int8s(KlmCall *call, const int64 *values, int count)
 			PointerGetDatum(construct_array(elements, count, INT8OID, 8, FLOAT8PASSBYVAL,
 											TYPALIGN_DOUBLE)),
 			false);
+}
+
+/* Two arrays: times and ids. */
+static void
+add_places(KlmCall *call, const KlmPlace *places, int count)
+{
+	Datum	   *dues = palloc(Max(1, count) * sizeof(Datum));
+	int64	   *ids = palloc(Max(1, count) * sizeof(int64));
+
+	for (int i = 0; i < count; i++)
+	{
+		dues[i] = TimestampTzGetDatum(places[i].due);
+		ids[i] = places[i].id;
+	}
+	klm_add(call, TIMESTAMPTZARRAYOID,
+			PointerGetDatum(construct_array(dues, count, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL,
+											TYPALIGN_DOUBLE)),
+			false);
+	add_int8s(call, ids, count);
 }
 
 static void

@@ -21,6 +21,16 @@
 
 #include "base/kliv_mail.h"
 
+/* 0 system, 1 transactional, 2 marketing */
+#define KLM_PRIORITIES 3
+
+/* Where in a line a delivery stands: first those that were due first. */
+typedef struct KlmPlace
+{
+	TimestampTz due;
+	int64		id;
+} KlmPlace;
+
 typedef struct KlmClaim
 {
 	int64		id;
@@ -38,6 +48,8 @@ typedef struct KlmClaim
 	bool		key_trouble;
 	int			size;
 	TimestampTz expires_at;		/* 0: never */
+	int			priority;
+	KlmPlace	place;
 	bool		granted;		/* it may begin once the claim is committed */
 } KlmClaim;
 
@@ -141,11 +153,12 @@ extern int64 klm_outbox_recover(void);
 /*
  * List of KlmClaim.  bytes < 0: a single row.  busy and held: the deliveries and
  * octets of each of the accounts that are in hand; rooms: how many of each are to
- * be, room: of any other account.  The claimed ids are in *ids
- * even where an error ends the call.
+ * be, room: of any other account; places: where in the line of each priority of
+ * each of them to begin.  The claimed ids are in *ids even where an error ends the call.
  */
 extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
-							  int64 *held, int *rooms, int count, int64 **ids, int *id_count);
+							  int64 *held, int *rooms, const KlmPlace *places, int count,
+							  int64 **ids, int *id_count);
 
 /* List of KlmAccountState. */
 extern List *klm_outbox_accounts(void);

@@ -710,11 +710,13 @@ forget_recorded(bool claimed)
 		return;
 	notify();
 	/* What went back to the line, or a hold, changes when the next is due. */
-	if (!claimed)
+	for (int i = 0; i < klm_sender.outcome_count; i++)
 	{
-		for (int i = 0; i < klm_sender.outcome_count && !klm_sender.claim_wanted; i++)
-			klm_sender.claim_wanted = strcmp(klm_sender.outcomes[i].verdict,
-											 klm_verdict_name(KLM_ACCEPTED)) != 0;
+		if (strcmp(klm_sender.outcomes[i].verdict, klm_verdict_name(KLM_ACCEPTED)) == 0)
+			continue;
+		klm_line_changed();
+		klm_sender.claim_wanted |= !claimed;
+		break;
 	}
 	klm_drop_outcomes();
 	klm_sender_recorded();

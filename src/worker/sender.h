@@ -34,6 +34,16 @@ typedef struct KlmSettings
 	bool		opened;			/* its secrets were looked for */
 } KlmSettings;
 
+/* Where claims of a pool and a priority begin (sender_line.c). */
+typedef struct KlmLine
+{
+	KlmPlace	from;
+	KlmPlace	next;			/* and will, once no transaction below that runs; */
+	TransactionId until;		/* invalid: there is no next */
+	KlmPlace	taken;			/* of what the last claim took, the last */
+	bool		reached;		/* when it was made, none below until ran */
+} KlmLine;
+
 typedef struct KlmPool
 {
 	dlist_node	node;
@@ -55,6 +65,7 @@ typedef struct KlmPool
 	int			opening;
 	int			allowed;		/* connections now; grows on success, shrinks on trouble */
 	int64		next_begin;		/* where the provider takes only so many a second */
+	KlmLine		lines[KLM_PRIORITIES];
 	bool		more;			/* its last claim found something */
 	bool		stale;			/* the queue was composed for other settings */
 	bool		paused;			/* pause(), a limit of 0, out of use: what has not left goes back */
@@ -104,6 +115,10 @@ typedef struct KlmBatch
 	int		   *busy;			/* that each of the first pools had before; */
 	int		   *rooms;			/* and was to have */
 	int			offered;		/* so many pools there were */
+	bool		whole;			/* from the beginning of each line */
+	TimestampTz seen;			/* when it was made, */
+	TransactionId oldest;		/* the oldest transaction that ran then, */
+	TransactionId next_xid;		/* and the first that had not begun behind it */
 	List	   *claims;			/* KlmClaim */
 	List	   *messages;		/* KlmStoredMessage */
 	char	   *url;			/* the brand's unsubscribe URL, or NULL */
@@ -219,6 +234,21 @@ extern void klm_queue_claimed(KlmBatch *batch, KlmGrant *grant);
 
 /* Is there an account that has more, with room for another claim worth its transaction? */
 extern bool klm_has_room(void);
+
+/* ---- sender_line.c ---- */
+
+/* In a transaction: where the claim is to begin, three places for each pool. */
+extern KlmPlace *klm_line_begin(KlmBatch *batch);
+
+/* Behind the claim, and behind its commit. */
+extern void klm_line_end(KlmBatch *batch);
+extern void klm_line_move(const KlmBatch *batch);
+
+/* Something may have gone back into a line: the next claim is to look at all of it. */
+extern void klm_line_changed(void);
+
+/* When a claim will look at all of it. */
+extern int64 klm_line_whole_at(void);
 
 /* ---- sender_grant.c ---- */
 

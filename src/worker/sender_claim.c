@@ -88,8 +88,10 @@ klm_claim(void)
 		if (klm_bounce_domain[0])
 			klm_sign_return_paths(batch->claims, context);
 	}
-	else
+	else if (batch->whole)
 		plan_next_claim();
+	else
+		klm_sender.next_claim = klm_line_whole_at();
 
 	/* Behind the claim, so that this sees all that the claim saw. */
 	if (klm_sender.claim_wanted)
@@ -105,6 +107,7 @@ klm_queue_claimed(KlmBatch *batch, KlmGrant *grant)
 	ListCell   *lc;
 
 	klm_sender.claim_wanted = klm_sender.recovery_wanted = false;
+	klm_line_move(batch);
 	open_accounts();
 	if (batch->claims != NIL)
 		key_trouble = !klm_make_unsubscribe_links(batch->claims, batch->messages, batch->url,
@@ -193,6 +196,7 @@ offer_room(KlmBatch *batch)
 	int			count = 0;
 	char	  **names;
 	int64	   *held;
+	KlmPlace   *places;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &klm_sender.pools)
@@ -215,11 +219,13 @@ offer_room(KlmBatch *batch)
 		batch->busy[count++] = pool->queued + pool->open;
 	}
 	batch->offered = count;
+	places = klm_line_begin(batch);
 	batch->claims = klm_outbox_claim(klm_sender.epoch, batch->room,
 									 klm_sender.isolating ? -1
 									 : Max(0, memory - klm_sender.claimed_bytes),
-									 names, batch->busy, held, batch->rooms, count,
+									 names, batch->busy, held, batch->rooms, places, count,
 									 &klm_sender.tried_ids, &klm_sender.tried_count);
+	klm_line_end(batch);
 }
 
 static void

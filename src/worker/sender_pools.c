@@ -16,6 +16,7 @@
 
 #include "lib/ilist.h"
 #include "utils/memutils.h"
+#include "utils/timestamp.h"
 
 #include "base/guc.h"
 #include "worker/sender.h"
@@ -238,6 +239,8 @@ klm_find_pool(const char *name)
 	dlist_init(&pool->queue);
 	dlist_init(&pool->links);
 	pool->allowed = Min(4, klm_sender.connections);
+	for (int i = 0; i < KLM_PRIORITIES; i++)
+		pool->lines[i].from.due = DT_NOBEGIN;
 	dlist_push_tail(&klm_sender.pools, &pool->node);
 	return pool;
 }
