@@ -17,7 +17,7 @@ use POSIX ();
 
 sub new
 {
-    my ($class, $folder) = @_;
+    my ($class, $folder, $name) = @_;
     my $self = bless { folder => $folder }, $class;
     File::Path::make_path($folder);
     _write("$folder/ca.cnf", <<"EOF");
@@ -44,7 +44,7 @@ EOF
     $self->_key('ca');
     _openssl(
         'req', '-new', '-x509', '-config', "$folder/ca.cnf", '-extensions', 'authority',
-        '-key', "$folder/ca.key", '-subj', '/CN=kliv_mail test authority',
+        '-key', "$folder/ca.key", '-subj', '/CN=' . ($name // 'kliv_mail test authority'),
         '-days', '30', '-out', "$folder/ca.crt");
     return $self;
 }
