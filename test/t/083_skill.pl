@@ -56,11 +56,10 @@ is($node->sql(q{SELECT string_agg(c.relname || '.' || a.attname, ' ' ORDER BY c.
 
 # ---- next_step() for who sends ----
 
-my $id = $node->sql(q{SELECT kliv_mail.send('deferred@simulator.invalid', 'x', 'x')}, role => 'app');
-$node->wait_until("SELECT status = 'deferred' FROM kliv_mail.deliveries WHERE message_id = $id");
-is($node->sql("SELECT code FROM kliv_mail.next_step($id)", role => 'app'), 'retry', 'a sender is told of its own mail');
-is($node->sql("SELECT code FROM kliv_mail.next_step('$id')", role => 'app'), 'retry', '... by the number as a text, too');
-is($node->sql("SELECT code FROM kliv_mail.next_step('Deferred\@simulator.invalid')", role => 'app'), 'retry', '... and by the address');
+my $id = $node->sql(q{SELECT kliv_mail.send('later@simulator.invalid', 'x', 'x', send_at => now() + interval '1 day')}, role => 'app');
+is($node->sql("SELECT code FROM kliv_mail.next_step($id)", role => 'app'), 'scheduled', 'a sender is told of its own mail');
+is($node->sql("SELECT code FROM kliv_mail.next_step('$id')", role => 'app'), 'scheduled', '... by the number as a text, too');
+is($node->sql("SELECT code FROM kliv_mail.next_step('Later\@simulator.invalid')", role => 'app'), 'scheduled', '... and by the address');
 is($node->try("SELECT code FROM kliv_mail.next_step($id)", role => 'other')->{state}, '22023', '... of nobody else\'s');
 my $refused = $node->try('SELECT * FROM kliv_mail.next_step()', role => 'app');
 is("$refused->{state}", '42501', 'what is about settings is not for it');
