@@ -32,6 +32,7 @@
 #include "db/owner_call.h"
 #include "functions/account_arguments.h"
 #include "functions/probe_rows.h"
+#include "hooks/secrets_in_logs.h"
 #include "net/mailbox.h"
 #include "secret/seal.h"
 
@@ -65,6 +66,7 @@ static bool is_other_service(int port);
 Datum
 kliv_mail_configure_bounce_mailbox(PG_FUNCTION_ARGS)
 {
+	klm_mask_activity();
 	PG_TRY();
 	{
 		configure(fcinfo);

@@ -76,6 +76,8 @@ for my $call (
     qq{SELECT * FROM kliv_mail.test_smtp(host => 'no host', username => 'u\@example.com', password => '$secret')},
     qq{SELECT kliv_mail.configure_smtp(pasword => '$secret')},
     qq{SELECT kliv_mail.configure_webhook('mailgun', secret => '$secret')},
+    qq{SELECT kliv_mail.configure_bounce_mailbox('imap.example.com', 'bounces\@example.com', '$secret', test => false)},
+    qq{SELECT kliv_mail.configure_bounce_mailbox('no host', 'bounces\@example.com', '$secret', test => false)},
     qq{DO \$\$ BEGIN PERFORM kliv_mail.configure_smtp(host => '127.0.0.1', username => 'u', password => '$secret'); EXCEPTION WHEN OTHERS THEN NULL; END \$\$})
 {
     my $session = $node->session;
