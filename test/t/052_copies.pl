@@ -37,7 +37,8 @@ $source->sql(qq{
     SELECT kliv_mail.suppress('gone\@customer.example'), kliv_mail.forget('gone\@customer.example');
     SELECT kliv_mail.save_topic('news', 'News');
     SELECT kliv_mail.save_template('welcome', 'Welcome', 'Hello {{name}}');
-    SELECT kliv_mail.set_brand(name => 'Shop', unsubscribe_url => 'https://shop.example/u')}, @in);
+    SELECT kliv_mail.set_brand(name => 'Shop', unsubscribe_url => 'https://shop.example/u');
+    SELECT * FROM kliv_mail.configure_bounce_mailbox('imap.shop.example', 'bounces\@shop.example', 'of the mailbox', enabled => false, test => false)}, @in);
 my $link = $source->sql(q{SELECT kliv_mail.unsubscribe_url('c@customer.example')}, @in);
 my @sent = map { $source->sql("SELECT kliv_mail.send('done$_\@customer.example', 'x', 'x', idempotency_key => 'key $_', tags => ARRAY['t'], metadata => '{\"n\": $_}')", @in, role => 'clerk') } 1 .. 3;
 is($source->sql("SELECT kliv_mail.wait($_)", @in), 'sent', "mail $_ is sent") for @sent;
