@@ -91,7 +91,7 @@ sub set
 sub change_uidvalidity
 {
     my ($self) = @_;
-    unlink glob("$self->{folder}/mail/dovecot* $self->{folder}/mail/.*/dovecot*");
+    unlink glob("$self->{folder}/mail/dovecot* $self->{folder}/mail/.[a-z]*/dovecot*");
     return;
 }
 
