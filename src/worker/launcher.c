@@ -101,7 +101,7 @@ static int64 next_look = 0;
 static bool slots_exhausted = false;
 static long slot_retry_ms = SLOT_RETRY_MS;
 static int64 next_slot_try = 0;
-static int64 last_shortage = 0;
+static int64 last_shortage[2];	/* of senders, of fetchers */
 static int64 next_overflow_scan = KLM_NEVER;
 static bool overflow_reported = false;
 
@@ -432,6 +432,7 @@ start_fetchers(void)
 static bool
 register_worker(const KlmReservation *reservation, const char *type, const char *main_function)
 {
+	int64	   *reported = &last_shortage[strcmp(type, "fetcher") == 0];
 	Start	   *start = &starts[reservation->slot];
 	BackgroundWorker worker = {0};
 	MemoryContext caller;
@@ -465,13 +466,13 @@ register_worker(const KlmReservation *reservation, const char *type, const char 
 		start->handle = NULL;
 		if (reservation->extra)
 			return false;
-		if (last_shortage == 0 || now >= last_shortage + SLOT_REPORT_MS)
+		if (*reported == 0 || now >= *reported + SLOT_REPORT_MS)
 			ereport(LOG,
 					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 					 errmsg("no worker slot is free for a kliv_mail %s", type),
 					 errhint("Raise max_worker_processes by kliv_mail.max_senders, two for fetchers "
 							 "of bounces and one for the launcher. Mail waits until then.")));
-		last_shortage = now;
+		*reported = now;
 		return false;
 	}
 

@@ -526,6 +526,7 @@ my $expected = join '|',
   'terminating (?:connection|background worker|\S+ process) .*(?:because of crash|due to)',
   'the database system is (?:shutting down|starting up|not yet accepting|in recovery)',
   'test_clock_offset moves the clock',
+  'the account ".*" of database ".*" is held: ',     # each once, with its reason
   'is not a PostgreSQL server process';     # a sender that ended as its memory was asked for
 my @said = grep { /\b(?:FATAL|PANIC|WARNING|ERROR): / && !/$expected/ } split /\n/, slurp_file($node->logfile);
 is(join("\n", @said[ 0 .. min(20, $#said) ]), '', 'the log has no error, no warning');

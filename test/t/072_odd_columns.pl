@@ -32,6 +32,7 @@ $session->sql(q{
     INSERT INTO kliv_mail._ignored_report VALUES ('bounce', 'no report', now(), 1, now());
     INSERT INTO kliv_mail._pause VALUES ('nobody', 'x', now(), 'x');
     INSERT INTO kliv_mail._platform_test (tested_at, ok) VALUES (now(), true);
+    SELECT * FROM kliv_mail.configure_bounce_mailbox('localhost', 'bounces', 'of the mailbox', port => 1, test => false);
     SELECT kliv_mail.send('first@x.example', 'first', 'x', account => 'victim', idempotency_key => 'k')});
 $session->wait_until(q{SELECT count(*) = 1 FROM kliv_mail._delivery WHERE status = 'sent'});
 $session->sql(q{UPDATE kliv_mail._quota SET held_since = now(), failures = 1, probe = 1, suspects = '{1}' WHERE account = 'victim'});

