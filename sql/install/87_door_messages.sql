@@ -12,12 +12,13 @@ BEGIN
     IF NOT has_table_privilege(p_caller, 'kliv_mail._sees_all', 'SELECT') THEN
         RAISE insufficient_privilege USING MESSAGE = 'permission denied for the search', HINT = format('SELECT kliv_mail.grant_read(%L);', p_caller);
     ELSIF v_address <> '' THEN
+        -- First the address, or the planner walks all messages in order.
         RETURN ARRAY(
-            SELECT x.message_id FROM (
+            WITH found AS MATERIALIZED (
                 SELECT d.message_id, d.status FROM kliv_mail._delivery AS d WHERE kliv_mail._goes_to(d.recipient, v_address)
                 UNION ALL
-                SELECT o.message_id, 'waiting' FROM kliv_mail._outbox AS o WHERE lower(o.recipient COLLATE "C") = v_address) AS x (message_id, status)
-            JOIN kliv_mail._message AS m ON m.id = x.message_id
+                SELECT o.message_id, 'waiting' FROM kliv_mail._outbox AS o WHERE lower(o.recipient COLLATE "C") = v_address)
+            SELECT x.message_id FROM found AS x JOIN kliv_mail._message AS m ON m.id = x.message_id
             WHERE x.message_id < v_before AND (p_status IS NULL OR x.status = p_status)
               AND (v_subject = '' OR v_subject IS NULL OR position(v_subject IN lower(m.subject COLLATE "C")) > 0)
             GROUP BY x.message_id ORDER BY x.message_id DESC LIMIT p_max);
