@@ -133,6 +133,6 @@ $$;
 CREATE FUNCTION kliv_mail.resume(account text DEFAULT NULL) RETURNS bigint
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.resume IS
-$$Ends a pause(): of an account, or with NULL that of the whole database (accounts paused by name stay so; a NOTICE names them), and a pause of marketing mail that too many bounces or complaints have caused. In a copy of a database (dump and restore, template, pg_upgrade), which sends nothing by itself, resume() releases its mail, old and new.
+$$Ends a pause(): of an account, or with NULL that of the whole database (accounts paused by name stay so, and a NOTICE names them), and a pause of marketing mail that too many bounces or complaints have caused. In a copy of a database (dump and restore, template, pg_upgrade), which sends nothing by itself, resume() releases its mail, old and new.
 Returns how many deliveries were released. Errors: 22023 no such account.
 Example: SELECT kliv_mail.resume();$$;
