@@ -35,7 +35,8 @@ BEGIN
     statement := kliv_mail._statement_of(hint);
     IF statement IS NOT NULL THEN
         cures := statement ~ 'configure_smtp|update_sender|configure_bounce_mailbox'
-            OR code NOT IN ('account_trouble', 'provider_limit', 'retry', 'in_doubt', 'next', 'standby', 'reputation_warning', 'bounce_mailbox');
+            OR code NOT IN ('account_trouble', 'provider_limit', 'retry', 'in_doubt', 'next', 'standby', 'reputation_warning', 'bounce_mailbox',
+                             'suppressed');     -- mail from now on leaves, not the one that ended
         safe := code NOT IN ('not_preloaded', 'launcher_not_running', 'no_worker_slot', 'copy', 'account_copy', 'delivery_hold', 'paused', 'marketing_paused',
             'account_paused', 'limit_zero', 'hour_used', 'day_used', 'suppressed', 'in_doubt_held', 'expired');
         needs_input := kliv_mail._inputs_of(statement);

@@ -64,7 +64,7 @@ $node->sql(q{
 my @hints_run;
 my %code_of = (
     quota => 'hour_used t {}', 535 => 'account_trouble t {password}', certificate => 'account_trouble f {}', DNS => 'account_trouble f {}', greylisting => 'retry f {}',
-    '5.1.1' => 'bounced_hard f {}', suppressed => 'suppressed t {}', paused => 'account_paused t {}', expired => 'expired t {}',
+    '5.1.1' => 'bounced_hard f {}', suppressed => 'suppressed f {}', paused => 'account_paused t {}', expired => 'expired t {}',
     'unverified sender' => 'account_trouble t {from_address}', key => 'key_missing f {}', copy => 'copy t {}', 'sender not running' => 'not_preloaded t {}');
 my %unsafe = map { $_ => 1 } 'quota', 'suppressed', 'paused', 'expired', 'copy', 'sender not running';
 
