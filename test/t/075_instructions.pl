@@ -59,6 +59,9 @@ measure('send()', "SELECT count(kliv_mail.send('a' || n || '\@example.com', 'Cos
 measure('claim', 'INSERT INTO claimed SELECT id, account FROM kliv_mail._claim(77, COUNT, 100000000)');
 measure('record', "WITH gone AS (DELETE FROM claimed AS c WHERE c.id IN (SELECT x.id FROM claimed AS x ORDER BY x.id LIMIT COUNT) RETURNING *)
     SELECT count(r) FROM kliv_mail._record(77, $outcomes) AS r");
+push @statements, q{INSERT INTO kliv_mail._suppression (address, scope, created_at, created_by)
+    SELECT 's' || n || '@example.com', 'all', now(), 'me' FROM generate_series(1, 10000) AS n};
+measure('beside', "SELECT count(kliv_mail.send('b' || n || '\@example.com', 'Costs', $body)) FROM generate_series(1, COUNT) AS n");
 push @statements, q{SELECT 'finished ' || count(*) FROM kliv_mail._delivery};
 
 my $folder = PostgreSQL::Test::Utils::tempdir();
@@ -80,4 +83,5 @@ for my $name (sort keys %figure)
     cmp_ok($ratio, '<=', 1.1 * $figure{$name}, "$name: no more than $figure{$name} times an INSERT, and a tenth");
     cmp_ok($ratio, '>=', 0.9 * $figure{$name}, "$name: the figure is up to date");
 }
+cmp_ok($each{beside} / $each{'send()'}, '<=', 1.3, 'suppressions of 10,000 others cost a send() no more than three tenths');
 done_testing();
