@@ -446,7 +446,7 @@ klm_outbox_record(int64 epoch, const KlmOutcome *outcomes, int count)
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(result_context);
-		KlmChange  *change = palloc(sizeof(KlmChange));
+		KlmChange  *change = palloc0(sizeof(KlmChange));
 
 		change->message_id = column_int64(i, 1);
 		change->status = column_text(i, 2);
@@ -508,7 +508,7 @@ klm_outbox_accounts(void)
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(result_context);
-		KlmAccountState *state = palloc(sizeof(KlmAccountState));
+		KlmAccountState *state = palloc0(sizeof(KlmAccountState));
 
 		state->name = column_text(i, 1);
 		state->settings = column_text(i, 2);

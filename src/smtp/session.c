@@ -138,25 +138,27 @@ struct KlmSmtp
 	Result	  **results_tail;
 
 	/*
-	 * Bytes start..length are to be sent.  They never move while any are
-	 * left: a TLS library wants an interrupted write repeated from the same
-	 * address.
+	 * Bytes start..length of the output are to be sent.  They never move while
+	 * any are left: a TLS library wants an interrupted write repeated from the
+	 * same address.
 	 */
-	char		output[OUTPUT_SIZE];
 	Size		output_start;
 	Size		output_length;
 	uint64		put_total;		/* the stream of output */
 	uint64		sent_total;
 
 	/* the reply being read */
-	char		line[LINE_KEPT];
 	Size		line_kept;
 	bool		reply_open;		/* lines of a reply were read, and its last is due */
 	bool		line_cut;
-	char		reply[REPLY_KEPT];
 	Size		reply_kept;
 	Size		reply_size;		/* with what was dropped */
 	uint64		replies;		/* whole ones so far */
+
+	/* Buffers last: all before them begins as zeroes. */
+	char		output[OUTPUT_SIZE];
+	char		line[LINE_KEPT];
+	char		reply[REPLY_KEPT];
 };
 
 static void produce(KlmSmtp *smtp);
@@ -286,11 +288,6 @@ klm_smtp_create(const KlmSmtpCaps *caps)
 
 	/* Not the buffers, which are large and need it not. */
 	memset(smtp, 0, offsetof(KlmSmtp, output));
-	smtp->output_start = smtp->output_length = 0;
-	smtp->put_total = smtp->sent_total = 0;
-	smtp->line_kept = smtp->reply_kept = smtp->reply_size = 0;
-	smtp->replies = 0;
-	smtp->line_cut = false;
 	smtp->context = context;
 	smtp->caps = *caps;
 	smtp->results_tail = &smtp->results;

@@ -43,7 +43,8 @@ AllocSetContextCreateInternal(MemoryContext parent, const char *name, Size min, 
 void *
 MemoryContextAlloc(MemoryContext context, Size size)
 {
-	return palloc(size);
+	/* As the server's memory is: never zeroes by chance. */
+	return memset(palloc(size), 0x7f, size);
 }
 
 static void *session_memory;
@@ -413,6 +414,15 @@ test_closed(void)
 	klm_smtp_closed(smtp, "gone");
 	CHECK_TEXT(result(), "a lost unstarted mail 0");
 	CHECK(!klm_smtp_usable(smtp));
+	finish();
+
+	/* The first line of a session is no continuation of anything. */
+	start("a first line that is no reply", PIPELINING);
+	begin("a");
+	sent();
+	server("hello\r\n");
+	CHECK(!klm_smtp_usable(smtp));
+	CHECK_TEXT(result(), "a lost mail 0");
 	finish();
 
 	start("closed with one byte sent", PIPELINING);
