@@ -53,7 +53,7 @@ enum
 	ARG_FETCH_EVERY, ARG_ENABLED, ARG_PASSWORD_SEALED, ARG_TEST
 };
 
-static void configure(FunctionCallInfo fcinfo);
+static Datum configure(FunctionCallInfo fcinfo);
 static KlmBounceMailbox *read_saved(void);
 static void resolve_place(FunctionCallInfo fcinfo, const KlmBounceMailbox *saved,
 						  KlmBounceMailbox *wanted);
@@ -66,23 +66,10 @@ static bool is_other_service(int port);
 Datum
 kliv_mail_configure_bounce_mailbox(PG_FUNCTION_ARGS)
 {
-	klm_mask_activity();
-	PG_TRY();
-	{
-		configure(fcinfo);
-	}
-	PG_CATCH();
-	{
-		/* As configure_smtp()'s: no statement in the log, also of what comes from below. */
-		errhidestmt(true);
-		errhidecontext(true);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
-	return (Datum) 0;
+	return klm_call_hidden(fcinfo, configure);
 }
 
-static void
+static Datum
 configure(FunctionCallInfo fcinfo)
 {
 	KlmBounceMailbox none = {0};
@@ -185,6 +172,7 @@ configure(FunctionCallInfo fcinfo)
 		klm_secret_wipe(password);
 	if (wanted.secret != NULL)
 		klm_secret_wipe(wanted.secret);
+	return (Datum) 0;
 }
 
 /* What is saved; NULL: nothing. */

@@ -41,7 +41,7 @@
 PG_FUNCTION_INFO_V1(kliv_mail_configure_smtp);
 PG_FUNCTION_INFO_V1(kliv_mail_update_sender);
 
-static void configure(FunctionCallInfo fcinfo);
+static Datum configure(FunctionCallInfo fcinfo);
 static void read_request(FunctionCallInfo fcinfo, KlmRequest *request);
 static void seal_login(const char *account, const KlmResolved *resolved, bool may_create,
 					   bytea **password_cipher, bytea **username_cipher, char **key_id);
@@ -62,26 +62,10 @@ enum
 Datum
 kliv_mail_configure_smtp(PG_FUNCTION_ARGS)
 {
-	klm_mask_activity();
-	PG_TRY();
-	{
-		configure(fcinfo);
-	}
-	PG_CATCH();
-	{
-		/*
-		 * What comes from below, too: no statement in the log, whichever
-		 * argument the secret stands in (Postmark's user name is one).
-		 */
-		errhidestmt(true);
-		errhidecontext(true);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
-	return (Datum) 0;
+	return klm_call_hidden(fcinfo, configure);
 }
 
-static void
+static Datum
 configure(FunctionCallInfo fcinfo)
 {
 	KlmRequest	request = {0};
@@ -189,6 +173,7 @@ configure(FunctionCallInfo fcinfo)
 
 	if (!dry_run)
 		tell(&request, &resolved, reply_to, test, hourly, daily);
+	return (Datum) 0;
 }
 
 static void

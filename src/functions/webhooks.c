@@ -52,22 +52,7 @@ static char *text_argument(FunctionCallInfo fcinfo, int number);
 Datum
 kliv_mail_configure_webhook(PG_FUNCTION_ARGS)
 {
-	Datum		result = (Datum) 0;
-
-	klm_mask_activity();
-	PG_TRY();
-	{
-		result = configure(fcinfo);
-	}
-	PG_CATCH();
-	{
-		/* As configure_smtp()'s: no statement in the log, also of what comes from below. */
-		errhidestmt(true);
-		errhidecontext(true);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
-	return result;
+	return klm_call_hidden(fcinfo, configure);
 }
 
 static Datum

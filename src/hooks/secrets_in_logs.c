@@ -388,6 +388,26 @@ klm_mask_activity(void)
 		mask_activity(query);
 }
 
+Datum
+klm_call_hidden(FunctionCallInfo fcinfo, Datum (*work) (FunctionCallInfo))
+{
+	Datum		result = (Datum) 0;
+
+	klm_mask_activity();
+	PG_TRY();
+	{
+		result = work(fcinfo);
+	}
+	PG_CATCH();
+	{
+		errhidestmt(true);
+		errhidecontext(true);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return result;
+}
+
 /* Not longer than what is shown: no memory is needed where an error is reported. */
 static void
 mask_activity(const char *query)

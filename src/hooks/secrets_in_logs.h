@@ -10,6 +10,8 @@
 #ifndef KLM_SECRETS_IN_LOGS_H
 #define KLM_SECRETS_IN_LOGS_H
 
+#include "fmgr.h"
+
 /* From _PG_init: chain the hooks. */
 extern void klm_loghook_init(void);
 
@@ -18,5 +20,11 @@ extern void klm_loghook_init(void);
  * statement, also when the session is idle behind it, has no constants of the call.
  */
 extern PGDLLEXPORT void klm_mask_activity(void);
+
+/*
+ * The work of such a function: beside that, whatever it raises, from below, too, hides
+ * its statement from the log, in whichever argument the secret stands.
+ */
+extern PGDLLEXPORT Datum klm_call_hidden(FunctionCallInfo fcinfo, Datum (*work) (FunctionCallInfo));
 
 #endif							/* KLM_SECRETS_IN_LOGS_H */
