@@ -19,6 +19,7 @@ use warnings;
 use File::Path ();
 use IO::Socket::INET;
 use IPC::Run ();
+use KlivMail::Server;
 use PostgreSQL::Test::Utils ();
 use Time::HiRes ();
 
@@ -31,7 +32,8 @@ sub start
     my ($certificate, $key) = $tls->certificate('dovecot');
     my $self = bless {
         folder => $folder, certificate => $certificate, key => $key, owner => $$,
-        password => 'Mbx-S3cret pass"word\\', count => 0, port => { _free_ports('tls', 'starttls') } }, $class;
+        password => 'Mbx-S3cret pass"word\\', count => 0,
+        port => { KlivMail::Server::free_ports('tls', 'starttls') } }, $class;
     File::Path::make_path(map { "$folder/mail/$_" } 'new', 'cur', 'tmp');
     $self->_configure;
     $self->_run($binary, '-c', "$folder/dovecot.conf");
@@ -119,8 +121,8 @@ sub _configure
     my $group = getgrgid($gid);
     my $capability = 'IMAP4rev1 LITERAL+ ID ENABLE IDLE NAMESPACE UIDPLUS MOVE';
     $capability =~ s/ $_\b// for split / /, $self->{without} // '';
-    _write("$folder/users", $self->username . ':{PLAIN.HEX}' . unpack('H*', $self->{password}) . "\n");
-    _write("$folder/dovecot.conf", <<"EOF");
+    KlivMail::Server::write_file("$folder/users", $self->username . ':{PLAIN.HEX}' . unpack('H*', $self->{password}) . "\n");
+    KlivMail::Server::write_file("$folder/dovecot.conf", <<"EOF");
 protocols = imap
 listen = 127.0.0.1
 base_dir = $folder/run
@@ -179,27 +181,6 @@ sub _run
     IPC::Run::run(\@command, '<', '/dev/null', '>', $output, '2>&1')
       or die "@command failed:\n" . PostgreSQL::Test::Utils::slurp_file($output);
     $self->{running} = 1 if $command[0] eq $binary;
-    return;
-}
-
-# All are held open until all are chosen, so that they differ.
-sub _free_ports
-{
-    my %socket;
-    for my $name (@_)
-    {
-        $socket{$name} = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 0, Listen => 1)
-          or die "no free port: $!";
-    }
-    return map { $_ => $socket{$_}->sockport } keys %socket;
-}
-
-sub _write
-{
-    my ($path, $text) = @_;
-    open my $file, '>', $path or die "could not write $path: $!";
-    print $file $text;
-    close $file or die "could not write $path: $!";
     return;
 }
 

@@ -22,7 +22,7 @@ package KlivMail::Postfix;
 use strict;
 use warnings;
 use File::Path ();
-use IO::Socket::INET;
+use KlivMail::Server;
 use KlivMail::Tls;
 
 my $username = 'app';
@@ -35,7 +35,7 @@ sub start
     my (undef, undef, $uid, $gid) = getpwnam($user) or die "no user $user";
     my ($postfix_uid, $postfix_gid) = (getpwnam('postfix'))[ 2, 3 ];
     my $password = join '', map { ('a' .. 'z', 0 .. 9)[ rand 36 ] } 1 .. 24;
-    my %port = _free_ports(qw(clear starttls tls remote));
+    my %port = KlivMail::Server::free_ports(qw(clear starttls tls remote));
 
     File::Path::make_path(map { "$folder/$_" } qw(conf queue data mail));
     chmod 0755, $folder;
@@ -45,7 +45,7 @@ sub start
     my $tls = KlivMail::Tls->new("$folder/tls");
     my ($certificate, $key) = $tls->certificate('postfix');
 
-    _write("$folder/conf/main.cf", <<"EOF");
+    KlivMail::Server::write_file("$folder/conf/main.cf", <<"EOF");
 compatibility_level = 3.6
 queue_directory = $folder/queue
 data_directory = $folder/data
@@ -104,7 +104,7 @@ EOF
         [ retry => '-', '-', 'error' ],
         [ anvil => '-', 1, 'anvil' ],
         [ smtp => '-', '-', 'smtp' ]);
-    _write("$folder/conf/master.cf", <<"EOF");
+    KlivMail::Server::write_file("$folder/conf/master.cf", <<"EOF");
 127.0.0.1:$port{clear} inet n - n - - smtpd
 127.0.0.1:$port{remote} inet n - n - - smtpd
  -o smtpd_recipient_restrictions=remote
@@ -120,7 +120,7 @@ postlog unix-dgram n - n - 1 postlogd
 EOF
 
     mkdir "$folder/conf/sasl";
-    _write("$folder/conf/sasl/smtpd.conf", <<"EOF");
+    KlivMail::Server::write_file("$folder/conf/sasl/smtpd.conf", <<"EOF");
 pwcheck_method: auxprop
 auxprop_plugin: sasldb
 mech_list: PLAIN LOGIN
@@ -135,7 +135,7 @@ EOF
     chmod 0640, "$folder/conf/sasldb";
 
     _postfix($folder, 'start');
-    _write("$folder/info", join '', map { "$_->[0]=$_->[1]\n" } (
+    KlivMail::Server::write_file("$folder/info", join '', map { "$_->[0]=$_->[1]\n" } (
             [ ca_file => $tls->ca_file ],
             [ username => $username ],
             [ password => $password ],
@@ -187,27 +187,6 @@ sub _postfix
     return if $? == 0;
     $output .= _read("$folder/log") if -e "$folder/log";
     die "postfix $verb failed:\n$output";
-}
-
-# All are held open until all are chosen, so that they differ.
-sub _free_ports
-{
-    my %socket;
-    for my $name (@_)
-    {
-        $socket{$name} = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 0, Listen => 1)
-          or die "no free port: $!";
-    }
-    return map { $_ => $socket{$_}->sockport } keys %socket;
-}
-
-sub _write
-{
-    my ($path, $text) = @_;
-    open my $file, '>', $path or die "could not write $path: $!";
-    print $file $text;
-    close $file or die "could not write $path: $!";
-    return;
 }
 
 sub _read

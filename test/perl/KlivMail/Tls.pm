@@ -12,6 +12,7 @@ package KlivMail::Tls;
 
 use strict;
 use warnings;
+use KlivMail::Server;
 use File::Path ();
 use POSIX ();
 
@@ -20,7 +21,7 @@ sub new
     my ($class, $folder, $name) = @_;
     my $self = bless { folder => $folder }, $class;
     File::Path::make_path($folder);
-    _write("$folder/ca.cnf", <<"EOF");
+    KlivMail::Server::write_file("$folder/ca.cnf", <<"EOF");
 [ca]
 default_ca = tests
 [tests]
@@ -40,7 +41,7 @@ basicConstraints = critical, CA:true
 keyUsage = critical, keyCertSign, cRLSign
 subjectKeyIdentifier = hash
 EOF
-    _write("$folder/index", '');
+    KlivMail::Server::write_file("$folder/index", '');
     $self->_key('ca');
     _openssl(
         'req', '-new', '-x509', '-config', "$folder/ca.cnf", '-extensions', 'authority',
@@ -65,7 +66,7 @@ sub certificate
     my $day = 86400;
     my ($from, $to) = $option{expired} ? (-20 * $day, -2 * $day) : (-$day, 20 * $day);
 
-    _write("$folder/$name.cnf", <<"EOF");
+    KlivMail::Server::write_file("$folder/$name.cnf", <<"EOF");
 [server]
 basicConstraints = critical, CA:false
 keyUsage = critical, digitalSignature, keyEncipherment
@@ -109,15 +110,6 @@ sub _time
 {
     my ($offset) = @_;
     return POSIX::strftime('%Y%m%d%H%M%SZ', gmtime(time + $offset));
-}
-
-sub _write
-{
-    my ($path, $text) = @_;
-    open my $file, '>', $path or die "could not write $path: $!";
-    print $file $text;
-    close $file or die "could not write $path: $!";
-    return;
 }
 
 # Quiet unless it fails.
