@@ -101,7 +101,8 @@ static int64 next_look = 0;
 static bool slots_exhausted = false;
 static long slot_retry_ms = SLOT_RETRY_MS;
 static int64 next_slot_try = 0;
-static int64 last_shortage[2];	/* of senders, of fetchers */
+static int64 sender_shortage = 0;	/* when one was last reported */
+static int64 fetcher_shortage = 0;
 static int64 next_overflow_scan = KLM_NEVER;
 static bool overflow_reported = false;
 
@@ -114,7 +115,7 @@ static int64 start_senders(void);
 static int64 start_fetchers(void);
 static bool start_sender(const KlmReservation *reservation);
 static bool register_worker(const KlmReservation *reservation, const char *type,
-							const char *main_function);
+							const char *main_function, int64 *reported);
 static void check_starts(void);
 static bool has_stopped(BackgroundWorkerHandle *handle);
 static int64 look_at_next(void);
@@ -390,7 +391,7 @@ start_senders(void)
 static bool
 start_sender(const KlmReservation *reservation)
 {
-	if (!register_worker(reservation, "sender", "klm_sender_main"))
+	if (!register_worker(reservation, "sender", "klm_sender_main", &sender_shortage))
 	{
 		int64		now = klm_clock_ms();
 
@@ -422,17 +423,17 @@ start_fetchers(void)
 
 	while (klm_launcher_reserve_fetcher(&reservation, &next_start))
 	{
-		if (!register_worker(&reservation, "fetcher", "klm_fetcher_main"))
+		if (!register_worker(&reservation, "fetcher", "klm_fetcher_main", &fetcher_shortage))
 			klm_launcher_cancel(&reservation, false);
 	}
 	return next_start;
 }
 
-/* A worker for the slot; false: there is no free one, which the log is told now and then. */
+/* A worker for the slot; false: none is free, as the log is told now and then (*reported). */
 static bool
-register_worker(const KlmReservation *reservation, const char *type, const char *main_function)
+register_worker(const KlmReservation *reservation, const char *type, const char *main_function,
+				int64 *reported)
 {
-	int64	   *reported = &last_shortage[strcmp(type, "fetcher") == 0];
 	Start	   *start = &starts[reservation->slot];
 	BackgroundWorker worker = {0};
 	MemoryContext caller;
