@@ -1,0 +1,96 @@
+# Where in the line a claim begins (src/worker/sender_line.c): while a sender is
+# busy and passes over what it has sent, mail that comes to stand before that place
+# leaves all the same: by the transactions that a place waits for, or by a look from
+# the front, of which either is enough for what is tried here.  And the rows of
+# send() are rows as any INSERT's (src/db/rows.c): triggers that somebody put on the
+# tables run.
+use strict;
+use warnings;
+use KlivMail::Cluster;
+use KlivMail::SmtpServer;
+use Test::More;
+
+my $smtp = KlivMail::SmtpServer->start;
+my $node = KlivMail::Cluster->new('main', conf => { 'kliv_mail.allowed_hosts' => '127.0.0.1', 'kliv_mail.max_daily_limit' => 1_000_000 });
+my $session = $node->session;
+$session->sql("SELECT count(*) FROM kliv_mail.configure_smtp(host => '127.0.0.1', port => " . $smtp->port
+      . ", encryption => 'none', username => '', from_address => 'shop\@shop.example', test => false, hourly_limit => 1000000, daily_limit => 1000000)");
+$smtp->set(delay_dot => 20);
+
+# The sender is never idle until the condition holds: whole looks at the line before
+# a rest are not what is tested.
+my $stream = 0;
+sub busy_until
+{
+    my ($name, $condition) = @_;
+    my $begun = $stream;
+    KlivMail::Cluster->wait_for($name, sub {
+        if ($session->sql('SELECT count(*) < 200 FROM kliv_mail._outbox') eq 't')
+        {
+            $stream += 100;
+            $session->sql("SELECT count(kliv_mail.send('s$stream-' || n || '\@x.example', 'x', 'x')) FROM generate_series(1, 100) AS n");
+        }
+        return $condition->();
+    });
+    return $stream - $begun;
+}
+sub sent { my ($local) = @_; return scalar $smtp->accepted("$local\@x.example"); }
+# More than a claim takes has left behind what waits.
+sub more_left { my $goal = $smtp->count + 400; busy_until('400 more have left', sub { $smtp->count >= $goal }); return; }
+
+# Due in a while, so that it is locked before any claim.
+my ($late, $locker) = ($node->session, $node->session);
+my $ahead = 5 + $node->seconds_ahead;
+$session->sql("SELECT kliv_mail.send('locked\@x.example', 'x', 'x', send_at => now() + interval '$ahead seconds')");
+$locker->sql('BEGIN');
+is($locker->sql(q{SELECT count(*) FROM (SELECT FROM kliv_mail._outbox WHERE recipient = 'locked@x.example' FOR UPDATE) AS x}), 1, 'a row is locked before it is due');
+$late->sql('BEGIN');
+$late->sql(q{SELECT kliv_mail.send('late@x.example', 'x', 'x')});
+busy_until('it is due', sub { $session->sql(q{SELECT due < now() FROM kliv_mail._outbox WHERE recipient = 'locked@x.example'}) eq 't' });
+more_left();
+is(sent('late') + sent('locked'), 0, 'neither has left, while others go on');
+$late->sql('COMMIT');
+busy_until('what was committed late has left', sub { sent('late') });
+is(sent('late'), 1, 'what was committed late leaves by a sender that is busy');
+more_left();
+is(sent('locked'), 0, 'what is locked is passed over');
+$locker->sql('COMMIT');
+busy_until('what was locked has left', sub { sent('locked') });
+is(sent('locked'), 1, 'what was locked leaves by a sender that is busy');
+
+# What was refused and is asked for again stands where it stood.
+$smtp->set(rcpt_reply => '550 5.1.1 no such user');
+my $again = $session->sql(q{SELECT kliv_mail.send('again@x.example', 'x', 'x')});
+$session->wait_until("SELECT status = 'bounced' FROM kliv_mail.deliveries WHERE message_id = $again");
+$smtp->set(rcpt_reply => '');
+$session->wait_until('SELECT count(*) = 0 FROM kliv_mail._outbox');
+more_left();
+$session->sql("SELECT kliv_mail.unsuppress('again\@x.example'), kliv_mail.retry($again)");
+busy_until('what is tried again has left', sub { sent('again') });
+is(sent('again'), 1, 'retry(): it leaves by a sender that is busy');
+$_->quit for $late, $locker;
+
+# ---- triggers ----
+
+$session->wait_until('SELECT count(*) = 0 FROM kliv_mail._outbox');
+$session->sql(q{
+    CREATE TABLE seen (what text, path text);
+    CREATE FUNCTION sees() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF TG_WHEN = 'BEFORE' THEN NEW.subject := NEW.subject || '!'; END IF;
+        INSERT INTO public.seen VALUES (TG_WHEN || ' ' || TG_TABLE_NAME, current_setting('search_path'));
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER before_message BEFORE INSERT ON kliv_mail._message FOR EACH ROW EXECUTE FUNCTION sees();
+    CREATE TRIGGER after_outbox AFTER INSERT ON kliv_mail._outbox FOR EACH ROW EXECUTE FUNCTION sees();
+    SET search_path = public});
+my $id = $session->sql(q{SELECT kliv_mail.send('a@x.example, b@x.example', 'Triggers', 'x')});
+is($session->sql('SELECT what, path, count(*) FROM seen GROUP BY 1, 2 ORDER BY 1'),
+    "AFTER _outbox|pg_catalog, pg_temp|2\nBEFORE _message|pg_catalog, pg_temp|1", 'triggers on the tables run for each row, under a fixed path');
+is($session->sql('SHOW search_path'), 'public', '... and the caller has its own again');
+is($session->sql("SELECT subject FROM kliv_mail.messages WHERE id = $id"), 'Triggers!', '... and change what is stored');
+$session->sql(q{CREATE OR REPLACE FUNCTION sees() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$});
+like($session->try(q{SELECT kliv_mail.send('c@x.example', 'x', 'x')})->{err}, qr/not today/, 'one that raises ends the call');
+is($session->sql('SHOW search_path'), 'public', '... and the path is the caller\'s all the same');
+$session->quit;
+$node->stop;
+done_testing();
