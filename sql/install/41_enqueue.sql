@@ -1,5 +1,5 @@
--- Queueing: a message and its deliveries in, and what takes deliveries out again that
--- no server was given: suppressed, expired.
+-- Queueing: what send() asks as it puts a message and its deliveries in (src/functions/send.c),
+-- and what takes deliveries out again that no server was given: suppressed, expired.
 
 -- What an address and its domain are called in _suppression.
 CREATE FUNCTION kliv_mail._suppression_keys(p_recipient text) RETURNS text[]

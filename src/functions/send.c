@@ -15,7 +15,6 @@
  */
 #include "postgres.h"
 
-
 #include "access/detoast.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
