@@ -242,3 +242,4 @@ CREATE TABLE kliv_mail._event (
     data        jsonb                           -- never a secret
 );
 CREATE INDEX _event_at ON kliv_mail._event (at);
+CREATE INDEX _event_message ON kliv_mail._event (message_id) WHERE message_id IS NOT NULL;

@@ -31,6 +31,7 @@ CREATE TABLE kliv_mail._report (
     PRIMARY KEY (source, key)
 );
 CREATE INDEX _report_at ON kliv_mail._report (at);
+CREATE INDEX _report_message ON kliv_mail._report (message_id) WHERE message_id IS NOT NULL;
 CREATE INDEX _report_delivery ON kliv_mail._report (delivery_id) WHERE source = 'bounce';
 
 CREATE TABLE kliv_mail._ignored_report (

@@ -104,8 +104,9 @@ BEGIN
         SELECT m.id, m.created_at, m.subject, m.message_type,
                coalesce(v_statuses ->> m.id::text, (SELECT CASE WHEN min(d.status) = max(d.status) THEN min(d.status) ELSE 'partial' END FROM kliv_mail._delivery AS d WHERE d.message_id = m.id)),
                m.recipients,
-               coalesce((SELECT d.recipient FROM kliv_mail._delivery AS d WHERE d.message_id = m.id ORDER BY d.id LIMIT 1),
-                        (SELECT o.recipient FROM kliv_mail._outbox AS o WHERE o.message_id = m.id ORDER BY o.id LIMIT 1)), m.sender_role
+               -- (OFFSET 0: those of the message first, whatever the planner thinks of the order of the keys.)
+               coalesce((SELECT x.recipient FROM (SELECT d.id, d.recipient FROM kliv_mail._delivery AS d WHERE d.message_id = m.id OFFSET 0) AS x ORDER BY x.id LIMIT 1),
+                        (SELECT x.recipient FROM (SELECT o.id, o.recipient FROM kliv_mail._outbox AS o WHERE o.message_id = m.id OFFSET 0) AS x ORDER BY x.id LIMIT 1)), m.sender_role
         FROM kliv_mail._message AS m
         WHERE m.id = ANY (p_ids) ORDER BY m.id DESC;
 END;
