@@ -55,7 +55,7 @@ ifeq ($(findstring -fsanitize,$(COPT)),)
 PG_CFLAGS += $(if $(WERROR),-Werror)
 endif
 SHLIB_LINK  = -lidn2
-NET_LIBS    = -lcurl -lsodium -lidn2 -lcrypto
+NET_LIBS    = -lcurl -lsodium -lidn2 -lssl -lcrypto
 TEMPLATE_LIBS = -lmd4c
 
 EXTRA_CLEAN = $(LIBRARIES:=.so) $(NET_OBJS) $(TEMPLATE_OBJS) $(NET_OBJS:.o=.d) $(TEMPLATE_OBJS:.o=.d) \

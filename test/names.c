@@ -79,6 +79,15 @@ stat(const char *path, struct stat *result)
 	return real(own_path(path, buffer, sizeof(buffer)), result);
 }
 
+int
+lstat(const char *path, struct stat *result)
+{
+	int			(*real) (const char *, struct stat *) = dlsym(RTLD_NEXT, "lstat");
+	char		buffer[1024];
+
+	return real(own_path(path, buffer, sizeof(buffer)), result);
+}
+
 static FILE *
 open_names(void)
 {

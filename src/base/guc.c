@@ -203,7 +203,7 @@ klm_define_settings(GucStringCheckHook check_address)
 		check_allowed_hosts, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.ca_file",
 		"Certificates of authorities (PEM) that SMTP servers are verified with.",
-		"Beside those of the system's folder (/etc/ssl/certs); empty: the system's alone.",
+		"Beside the system's own; empty: the system's alone.",
 		&klm_ca_file, "",
 		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 		NULL, NULL, NULL);

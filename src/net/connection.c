@@ -33,6 +33,7 @@
 #include <ifaddrs.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <openssl/ssl.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -413,6 +414,25 @@ read_debug(CURL *easy, curl_infotype type, char *data, size_t size, void *argume
 	connection->tls_done = true;
 	connection->tls_ms = ms_since(&connection->start);
 	return 0;
+}
+
+/*
+ * CURLOPT_SSL_CTX_FUNCTION: the system's authorities, where libcurl looks for them
+ * without ca_file.  What cannot be read is passed over: ca_file counts also where
+ * the system has none.
+ */
+static CURLcode
+add_system_authorities(CURL *easy, void *context, void *unused)
+{
+	const curl_version_info_data *libcurl = curl_version_info(CURLVERSION_NOW);
+
+	if (libcurl->cainfo != NULL)
+		(void) SSL_CTX_load_verify_locations(context, libcurl->cainfo, NULL);
+	if (libcurl->capath != NULL)
+		(void) SSL_CTX_load_verify_locations(context, NULL, libcurl->capath);
+	if (libcurl->cainfo == NULL && libcurl->capath == NULL)
+		(void) SSL_CTX_set_default_verify_paths(context);
+	return CURLE_OK;
 }
 
 /* CURLOPT_WRITEFUNCTION: nothing that is ours comes this way; never to stdout. */
@@ -962,9 +982,13 @@ set_options(KlmConnection *connection, const char *url, KlmError *error)
 	SET(CURLOPT_SSL_VERIFYPEER, 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
 	SET(CURLOPT_CERTINFO, 1L);
-	/* In place of the system's file, beside its folder, which libcurl keeps looking into. */
 	if (klm_ca_file != NULL && klm_ca_file[0] != '\0')
+	{
 		SET(CURLOPT_CAINFO, klm_ca_file);
+		/* libcurl now leaves out the system's file, which may be all that the system has. */
+		if (strncmp(curl_version_info(CURLVERSION_NOW)->ssl_version, "OpenSSL/", 8) == 0)
+			SET(CURLOPT_SSL_CTX_FUNCTION, add_system_authorities);
+	}
 
 	if (target->username != NULL && !target->imap)
 	{
