@@ -25,6 +25,7 @@
 #include "cluster/database_label.h"
 #include "cluster/slots.h"
 #include "hooks/ddl.h"
+#include "hooks/fresh_settings.h"
 #include "hooks/secrets_in_logs.h"
 #include "hooks/slips.h"
 #include "message/address.h"
@@ -54,6 +55,7 @@ _PG_init(void)
 
 	klm_shmem_init();
 	klm_utility_init();
+	klm_fresh_settings_init();
 	klm_launcher_init();
 }
 

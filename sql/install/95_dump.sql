@@ -34,14 +34,15 @@ SELECT pg_extension_config_dump('kliv_mail._epoch', '');
 
 COMMENT ON EXTENSION kliv_mail IS 'the mail system of an application: start with SELECT * FROM kliv_mail.next_step()';
 
--- Without the preload mail queues and nothing sends it: say the line to add.
+-- Without the preload mail queues and nothing sends it: say the line to add.  No
+-- NOTICE of such a script gets through.
 DO $$
 DECLARE
     m record;
 BEGIN
     SELECT * INTO m FROM kliv_mail._machinery() AS x;
     IF m.code = 'not_preloaded' THEN
-        RAISE NOTICE USING MESSAGE = 'kliv_mail is not preloaded: mail queues, and nothing sends it', HINT = m.hint;
+        RAISE WARNING USING MESSAGE = 'kliv_mail is not preloaded: mail queues, and nothing sends it', HINT = m.hint;
     END IF;
 END;
 $$;

@@ -65,6 +65,11 @@ bool		klm_mask_secrets = true;
 char	   *klm_redirect_to = NULL;
 int64		klm_test_clock_offset = 0;
 
+const char *const klm_database_settings[KLM_DATABASE_SETTINGS] = {
+	"kliv_mail.bounce_domain", "kliv_mail.delivery", "kliv_mail.quota_timezone",
+	"kliv_mail.redirect_to", "kliv_mail.test_clock_offset"
+};
+
 /* Read by SQL alone. */
 static char *platform_url = NULL;
 static char *platform_username = NULL;
@@ -469,14 +474,9 @@ check_ehlo_name(char **newval, void **extra, GucSource source)
 bool
 klm_is_of_database(const char *setting)
 {
-	static const char *const settings[] = {
-		"kliv_mail.bounce_domain", "kliv_mail.delivery", "kliv_mail.quota_timezone",
-		"kliv_mail.redirect_to", "kliv_mail.test_clock_offset"
-	};
-
-	for (int i = 0; i < lengthof(settings); i++)
+	for (int i = 0; i < KLM_DATABASE_SETTINGS; i++)
 	{
-		if (pg_strcasecmp(setting, settings[i]) == 0)
+		if (pg_strcasecmp(setting, klm_database_settings[i]) == 0)
 			return true;
 	}
 	return false;

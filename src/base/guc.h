@@ -48,7 +48,9 @@ extern void klm_define_settings(GucStringCheckHook check_address);
 /* Is all mail played, and none sent? */
 extern PGDLLEXPORT bool klm_in_sandbox(void);
 
-/* One that a database or the configuration file sets, since the sender has to have it. */
+/* Those that a database or the configuration file sets, since the sender has to have them. */
+#define KLM_DATABASE_SETTINGS 5
+extern const char *const klm_database_settings[KLM_DATABASE_SETTINGS];
 extern bool klm_is_of_database(const char *setting);
 
 /* The present as this database sees it: the clock plus test_clock_offset. */

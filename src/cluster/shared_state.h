@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * shared_state.h
- *		What slots.c and wake.c keep in shared memory; no other file includes it.
+ *		What slots.c, wake.c and settings.c keep in shared memory; no other file includes it.
  *
  * One LWLock guards all of it; nobody waits, allocates or raises while holding
  * it, and what a commit does under it is one hash look-up.  slots.c owns the
@@ -21,6 +21,7 @@
 #include "storage/proc.h"
 
 #include "base/kliv_mail.h"
+#include "cluster/settings.h"
 
 typedef struct KlmDatabase
 {
@@ -80,6 +81,9 @@ typedef struct KlmSharedState
 	pg_atomic_uint32 wanted;	/* databases wait for a sender's slot */
 	pg_atomic_uint32 fetcher_wanted;	/* ... a fetcher's */
 	ConditionVariable slot_freed;
+	pg_atomic_uint32 settings_changes;
+	bool		settings_published;
+	KlmPublishedSettings settings;	/* the launcher's */
 	KlmSlot		slots[FLEXIBLE_ARRAY_MEMBER];	/* klm_slot_count() */
 } KlmSharedState;
 
@@ -109,6 +113,9 @@ extern bool klm_is_fetcher(const KlmSlot *slot);
 
 /* Its senders and its fetcher end at once, or (restart) when what is under way is done. */
 extern void klm_ask_to_leave(Oid oid, bool restart);
+
+/* The senders of a database, or (InvalidOid) of all, leave so and come back. */
+extern void klm_restart_senders(Oid oid);
 
 extern void klm_free_slot(KlmSlot *slot);
 

@@ -151,6 +151,7 @@ start_shared_memory(void)
 		klm_shared->lock = &GetNamedLWLockTranche("kliv_mail")->lock;
 		pg_atomic_init_u32(&klm_shared->wanted, 0);
 		pg_atomic_init_u32(&klm_shared->fetcher_wanted, 0);
+		pg_atomic_init_u32(&klm_shared->settings_changes, 0);
 		ConditionVariableInit(&klm_shared->slot_freed);
 	}
 	info.keysize = sizeof(Oid);
@@ -287,6 +288,22 @@ klm_ask_to_leave(Oid oid, bool restart)
 				slot->must_leave = true;
 			klm_nudge(slot->proc);
 		}
+	}
+}
+
+void
+klm_restart_senders(Oid oid)
+{
+	HASH_SEQ_STATUS scan;
+	KlmDatabase *database;
+
+	hash_seq_init(&scan, databases);
+	while ((database = hash_seq_search(&scan)) != NULL)
+	{
+		if (OidIsValid(oid) && database->oid != oid)
+			continue;
+		(void) klm_wake_database(database, klm_clock_ms());
+		klm_ask_to_leave(database->oid, true);
 	}
 }
 

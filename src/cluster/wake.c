@@ -24,6 +24,7 @@
 #include "base/clock.h"
 #include "base/compat.h"
 #include "base/guc.h"
+#include "cluster/settings.h"
 #include "cluster/shared_state.h"
 #include "cluster/wake.h"
 
@@ -144,6 +145,7 @@ klm_wake_after_prepared(void)
 	if (klm_shared == NULL)
 		return;
 
+	klm_note_changed_settings();
 	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
 	database = klm_find_database(MyDatabaseId);
 	if (database != NULL && database->has_mail)
@@ -258,12 +260,8 @@ carry_out(const Pending *wish)
 	switch (wish->action)
 	{
 		case COMMIT_RESTART:
-			database = klm_find_database(wish->database);
-			if (database != NULL)
-			{
-				klm_wake_database(database, klm_clock_ms());
-				klm_ask_to_leave(wish->database, true);
-			}
+			klm_restart_senders(wish->database);
+			klm_note_changed_settings();
 			break;
 		case COMMIT_LOOK:
 			database = klm_make_database(wish->database);

@@ -34,8 +34,9 @@ extern void klm_fetch_at_commit(void);
 extern void klm_changed_at_commit(void);
 
 /*
- * At commit the database's senders end cleanly and are started anew, since
- * what ALTER DATABASE ... SET changes is read at the start of a session.
+ * At commit the senders of the database, or (InvalidOid) of all, end cleanly and
+ * are started anew, since what ALTER DATABASE ... SET changes is read at the
+ * start of a session; other sessions look at it again (hooks/fresh_settings.c).
  */
 extern void klm_restart_at_commit(Oid database);
 

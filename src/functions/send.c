@@ -916,10 +916,16 @@ tell_what_it_waits_for(SendCheck *check, int count, int suppressed)
 
 	if (!klm_preloaded() && !told_preload)
 	{
+		const char *others = shared_preload_libraries_string;
+
 		told_preload = true;
 		ereport(NOTICE,
 				(errmsg("the mail is queued, but nothing sends it: kliv_mail is not preloaded"),
-				 errhint("Add shared_preload_libraries = 'kliv_mail' to postgresql.conf and restart the server.")));
+				 others == NULL || others[0] == '\0' ?
+				 errhint("Add shared_preload_libraries = 'kliv_mail' to postgresql.conf and restart "
+						 "the server.") :
+				 errhint("Add kliv_mail to what shared_preload_libraries in postgresql.conf has "
+						 "and restart the server.")));
 	}
 	if (check->noticed)
 		return;

@@ -52,6 +52,7 @@
 #include "cluster/database_label.h"
 #include "cluster/wake.h"
 #include "hooks/ddl.h"
+#include "hooks/fresh_settings.h"
 
 static ProcessUtility_hook_type next;
 
@@ -86,6 +87,9 @@ process_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 	Node	   *node = statement->utilityStmt;
 	Oid			extension = InvalidOid;
 	volatile Oid blocked = InvalidOid;
+
+	/* (SHOW comes by here) */
+	klm_refresh_settings();
 
 	/* On a standby, and in a transaction that has failed, nothing comes of it. */
 	if (!concerns_us(node) || RecoveryInProgress() || !IsTransactionState())
@@ -381,6 +385,15 @@ after_statement(Node *node, Oid extension_before, Oid blocked)
 			database = get_database_oid(((AlterDatabaseSetStmt *) node)->dbname, true);
 			if (OidIsValid(database))
 				klm_restart_at_commit(database);
+			return;
+		case T_AlterRoleSetStmt:
+			/* ALTER ROLE ALL, in one database or in all. */
+			if (((AlterRoleSetStmt *) node)->role != NULL)
+				return;
+			database = InvalidOid;
+			if (((AlterRoleSetStmt *) node)->database != NULL)
+				database = get_database_oid(((AlterRoleSetStmt *) node)->database, true);
+			klm_restart_at_commit(database);
 			return;
 		case T_CreateExtensionStmt:
 		case T_DropStmt:

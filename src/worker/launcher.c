@@ -49,6 +49,7 @@
 #include "base/compat.h"
 #include "base/guc.h"
 #include "cluster/database_label.h"
+#include "cluster/settings.h"
 #include "cluster/slots.h"
 #include "worker/key_check.h"
 #include "worker/launcher.h"
@@ -164,6 +165,7 @@ klm_launcher_main(Datum argument)
 	MemoryContextSwitchTo(context);
 
 	klm_launcher_attach();
+	klm_publish_settings();
 	klm_check_keys();
 	warn_of_moved_clock();
 	(void) clock_was_set();
@@ -188,6 +190,7 @@ klm_launcher_main(Datum argument)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			klm_publish_settings();
 			klm_check_keys();
 			warn_of_moved_clock();
 			read_databases(true, false);

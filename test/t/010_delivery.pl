@@ -184,6 +184,10 @@ my $bare = KlivMail::Cluster->new('bare', preload => 0);
 $result = $bare->try(q{SELECT kliv_mail.send('x@example.com', 'x', 'x')});
 is($result->{state}, '', 'without preload: queued');
 like($result->{err}, qr/shared_preload_libraries/, 'the notice says the line to add');
+$result = $bare->try('DROP EXTENSION kliv_mail; CREATE EXTENSION kliv_mail');
+like($result->{err}, qr/WARNING: .*kliv_mail is not preloaded: mail queues, and nothing sends it/, 'so does CREATE EXTENSION');
+is($result->{hint}, "ALTER SYSTEM SET shared_preload_libraries = 'kliv_mail'; then restart the server.", '... with the statement');
+$bare->sql(q{SET client_min_messages = warning; SELECT kliv_mail.send('x@example.com', 'x', 'x')});
 like($bare->sql('SELECT reason, hint FROM kliv_mail.deliveries'), qr/shared_preload_libraries|platform_url/,
     'deliveries says so too');
 is($bare->sql('SELECT preloaded FROM kliv_mail.status'), 'f', 'and status');

@@ -5,7 +5,7 @@ use warnings;
 use KlivMail::Cluster;
 use Test::More;
 
-my $node = KlivMail::Cluster->new('main');
+my $node = KlivMail::Cluster->new('main', platform_url => 'smtp://smtp.platform.example:25');
 my %value = (bounce_domain => 'bounce.example.com', delivery => 'hold', redirect_to => 'dev@example.com', quota_timezone => 'Asia/Tokyo', test_clock_offset => '1 day');
 $node->sql('CREATE ROLE app LOGIN');
 for my $name (sort keys %value)
@@ -40,6 +40,63 @@ my ($out, $err);
 is($node->psql('postgres', 'SHOW kliv_mail.delivery', extra_params => [ '-U', 'app' ], stdout => \$out, stderr => \$err), 0, 'a role that has one from before may connect');
 is($out, 'on', '... and it does nothing');
 like($err, qr/can be set neither/, '... and says so');
+
+# Whatever else senders obey is the configuration file's: no session sets it.  (Both that
+# one may set are for itself: what it writes into the log, and a test's own clock.)
+is($node->sql(q{SELECT string_agg(name, ' ' ORDER BY name) FROM pg_settings WHERE name LIKE 'kliv\_mail.%' AND context NOT IN ('sighup', 'postmaster')}),
+    join(' ', map { "kliv_mail.$_" } sort keys %value, 'mask_secrets'), 'what is not the file\'s');
+for my $name (split /\n/, $node->sql(q{SELECT name FROM pg_settings WHERE name LIKE 'kliv\_mail.%' AND name <> 'kliv_mail.mask_secrets'}))
+{
+    my $was = $node->sql("SHOW $name");
+    my $other = $value{ $name =~ s/^kliv_mail\.//r } // ($was eq 'on' ? 'off' : $was eq 'off' ? 'on' : $was eq 'retry' ? 'hold' : $was =~ /^\d/ ? 17 : 'x');
+    is($node->try("SET $name = '$other'")->{state}, '55P02', "no session sets $name");
+}
+
+# A session that began before a change has what the senders have, from its next statement on.
+my $long = $node->session;
+my $statement = 'PREPARE seen AS SELECT delivery, test_clock_offset FROM kliv_mail.status';
+$long->query($statement);
+sub sees { my ($what, $expected, $name) = @_; is($long->query($what), $expected, $name); return; }
+sees('EXECUTE seen', 'on|', 'a session');
+$node->sql("ALTER DATABASE postgres SET kliv_mail.delivery = hold");
+sees('EXECUTE seen', 'hold|', '... has what another one sets for the database');
+sees('SHOW kliv_mail.delivery', 'hold', '... SHOW tells it');
+sees(q{SELECT code FROM kliv_mail.next_step()}, 'delivery_hold', '... next_step() does');
+like($long->query(q{SELECT kliv_mail.cancel(kliv_mail.send('a@example.com', 'x', 'x'))}), qr/the mail waits: .*kliv_mail\.delivery is hold/, '... and the NOTICE of send()');
+$long->query('BEGIN');
+$long->query('ALTER DATABASE postgres RESET kliv_mail.delivery');
+$long->query('ROLLBACK');
+sees('EXECUTE seen', 'hold|', '... what is rolled back changes nothing');
+$long->query('ALTER DATABASE postgres RESET kliv_mail.delivery');
+sees('EXECUTE seen', 'on|', '... nor has it any more what it takes back itself');
+for my $name (sort keys %value)
+{
+    my $was = $node->sql("SHOW kliv_mail.$name");
+    for my $whose ('DATABASE postgres', 'ROLE ALL', 'ROLE ALL IN DATABASE postgres')
+    {
+        $node->sql("ALTER $whose SET kliv_mail.$name = '$value{$name}'");
+        sees("SHOW kliv_mail.$name", $value{$name}, "ALTER $whose: $name");
+        $node->sql("ALTER $whose RESET ALL");
+        sees("SHOW kliv_mail.$name", $was, '... and RESET ALL');
+    }
+}
+$node->sql('ALTER DATABASE postgres SET kliv_mail.delivery = sandbox');
+sees('SHOW kliv_mail.delivery', 'sandbox', 'above the file');
+$node->sql("ALTER SYSTEM SET kliv_mail.delivery = 'hold'");
+$node->sql('SELECT pg_reload_conf()');
+$node->sql('ALTER DATABASE postgres RESET kliv_mail.delivery');
+ok($node->wait_for('hold', sub { $long->query('SHOW kliv_mail.delivery') eq 'hold' }), '... is what the file has, once the database has nothing');
+$node->sql('ALTER SYSTEM RESET kliv_mail.delivery');
+$node->sql('SELECT pg_reload_conf()');
+ok($node->wait_for('on', sub { $long->query('SHOW kliv_mail.delivery') eq 'on' }), '... and when the file has it no more');
+# A sender that is there leaves for ALTER ROLE ALL, too.
+my $mail = $node->sql(q{SELECT kliv_mail.send('delivered@simulator.invalid', 'x', 'x', send_at => now() + interval '1 h')});
+$node->sql("ALTER ROLE ALL SET kliv_mail.delivery = hold");
+$node->sql("SELECT kliv_mail.reschedule($mail, now())");
+is($node->sql(qq{SELECT kliv_mail.wait($mail, '200 ms')}), 'deferred', 'ALTER ROLE ALL holds what is due then');
+$node->sql("ALTER ROLE ALL RESET kliv_mail.delivery");
+is($node->sql("SELECT kliv_mail.wait($mail)"), 'delivered', '... until it is reset');
+$long->quit;
 
 for my $good ('', 'mail.internal, 10.0.0.0/8, fd00::/8', 'localhost 127.0.0.1', '::1', 'a_b.example', '0.0.0.0/0')
 {
