@@ -121,26 +121,11 @@ sub _configure
     my $group = getgrgid($gid);
     my $capability = 'IMAP4rev1 LITERAL+ ID ENABLE IDLE NAMESPACE UIDPLUS MOVE';
     $capability =~ s/ $_\b// for split / /, $self->{without} // '';
-    KlivMail::Server::write_file("$folder/users", $self->username . ':{PLAIN.HEX}' . unpack('H*', $self->{password}) . "\n");
-    KlivMail::Server::write_file("$folder/dovecot.conf", <<"EOF");
-protocols = imap
-listen = 127.0.0.1
-base_dir = $folder/run
-state_dir = $folder/state
-log_path = $folder/log
-default_internal_user = $user
-default_internal_group = $group
-default_login_user = $user
+    my ($first, $own) = ('', <<"EOF");
 disable_plaintext_auth = yes
-auth_mechanisms = plain
-ssl = required
 ssl_cert = <$self->{certificate}
 ssl_key = <$self->{key}
-imap_capability = $capability
 mail_location = maildir:$folder/mail
-mail_max_userip_connections = 100
-mailbox_list_index = no
-first_valid_uid = 1
 userdb {
   driver = static
   args = uid=$< gid=$gid home=$folder/home
@@ -149,8 +134,46 @@ passdb {
   driver = passwd-file
   args = username_format=%u $folder/users
 }
+EOF
+    # 2.4 has other words for these, and wants to know first whose they are.
+    ($first, $own) = (<<"FIRST", <<"OWN") if `$binary --version` !~ /^2\.[0-3]\./;
+dovecot_config_version = 2.4.0
+dovecot_storage_version = 2.4.0
+FIRST
+auth_allow_cleartext = no
+ssl_server_cert_file = $self->{certificate}
+ssl_server_key_file = $self->{key}
+mail_driver = maildir
+mail_path = $folder/mail
+userdb static {
+  fields {
+    uid = $<
+    gid = $gid
+    home = $folder/home
+  }
+}
+passdb passwd-file {
+  passwd_file_path = $folder/users
+}
+OWN
+    KlivMail::Server::write_file("$folder/users", $self->username . ':{PLAIN.HEX}' . unpack('H*', $self->{password}) . "\n");
+    KlivMail::Server::write_file("$folder/dovecot.conf", <<"EOF");
+${first}protocols = imap
+listen = 127.0.0.1
+base_dir = $folder/run
+state_dir = $folder/state
+log_path = $folder/log
+default_internal_user = $user
+default_internal_group = $group
+default_login_user = $user
+auth_mechanisms = plain
+ssl = required
+imap_capability = $capability
+mail_max_userip_connections = 100
+mailbox_list_index = no
+first_valid_uid = 1
 auth_failure_delay = 0
-service anvil {
+${own}service anvil {
   chroot =
   unix_listener anvil-auth-penalty {
     mode = 0
