@@ -115,7 +115,7 @@ BEGIN
         END IF;
         r := r || jsonb_build_object('form', v_form);
     END IF;
-    r := r || jsonb_build_object('method', v_method, 'may_change', kliv_mail._door_may('admin'), 't', kliv_mail._door_texts(r ->> 'language'));
+    r := r || jsonb_build_object('method', v_method, 'may_change', kliv_mail._door_may('admin'));
     IF v_route.handler = '_door_hook' THEN
         RETURN kliv_mail._door_hook(v_path[2], p_headers, coalesce(p_body, ''));
     END IF;
@@ -156,6 +156,9 @@ DECLARE
 BEGIN
     BEGIN
         r := kliv_mail._read_request(p_method, p_path, p_query, p_headers, p_body);
+        IF p_path !~ '^/hooks/|/style[.]css$' THEN
+            r := r || jsonb_build_object('t', kliv_mail._door_texts(r ->> 'language'));
+        END IF;
         v_answer := kliv_mail._door_answer(r, p_headers, p_body);
     EXCEPTION WHEN data_exception THEN
         v_answer := kliv_mail._door_problem(400);
@@ -169,7 +172,7 @@ $$;
 
 CREATE FUNCTION kliv_mail.http_request(method text, path text, query text DEFAULT NULL, headers jsonb DEFAULT '{}', body bytea DEFAULT NULL)
 RETURNS TABLE (status integer, headers jsonb, body bytea)
-LANGUAGE sql VOLATILE ROWS 1 SET search_path = pg_catalog, pg_temp
+LANGUAGE sql VOLATILE ROWS 1 SET search_path = pg_catalog, pg_temp SET jit = off
 BEGIN ATOMIC
     SELECT x.status, x.headers, x.body FROM kliv_mail._http_request($1, $2, $3, coalesce($4, '{}'), $5) AS x;
 END;

@@ -85,7 +85,7 @@ BEGIN
             FROM jsonb_array_elements(p_bars) AS b (bar)),
         scale AS (
             SELECT greatest(max(b.sent + b.bounced + b.waiting), 1) AS most, 720.0 / count(*) AS width FROM bars AS b),
-        heights AS (
+        heights AS MATERIALIZED (
             SELECT b.*, s.width, round(140 * b.sent / s.most, 1) AS sent_h, round(140 * b.bounced / s.most, 1) AS bounced_h, round(140 * b.waiting / s.most, 1) AS waiting_h
             FROM bars AS b, scale AS s)
         SELECT jsonb_build_object('most', (SELECT s.most FROM scale AS s), 'sent', sum(h.sent), 'bounced', sum(h.bounced), 'waiting', sum(h.waiting),
