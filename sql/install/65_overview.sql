@@ -18,12 +18,23 @@ COMMENT ON COLUMN kliv_mail.overview.hour IS 'Recipients used in this hour / its
 COMMENT ON COLUMN kliv_mail.overview.day IS 'Recipients used on this day / its limit.';
 COMMENT ON COLUMN kliv_mail.overview.waiting IS 'Deliveries that wait for it.';
 
-CREATE FUNCTION kliv_mail.help(name text) RETURNS text
+CREATE FUNCTION kliv_mail.help(name text DEFAULT NULL) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_name text := regexp_replace(left(help.name, 200), '^kliv_mail[.]|[(].*$', '', 'g');
     v_help text;
+    v_index jsonb;
 BEGIN
+    IF help.name IS NULL THEN
+        v_index := kliv_mail.describe();
+        -- (for eyes: one line each)
+        RETURN concat_ws(E'\n', 'SELECT kliv_mail.help(''send''); tells all of send(), and so of each function, view and setting.', '',
+            (SELECT string_agg(left(x.name || '(): ' || x.purpose, 118), E'\n' ORDER BY x.name)
+             FROM (SELECT DISTINCT ON (1) substr(f ->> 'name', 11), f ->> 'purpose' FROM jsonb_array_elements(v_index -> 'functions') WITH ORDINALITY AS e (f, n)
+                   ORDER BY 1, e.n) AS x (name, purpose)), '',
+            (SELECT string_agg(left(format('view %s: %s', substr(v.key, 11), v.value), 118), E'\n' ORDER BY v.key) FROM jsonb_each_text(v_index -> 'views') AS v),
+            '', (SELECT string_agg(left(format('setting %s: %s', s.name, s.short_desc), 118), E'\n' ORDER BY s.name) FROM pg_settings AS s WHERE s.name ^@ 'kliv_mail.'));
+    END IF;
     SELECT string_agg(x.help, E'\n\n' ORDER BY x.signature) INTO v_help
     FROM (SELECT 'f' || p.oid::regprocedure::text, format(E'kliv_mail.%s(%s) RETURNS %s\n%s', p.proname, pg_get_function_arguments(p.oid),
                      pg_get_function_result(p.oid), obj_description(p.oid, 'pg_proc'))
@@ -49,5 +60,6 @@ BEGIN
 END;
 $$;
 COMMENT ON FUNCTION kliv_mail.help(text) IS
-$$What a function, a view or a setting of kliv_mail is for: its arguments, columns, errors and an example, to be read. 22023 where there is none of that name, with the nearest.
+$$What a function, a view or a setting of kliv_mail is for: its arguments, columns, errors and an example, to be read; without a name a line of each that you may use. 22023 where there is none of that name, with the nearest.
+Example: SELECT kliv_mail.help();
 Example: SELECT kliv_mail.help('send');$$;

@@ -74,17 +74,25 @@ DECLARE
     v_addresses text[] := ARRAY(SELECT DISTINCT kliv_mail._one_address(a.address, true) FROM unnest(p_addresses) AS a (address));
     v_new integer := cardinality(kliv_mail._add_suppressions(p_caller, v_addresses, p_scope, p_reason, p_expires_at));
     v_stopped integer := kliv_mail._stop_suppressed(v_addresses, kliv_mail._now());
+    v_said text;
 BEGIN
     IF v_stopped > 0 THEN
         PERFORM kliv_mail._wake();      -- who waits for it is told
     END IF;
-    RAISE NOTICE USING MESSAGE = format('%s no more %s%s%s%s',
+    v_said := format('%s no more %s%s%s%s',
         CASE cardinality(v_addresses) WHEN 1 THEN v_addresses[1] || ' gets' ELSE format('%s addresses get', cardinality(v_addresses)) END,
         CASE p_scope WHEN 'all' THEN 'mail' WHEN 'marketing' THEN 'marketing mail' ELSE format('mail of the topic "%s"', p_scope) END,
         ' until ' || p_expires_at,
         CASE WHEN v_new = cardinality(v_addresses) THEN '' WHEN cardinality(v_addresses) = 1 THEN ', as before'
              ELSE format(', %s of them as before', cardinality(v_addresses) - v_new) END,
         CASE v_stopped WHEN 0 THEN '' WHEN 1 THEN '; a queued delivery is stopped' ELSE format('; %s queued deliveries are stopped', v_stopped) END);
+    IF p_scope IN ('all', 'marketing') OR EXISTS (SELECT FROM kliv_mail._topic AS t WHERE t.name = p_scope) THEN
+        RAISE NOTICE USING MESSAGE = v_said;
+    ELSE
+        -- Mail may name a topic that nobody has saved; mostly it is a slip, or the reason.
+        RAISE NOTICE USING MESSAGE = v_said, HINT = format('No topic "%s" is saved. %sAll other mail still goes to it; scope => ''all'' stops that, and a reason is given as reason => %L.',
+            p_scope, kliv_mail._nearest(p_scope, ARRAY['all', 'marketing'] || ARRAY(SELECT t.name FROM kliv_mail._topic AS t)), p_scope);
+    END IF;
     RETURN v_stopped;
 END;
 $$;
@@ -98,7 +106,7 @@ CREATE FUNCTION kliv_mail.suppress(address text, scope text DEFAULT 'all', reaso
 RETURNS integer
 AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C VOLATILE SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION kliv_mail.suppress(text, text, text, timestamptz) IS
-$$Sends an address, in whatever case it is written, or a whole domain ('@example.com') no more mail, and stops what is queued for it; a NOTICE says what was done. scope: all (mail), marketing (all of that), or a topic of it. reason is shown at its deliveries; expires_at: until then (NULL: for ever). Suppressed once more, it has the new reason and time.
+$$Sends an address, in whatever case it is written, or a whole domain ('@example.com') no more mail, and stops what is queued for it; a NOTICE says what was done. scope: all (mail), marketing (all of that), or a topic of it; a HINT tells where no such topic is saved. reason is shown at its deliveries; expires_at: until then (NULL: for ever). Suppressed once more, it has the new reason and time.
 Returns how many queued deliveries were stopped. Errors: 22023 not an address, no such scope or a time that has passed, 54000 a reason over 1000 characters.
 Example: SELECT kliv_mail.suppress('ana@example.com', reason => 'asked for it');$$;
 

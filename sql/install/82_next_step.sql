@@ -50,7 +50,7 @@ BEGIN
             WHEN code IN ('account_trouble', 'untested') THEN format('SELECT * FROM kliv_mail.test_smtp(account => %L);', account)
             WHEN code IN ('next', 'sending') AND message_id IS NOT NULL THEN format('SELECT kliv_mail.wait(%s);', message_id)
             WHEN message_id IS NULL OR code IN ('limit_zero', 'hour_used', 'day_used', 'database_day_used', 'rolling_used', 'in_line', 'provider_limit')
-                THEN format('SELECT * FROM kliv_mail.usage WHERE account = %L;', account)
+                THEN format('SELECT window_name, used, quota, remaining, resets_at, queued FROM kliv_mail.usage WHERE account = %L;', account)
             ELSE format('SELECT recipient, status, reason, hint, last_reply FROM kliv_mail.deliveries WHERE message_id = %s;', message_id) END;
         cures := code = 'untested';
         safe := true;
@@ -78,6 +78,12 @@ BEGIN
         GROUP BY v.code, v.status, v.account, v.reason, v.hint ORDER BY count(*) DESC
     LOOP
         code := d.code;
+        -- What stopped it may have ended, by unsuppress() or by its time; the mail has, too.
+        IF code = 'suppressed' AND d.hint ~ 'unsuppress' AND NOT EXISTS (
+            SELECT FROM kliv_mail.history(d.recipient, 1) AS h
+            WHERE '; ' || h.suppressed ~ ('; ' || coalesce(substring(d.hint FROM ', ''([a-z0-9_-]+)''[)]'), 'all') || '(:|;|$)')) THEN
+            d.hint := 'That has ended, and what was stopped stays so: send it anew.';
+        END IF;
         problem := kliv_mail._with_cure(format('%s%s is %s: %s', d.recipient,
             CASE WHEN d.n > 1 THEN format(' (and %s others)', d.n - 1) ELSE '' END, d.status, d.reason), d.hint);
         SELECT c.statement, c.cures, c.safe, c.needs_input INTO statement, cures, safe, needs_input

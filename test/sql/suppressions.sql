@@ -61,6 +61,9 @@ SELECT kliv_mail.unsubscribe_url('ana@x.example', NULL);
 SET client_min_messages = notice;
 SELECT kliv_mail.send('carl@x.example', 's', 'b') AS one, kliv_mail.send('Carl@x.example', 's', 'b', message_type => 'marketing') AS two \gset
 SELECT kliv_mail.suppress('carl@x.example', 'news');
+SELECT kliv_mail.suppress('carl@x.example', 'markting') IS NOT NULL, kliv_mail.unsuppress('carl@x.example', 'markting');
+SELECT kliv_mail.save_topic('news');
+SELECT kliv_mail.suppress('carl@x.example', 'news'), kliv_mail.delete_topic('news');
 SELECT kliv_mail.suppress('carl@x.example', reason => 'asked for it', expires_at => '2999-01-01 00:00+00');
 SELECT kliv_mail.suppress('CARL@x.example');
 SELECT kliv_mail.suppress('@Y.example', 'marketing');
@@ -71,6 +74,14 @@ SELECT * FROM became(kliv_mail.send('a@y.example, b@z.example, c@sub.z.example',
 SELECT reason, hint FROM became(kliv_mail.send('a@y.example', 's', 'b', message_type => 'marketing', topic => 'offers'));
 SELECT kliv_mail.unsuppress('@y.example', 'marketing'), kliv_mail.unsuppress('@y.example', 'marketing'), kliv_mail.unsuppress('carl@x.example', 'news');
 COPY (SELECT address, scope, reason, expires_at FROM kliv_mail.suppressions ORDER BY 1, 2) TO STDOUT (FORMAT csv);
+
+\echo # next_step() of an address that had no mail, and of a mail whose suppression has ended
+SELECT code, problem, statement, cures, safe FROM kliv_mail.next_step('Dora <DORA@z.example>') ORDER BY problem;
+SELECT code, problem, statement FROM kliv_mail.next_step('nobody@w.example');
+SELECT kliv_mail.suppress('hank@x.example', reason => 'by phone') IS NOT NULL AS suppressed, kliv_mail.send('hank@x.example', 's', 'b') AS hank \gset
+SELECT code, regexp_replace(problem, '[0-9]+', 'N') AS problem, statement FROM kliv_mail.next_step('hank@x.example');
+SELECT kliv_mail.unsuppress('hank@x.example');
+SELECT code, problem, cures FROM kliv_mail.next_step(:hank);
 
 \echo # ... or what is wrong
 SELECT kliv_mail.suppress('@');
