@@ -113,7 +113,7 @@ $$;
 -- Finish the waiting deliveries to addresses (as _suppression has them) that are suppressed; a claim ends
 -- those that another session has locked now.
 CREATE FUNCTION kliv_mail._stop_suppressed(p_addresses text[], at timestamptz) RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     v_ids bigint[] := ARRAY(
         SELECT o.id FROM kliv_mail._outbox AS o

@@ -184,7 +184,7 @@ $$;
 -- waits for a retry, is due now.  It looks at the newest ones, among which those that came since are few,
 -- and passes over no more than these where all were sent.
 CREATE FUNCTION kliv_mail._settle_clock(at timestamptz) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     v_ahead timestamptz := at + interval '10 seconds';
 BEGIN

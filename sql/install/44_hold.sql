@@ -206,7 +206,7 @@ $$;
 -- them would otherwise have to wait for a hold's end to be the one that tries.  A thousand rows of its line are
 -- looked at: where more wait, the others in it are tried first.
 CREATE FUNCTION kliv_mail._tried_enough(p_account text, at timestamptz, p_retry_for interval) RETURNS kliv_mail._outcome[]
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     v_origin text := kliv_mail._origin();
 BEGIN

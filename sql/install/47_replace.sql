@@ -26,7 +26,7 @@ $$;
 
 -- What still waits of a role's messages with a key that are earlier than one.
 CREATE FUNCTION kliv_mail._earlier(p_sender name, p_key text, p_message bigint) RETURNS SETOF bigint
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 BEGIN
     RETURN QUERY SELECT o.id FROM kliv_mail._outbox AS o
     WHERE o.replace_key = p_key AND o.message_id < p_message AND o.epoch IS NULL
@@ -79,7 +79,7 @@ $$;
 -- What callers left: a sender does it before each claim, until nobody can commit an
 -- earlier one any more and nothing is locked.
 CREATE FUNCTION kliv_mail._replace_rest(at timestamptz) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     v_idle integer[];
     m record;

@@ -2,7 +2,7 @@
 
 -- As the address says, else delivered; how many deliveries.  Nobody is suppressed by it.
 CREATE FUNCTION kliv_mail._play_reports(at timestamptz) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     v_ids bigint[] := ARRAY(SELECT d.id FROM kliv_mail._delivery AS d WHERE d.simulated AND d.status = 'sent'
                             ORDER BY d.finished_at LIMIT 200 FOR NO KEY UPDATE SKIP LOCKED);

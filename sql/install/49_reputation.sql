@@ -5,7 +5,7 @@
 -- Looked at when a hard bounce or a complaint is recorded, which alone can make it worse; at most once a minute.
 -- What a resume() under way has locked is left.
 CREATE FUNCTION kliv_mail._judge_reputation(p_account text, at timestamptz) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     r kliv_mail._reputation;
     v_since timestamptz;

@@ -33,7 +33,7 @@ COMMENT ON FUNCTION kliv_mail.cancel IS
 Example: SELECT kliv_mail.cancel(1);';
 
 CREATE FUNCTION kliv_mail._cancel(p_id bigint) RETURNS bigint
-LANGUAGE sql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+LANGUAGE sql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off
 BEGIN ATOMIC
     SELECT count(*) FROM kliv_mail._finish(NULL, ARRAY(
         SELECT kliv_mail._ended(o.id, 'cancelled',
