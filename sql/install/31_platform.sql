@@ -87,14 +87,16 @@ BEGIN
 END;
 $$;
 
+-- An account as send() and claims see it.  A claim asks once and hands it on.
+CREATE TYPE kliv_mail._known_account AS (name text, in_use boolean, route_order integer, own boolean, provider text, host text,
+    port integer, encryption text, from_address text, from_name text, reply_to text, allowed_senders text[], hourly_limit integer,
+    daily_limit integer, problem text, hint text, fingerprint text, rolling_limit integer);
+
 -- Every account: platform first, which is always in use (what is routed to it
 -- by name leaves by it), then those that were saved.  plpgsql, like everything
 -- here that send() and claims call: it keeps its plans, which SQL functions make
 -- anew at each call.
-CREATE FUNCTION kliv_mail._accounts()
-RETURNS TABLE (name text, in_use boolean, route_order integer, own boolean, provider text, host text, port integer,
-    encryption text, from_address text, from_name text, reply_to text, allowed_senders text[], hourly_limit integer,
-    daily_limit integer, problem text, hint text, fingerprint text, rolling_limit integer)
+CREATE FUNCTION kliv_mail._accounts() RETURNS SETOF kliv_mail._known_account
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 3 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     p record := kliv_mail._platform();

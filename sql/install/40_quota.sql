@@ -112,8 +112,9 @@ BEGIN ATOMIC SELECT CASE held_by WHEN 'quota' THEN 'provider_limit' WHEN 'key' T
 -- May mail of an account leave now, and if not, why and until when?
 -- blocked_until: NULL = it may; infinity = until somebody calls something.
 -- An exhausted quota is not a block here: remaining says it.
+-- p_known: the account, where the caller has looked at it a moment before.
 CREATE FUNCTION kliv_mail._availability(
-    p_account text, at timestamptz,
+    p_account text, at timestamptz, p_known kliv_mail._known_account DEFAULT NULL,
     OUT hour_limit integer, OUT day_limit integer,
     OUT hour_start timestamptz, OUT hour_end timestamptz, OUT hour_used integer,
     OUT day_start timestamptz, OUT day_end timestamptz, OUT day_used integer,
@@ -132,7 +133,7 @@ CREATE FUNCTION kliv_mail._availability(
     OUT marketing_reason text)          -- what stops marketing mail alone, until resume()
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    a record;
+    a kliv_mail._known_account := p_known;
     q record;
     p record;
     r record;
@@ -143,7 +144,9 @@ DECLARE
     v_claimable bigint;
     v_others bigint := 0;
 BEGIN
-    SELECT * INTO a FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
+    IF a.name IS NULL THEN
+        SELECT * INTO a FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
+    END IF;
     zone := current_setting('kliv_mail.quota_timezone');
     hour_start := date_trunc('hour', at, zone);
     hour_end := hour_start + interval '1 hour';

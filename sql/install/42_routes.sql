@@ -51,12 +51,12 @@ END;
 $$;
 
 -- All that an account may claim from: its own routes, and those of accounts in
--- trouble whose fallback it is.
-CREATE FUNCTION kliv_mail._routes(p_account text) RETURNS text[]
+-- trouble whose fallback it is.  p_own: _own_routes(), where they are known.
+CREATE FUNCTION kliv_mail._routes(p_account text, p_own text[] DEFAULT NULL) RETURNS text[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_at timestamptz := kliv_mail._now();
-    v_routes text[] := kliv_mail._own_routes(p_account);
+    v_routes text[] := coalesce(p_own, kliv_mail._own_routes(p_account));
     v_name text;
 BEGIN
     -- Only those that are held, and whose address it may send for, can have it as their fallback.

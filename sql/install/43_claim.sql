@@ -22,9 +22,11 @@ $$;
 -- p_room of them and (but for the first, when p_first) p_bytes octets.  Counts
 -- them in the windows in the same transaction.  sender: whose mail it is, where
 -- another account of ours is in trouble.  p_dues and p_ids: of each priority, where in
--- the line to begin (src/worker/sender_line.c).
+-- the line to begin (src/worker/sender_line.c).  p_known: the account, where the caller has
+-- looked at it.
 CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean,
-                                         p_dues timestamptz[] DEFAULT '{-infinity,-infinity,-infinity}', p_ids bigint[] DEFAULT '{0,0,0}')
+                                         p_dues timestamptz[] DEFAULT '{-infinity,-infinity,-infinity}', p_ids bigint[] DEFAULT '{0,0,0}',
+                                         p_known kliv_mail._known_account DEFAULT NULL)
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer,
                suppressed text, sender text, sender_name text, expires_at timestamptz, priority smallint, due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
@@ -36,9 +38,7 @@ DECLARE
     v_at timestamptz := kliv_mail._now();
     v_origin text := kliv_mail._origin();
     v_own text[] := kliv_mail._own_routes(p_account);
-    v_routes text[] := kliv_mail._routes(p_account);
-    v_default text := kliv_mail._default_account();
-    v_host text;
+    v_routes text[] := kliv_mail._routes(p_account, v_own);
     v_cap integer := current_setting('kliv_mail.recipient_hourly_limit')::integer;
     v record;
     v_room integer;
@@ -54,7 +54,10 @@ BEGIN
               AND o.epoch IS NULL LIMIT 1) AS x) THEN
         RETURN;
     END IF;
-    SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
+    IF p_known.name IS NULL THEN
+        SELECT * INTO p_known FROM kliv_mail._accounts() AS x WHERE x.name = p_account;
+    END IF;
+    SELECT * INTO v FROM kliv_mail._availability(p_account, v_at, p_known);
     IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
         RETURN;
     END IF;
@@ -66,18 +69,18 @@ BEGIN
     -- What waited for the account with other settings than these goes on.
     SELECT q.suspects INTO v_suspects FROM kliv_mail._quota AS q
     WHERE q.account = p_account AND q.suspects <> '{}'
-      AND q.fingerprint IS DISTINCT FROM (SELECT x.fingerprint FROM kliv_mail._accounts() AS x WHERE x.name = p_account);
+      AND q.fingerprint IS DISTINCT FROM p_known.fingerprint;
     IF FOUND THEN
         PERFORM kliv_mail._release_suspects(v_suspects, NULL, v_at);
         UPDATE kliv_mail._quota AS q SET suspects = '{}', failures = 0, held_until = NULL WHERE q.account = p_account;
     END IF;
-    SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
+    SELECT * INTO v FROM kliv_mail._availability(p_account, v_at, p_known);
     IF v.shares_room THEN
         -- What another own account claims meanwhile would be taken from the same room.
         IF NOT kliv_mail._lock_quota('') THEN
             RETURN;
         END IF;
-        SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
+        SELECT * INTO v FROM kliv_mail._availability(p_account, v_at, p_known);
     END IF;
     IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
         RETURN;
@@ -119,15 +122,14 @@ BEGIN
     IF v.probe_room = 1 THEN
         UPDATE kliv_mail._quota AS q SET probe = v_ids[1] WHERE q.account = p_account;
     END IF;
-    v_host := (SELECT x.host FROM kliv_mail._accounts() AS x WHERE x.name = p_account);
     RETURN QUERY
         WITH claimed AS (
             UPDATE kliv_mail._outbox AS o
-            SET epoch = p_epoch, account = p_account, host = v_host, hour_start = v.hour_start, day_start = v.day_start,
+            SET epoch = p_epoch, account = p_account, host = p_known.host, hour_start = v.hour_start, day_start = v.day_start,
                 attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at), held_by = NULL
             WHERE o.id = ANY (v_ids)
             RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, o.priority, o.due, o.expires_at,
-                CASE WHEN o.route = ANY (v_own) THEN NULL WHEN o.route = '' THEN v_default ELSE o.route END AS instead_of),
+                CASE WHEN o.route = ANY (v_own) THEN NULL WHEN o.route = '' THEN kliv_mail._default_account() ELSE o.route END AS instead_of),
         told AS (
             INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
             SELECT nextval('kliv_mail._event_id'), v_at, 'failover', p_account, c.message_id, c.id,
@@ -225,7 +227,7 @@ BEGIN
     END IF;
     FOR a IN
         SELECT x.name, coalesce(b.room, p_room) - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) = 0 AS idle, coalesce(b.held, 0) AS held,
-               md5(x::text) AS settings, coalesce(nullif(p_dues[3 * b.n - 2 : 3 * b.n], '{}'), '{-infinity,-infinity,-infinity}') AS dues,
+               md5(x::text) AS settings, x AS known, coalesce(nullif(p_dues[3 * b.n - 2 : 3 * b.n], '{}'), '{-infinity,-infinity,-infinity}') AS dues,
                coalesce(nullif(p_ids[3 * b.n - 2 : 3 * b.n], '{}'), '{0,0,0}') AS ids
         FROM kliv_mail._accounts() AS x
         LEFT JOIN unnest(p_accounts, p_busy, p_held, p_rooms) WITH ORDINALITY AS b (name, busy, held, room, n) ON b.name = x.name
@@ -233,7 +235,7 @@ BEGIN
         ORDER BY coalesce(b.busy, 0), x.route_order, x.name
     LOOP
         FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room,
-                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL, a.dues, a.ids) LOOP
+                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL, a.dues, a.ids, a.known) LOOP
             id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
             size := c.size; suppressed := c.suppressed;
             sender := c.sender; sender_name := c.sender_name; settings := a.settings; expires_at := c.expires_at;

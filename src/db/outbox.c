@@ -132,6 +132,8 @@ klm_outbox_pin_session(void)
 		{"transaction_timeout", "0"}, /* from PostgreSQL 17 on */
 		{"zero_damaged_pages", "off"},
 		{"jit", "off"},
+		/* Planning anew for the values at hand costs more than most of what is run. */
+		{"plan_cache_mode", "force_generic_plan"},
 		/* The outbox's statistics are always of another moment: its indexes are what claims are
 		   made for. */
 		{"enable_seqscan", "off"},

@@ -68,6 +68,7 @@ typedef struct KlmPool
 	KlmLine		lines[KLM_PRIORITIES];
 	bool		more;			/* its last claim found something */
 	bool		stale;			/* the queue was composed for other settings */
+	bool		looked_at;		/* at whether it is paused, at least once */
 	bool		paused;			/* pause(), a limit of 0, out of use: what has not left goes back */
 	bool		hold;			/* trouble of the account itself is to be recorded */
 	/* no more connections than that, as the server showed; 0: not known */

@@ -37,7 +37,12 @@
 #define MEASURE_MS			50
 #define MAX_AHEAD			1024
 
+/* What can wait does so for so long at most, where mail is to leave. */
+#define CHORES_EVERY_MS		1000
+
 static int	vain_claims;		/* in a row, though something was due */
+static int64 chores_at = 0;
+static bool look_wanted = false;	/* at the accounts */
 
 static void offer_room(KlmBatch *batch);
 static void load_accounts(List *claims);
@@ -52,6 +57,8 @@ static void plan_next_claim(void);
 static void return_stale(void);
 static void note_who_has_more(const KlmBatch *batch);
 static void hold_troubled(void);
+static void do_chores(const KlmBatch *batch);
+static bool depends_on_accounts(void);
 static void look_at_accounts(void);
 static void prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *message,
 					KlmPool *pool);
@@ -68,9 +75,8 @@ klm_claim(void)
 	batch->context = context;
 	if (klm_sender.recovery_wanted)
 		batch->recovered = klm_outbox_recover();
-	klm_outbox_expire();
-	klm_outbox_play_reports();
 	offer_room(batch);
+	do_chores(batch);
 	if (batch->claims != NIL)
 	{
 		vain_claims = 0;
@@ -94,9 +100,52 @@ klm_claim(void)
 		klm_sender.next_claim = klm_line_whole_at();
 
 	/* Behind the claim, so that this sees all that the claim saw. */
-	if (klm_sender.claim_wanted)
+	look_wanted |= klm_sender.claim_wanted;
+	if (look_wanted && (batch->claims == NIL || depends_on_accounts()))
+	{
 		look_at_accounts();
+		look_wanted = false;
+	}
 	return batch;
+}
+
+/*
+ * End what is too old to leave, play what the simulator's servers report: behind a
+ * claim that found something only now and then, since that is to leave at once.  The
+ * claim itself takes nothing that is too old.
+ */
+static void
+do_chores(const KlmBatch *batch)
+{
+	int			tried = klm_sender.tried_count;
+
+	if (batch->claims != NIL && klm_clock_ms() < chores_at)
+		return;
+	/* What fails here is no claimed row's fault. */
+	klm_sender.tried_count = 0;
+	klm_outbox_expire();
+	klm_outbox_play_reports();
+	klm_sender.tried_count = tried;
+	chores_at = klm_clock_ms() + CHORES_EVERY_MS;
+}
+
+/*
+ * Is there anything that what was changed of an account counts for, besides what was
+ * claimed just now with what the account is now?
+ */
+static bool
+depends_on_accounts(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &klm_sender.pools)
+	{
+		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
+
+		if (!pool->looked_at || pool->paused || pool->queued > 0 || pool->open > 0)
+			return true;
+	}
+	return false;
 }
 
 void
@@ -478,6 +527,7 @@ look_at_accounts(void)
 	{
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
 
+		pool->looked_at = true;
 		pool->paused = true;
 		foreach(lc, accounts)
 		{
