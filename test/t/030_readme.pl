@@ -17,7 +17,7 @@ my %text = map { $_ => slurp_file($_) } %japanese;
 sub blocks { return [ map { [@$_] } pairs($_[0] =~ /^```(\w*)\n(.*?)^```$/msg) ]; }
 sub pairs { my @pairs; push @pairs, [ splice @_, 0, 2 ] while @_; return @pairs; }
 my $blocks = blocks($text{'README.md'});
-my @sql = map { $_->[1] } grep { $_->[0] eq 'sql' } @$blocks;
+my ($providers, @sql) = sort { ($b =~ /provider =>/) <=> ($a =~ /provider =>/) } map { $_->[1] } grep { $_->[0] eq 'sql' } @$blocks;
 is(scalar(@sql), 7, 'README.md has its seven SQL blocks');
 
 # ---- the Japanese one ----
@@ -173,6 +173,11 @@ $node->sql('DROP EXTENSION kliv_mail');
 
 my (undef, undef, undef, $configured, $sent, $waited, $outcome) = runs($sql[0]);
 is($configured->{out}, "ok|$login", 'configure_smtp() shows the saved row; from_address is the user name');
+for my $of_provider (grep { /provider =>/ } statements($providers), map { statements($_->[1]) } grep { $_->[0] eq 'sql' && $_->[1] =~ /provider =>/ } @production)
+{
+    my $named = $node->try($of_provider =~ s/\);$/, test => false, dry_run => true);/r);
+    is($named->{state}, '', 'a provider has what it needs: ' . ($of_provider =~ s/--[^\n]*|\s+/ /gr)) or diag($named->{err});
+}
 is($sent->{out}, 1, 'send() gives the message id');
 like(mail($smtp, 'ana@example.com', 'the mail arrives'), qr/^Subject: Hello\r\n.*^It works\r\n/ms, '... with subject and text');
 is($waited->{out}, 'sent', '... and is sent');
