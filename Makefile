@@ -175,10 +175,10 @@ gallery:
 browser:
 	bash test/browser/run $(PARTS)
 
-## bench: the benchmarks against what people would use instead, one table of ratios (ROUNDS, QUICK=1; UPDATE=1 writes doc/); bench-latency (drain, far, send, history, memory, idle, backlog): one
+## bench: the benchmarks against what people would use instead, one table of ratios (ROUNDS, QUICK=1; UPDATE=1 writes doc/); bench-latency (drain, far, send, snapshot, history, memory, idle, backlog): one
 bench:
 	bash bench/run
-bench-latency bench-drain bench-far bench-send bench-history bench-memory bench-idle bench-backlog bench-pages bench-views:
+bench-latency bench-drain bench-far bench-send bench-snapshot bench-history bench-memory bench-idle bench-backlog bench-pages bench-views:
 	bash bench/run $(@:bench-%=%)
 
 ## bench-growth: how speed and memory bend as backlog, history, databases, attachments, distance and connections grow
@@ -197,5 +197,5 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo web test test-chroot test-production crashtest soak packages compilers majors gallery browser bench bench-latency bench-drain bench-far bench-send \
+.PHONY: demo web test test-chroot test-production crashtest soak packages compilers majors gallery browser bench bench-latency bench-drain bench-far bench-send bench-snapshot \
 	bench-history bench-memory bench-idle bench-backlog bench-pages bench-views bench-growth bench-sustained lint help
