@@ -285,8 +285,8 @@ CREATE FUNCTION kliv_mail._used_up(p_account text, used integer, window_limit in
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN CASE WHEN used > window_limit
-                THEN format('the account "%s" has used %s recipients of %s, and its limit is now %s', p_account, used, window_words, window_limit)
-                ELSE format('the account "%s" has used its %s recipients of %s', p_account, window_limit, window_words) END;
+                THEN format('the account "%s" has used %s recipient%s of %s, and its limit is now %s', p_account, used, CASE WHEN used > 1 THEN 's' END, window_words, window_limit)
+                ELSE format('the account "%s" has used its %s recipient%s of %s', p_account, window_limit, CASE WHEN window_limit > 1 THEN 's' END, window_words) END;
 END;
 $$;
 

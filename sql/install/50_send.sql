@@ -65,7 +65,7 @@ BEGIN
     END IF;
     room := greatest(0, v_left - v_waiting);
     quota_problem := coalesce(CASE WHEN v.held_by = 'quota' AND v.blocked_until IS NULL THEN v.reason END, format(
-        'the account "%s" has no more than %s recipients an hour and %s a day%s', p_account, v.hour_limit, v.day_limit,
+        'the account "%s" has no more than %s recipient%s an hour and %s a day%s', p_account, v.hour_limit, CASE WHEN v.hour_limit <> 1 THEN 's' END, v.day_limit,
         CASE WHEN p_priority = 2 THEN format(', of which marketing mail leaves %s %% free', current_setting('kliv_mail.reserved_share')) ELSE '' END));
     quota_hint := coalesce(CASE WHEN v.held_by = 'quota' AND v.blocked_until IS NULL THEN v.hint END,
         'It goes out by itself when the next window opens. ' || CASE WHEN p_account <> 'platform' THEN 'kliv_mail.set_limits() raises the limit.'

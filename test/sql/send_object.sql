@@ -42,7 +42,7 @@ RESET statement_timeout;
 SELECT tried('{"to": "a@x.example", "subject": "s", "text": "t"}'::jsonb || x.mail) FROM (VALUES
     ('{"sbject": "s"}'::jsonb), ('{"body": "b"}'), ('{"recipients": "a@x.example"}'), ('{"subject": 7}'), ('{"html": ["<p>"]}'),
     ('{"tags": ["a", "b"]}'), ('{"tags": "a"}'), ('{"tags": [{"name": "a", "value": "b"}]}'), ('{"tags": null, "metadata": null, "headers": null}'),
-    ('{"headers": {"X-Order": "7"}}'), ('{"send_at": "tomorrow at tea"}'), ('{"send_at": "2090-01-01T10:00:00Z"}'), ('{"expires_at": 5}'),
+    ('{"headers": {"X-Order": "7"}}'), ('{"headers": {"X-Order": 7}}'), ('{"send_at": "tomorrow at tea"}'), ('{"send_at": "2090-01-01T10:00:00Z"}'), ('{"expires_at": 5}'),
     ('{"variables": {}}'), ('{"message_type": "spam"}'), ('{"on_limit": "never"}'), ('{"account": "none"}')) AS x (mail);
 SELECT tried(NULL), tried('[]'), tried('"a@x.example"');
 

@@ -131,7 +131,7 @@ sub send_sql
 
 # [cause, recipient, further arguments, status, held_by, reason, hint]
 for my $row (
-    [ 'quota', 'second', q{, account => 'small'}, 'deferred', 'quota', qr/the account "small" has used its 1 recipients? of this hour/, qr/It goes out by itself at \S+ .*kliv_mail\.set_limits\(hourly_limit => 2, account => 'small'\); raises/ ],
+    [ 'quota', 'second', q{, account => 'small'}, 'deferred', 'quota', qr/the account "small" has used its 1 recipient of this hour/, qr/It goes out by itself at \S+ .*kliv_mail\.set_limits\(hourly_limit => 2, account => 'small'\); raises/ ],
     [ '535', 'a', q{, account => 'login'}, 'deferred', 'account', qr/refused user name or password: 535/, qr/user name and password.*configure_smtp\(/ ],
     [ 'certificate', 'b', q{, account => 'certificate'}, 'deferred', 'account', qr/certificate has expired/, qr/operator must renew it.*SELECT \* FROM kliv_mail\.test_smtp\(account => 'certificate'\);/ ],
     [ 'DNS', 'c', q{, account => 'dns'}, 'deferred', 'account', qr/no address was found for host "smpt\.shop\.example"/, qr/spelling.*SELECT \* FROM kliv_mail\.test_smtp\(account => 'dns'\);/ ],

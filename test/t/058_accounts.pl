@@ -85,6 +85,7 @@ like($node->sql("SELECT attempts || ' ' || reason || ' ' || hint FROM kliv_mail.
 unlike($smtp->transcript, qr/utf8\@customer|[\x80-\xff]/, '... of which the server sees nothing');
 $node->sql(q{SELECT * FROM kliv_mail.update_sender(reply_to => '')});
 is($node->sql("SELECT kliv_mail.wait($utf8, '60 s')"), 'sent', '... until it has one');
+is($node->sql("SELECT account, host FROM kliv_mail.deliveries WHERE message_id = $utf8"), 'custom|localhost', '... and deliveries says by which server it went');
 
 # update_sender() asks no server: the first mails do, and the hint names the call that cures.
 $smtp->set(rcpt_reply => '553 5.7.1 <other@shop.example>: Sender address rejected: not owned by user');
