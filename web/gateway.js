@@ -9,7 +9,7 @@ import cookie from '@fastify/cookie';
 import rateLimit from '@fastify/rate-limit';
 import fastify, { LogController } from 'fastify';
 import { Ingest, Refused, RoleConnection, Unavailable } from './database.js';
-import { headers as ownHeaders, languageOf, problemPage, signInPage } from './pages.js';
+import { chosenLanguage, headers as ownHeaders, languageOf, problemPage, signInPage } from './pages.js';
 import { sealed } from './seal.js';
 import { Sessions } from './sessions.js';
 
@@ -168,12 +168,17 @@ export async function gateway(config, { logger = true } = {}) {
     return path && path.length <= 2000 && /^\/admin(?:[/?][!-~]*)?$/.test(path) && !path.includes('\\') ? path : undefined;
   }
 
+  // The door keeps what it is asked for in a cookie of its own.
+  function inLanguage(path, language) {
+    return !language || /[?&]lang=/.test(path) ? path : `${path}${path.includes('?') ? '&' : '?'}lang=${language}`;
+  }
+
   app.get('/', (request, reply) => reply.redirect('/admin', 303));
 
   app.get('/sign-in', (request, reply) => {
     const to = wanted(new URLSearchParams(request.raw.url.split('?')[1] ?? '').get('to'));
     if (sessionOf(request)) return reply.redirect(to ?? '/admin', 303);
-    return own(reply, 200, signInPage(languageOf(request), { to }));
+    return own(reply, 200, signInPage(request, { to }));
   });
 
   app.decorateRequest('role', '');
@@ -182,7 +187,7 @@ export async function gateway(config, { logger = true } = {}) {
     const role = form.get('role') ?? '';
     const password = form.get('password') ?? '';
     const to = wanted(form.get('to'));
-    const again = (status, why) => own(reply, status, signInPage(languageOf(request), { why, to, role: role.slice(0, 63) }));
+    const again = (status, why) => own(reply, status, signInPage(request, { why, to, role: role.slice(0, 63) }));
     if (role === '' || password === '' || Buffer.byteLength(role) > 63 || password.length > 1000 || `${role}${password}`.includes('\0')) return again(422, 'empty');
     request.role = role;
     const attempt = { event: 'sign-in', role, address: request.ip };
@@ -209,7 +214,7 @@ export async function gateway(config, { logger = true } = {}) {
     request.log.info({ ...attempt, outcome: 'signed in' });
     sessions.end(request.cookies[cookieName], 'signed in anew');
     reply.setCookie(cookieName, sessions.add(role, connection), cookieOptions);
-    return reply.redirect(to ?? '/admin', 303);
+    return reply.redirect(inLanguage(to ?? '/admin', chosenLanguage(request)), 303);
   });
 
   app.post('/sign-out', (request, reply) => {
@@ -254,8 +259,10 @@ export async function gateway(config, { logger = true } = {}) {
       onRequest: async (request, reply) => {
         request.session = sessionOf(request);
         if (request.session) return undefined;
-        if (request.method === 'POST') return own(reply, 403, signInPage(languageOf(request), { why: 'ended' }));
-        return reply.redirect(`/sign-in${request.raw.url === '/admin' ? '' : `?${new URLSearchParams({ to: request.raw.url })}`}`, 303);
+        if (request.method === 'POST') return own(reply, 403, signInPage(request, { why: 'ended' }));
+        const lang = chosenLanguage(request);
+        const query = new URLSearchParams({ ...(request.raw.url === '/admin' ? {} : { to: request.raw.url }), ...(lang ? { lang } : {}) }).toString();
+        return reply.redirect(`/sign-in${query && `?${query}`}`, 303);
       },
       handler: async (request, reply) => {
         const { connection } = request.session;

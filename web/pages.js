@@ -49,8 +49,14 @@ export const headers = {
   'cache-control': 'no-store'
 };
 
+// By the page's switch: said with this request, or kept in the door's cookie, which comes
+// with /admin alone.
+export function chosenLanguage(request) {
+  return /[?&]lang=(en|ja)(?:&|$)/.exec(request.raw.url)?.[1] ?? /^(?:en|ja)$/.exec(request.cookies?.kliv_mail_language)?.[0];
+}
+
 export function languageOf(request) {
-  const chosen = /[?&]lang=(en|ja)(?:&|$)/.exec(request.raw.url)?.[1];
+  const chosen = chosenLanguage(request);
   if (chosen) return chosen;
   const ranges = (request.headers['accept-language'] ?? '').slice(0, 1000).split(',').map((range) => {
     const [name, quality] = range.trim().toLowerCase().split(/;\s*q=/);
@@ -72,12 +78,14 @@ function page(language, title, content) {
 }
 
 // why: a name in texts of what went wrong before; to: the path to go on to.
-export function signInPage(language, { why, to, role = '' }) {
+export function signInPage(request, { why, to, role = '' }) {
+  const language = languageOf(request);
+  const chosen = chosenLanguage(request);
   const t = texts[language];
   const query = new URLSearchParams({ ...(to ? { to } : {}), lang: t.otherCode });
   return page(language, `${t.signIn} – ${t.product}`, `<h1>${t.signIn}</h1><p>${t.intro}</p>
 ${why ? `<p class="problem" role="alert">${escaped(t[why])}</p>` : ''}
-<form method="post" action="/sign-in?lang=${language}"><input type="hidden" name="to" value="${escaped(to ?? '')}">
+<form method="post" action="/sign-in${chosen ? `?lang=${chosen}` : ''}"><input type="hidden" name="to" value="${escaped(to ?? '')}">
 <label for="role">${t.role}</label><input id="role" name="role" value="${escaped(role)}" autocomplete="username" autocapitalize="none" spellcheck="false" required maxlength="63">
 <label for="password">${t.password}</label><input id="password" name="password" type="password" autocomplete="current-password" required maxlength="1000">
 <button>${t.signIn}</button></form>

@@ -103,7 +103,8 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN (
         SELECT jsonb_build_object('code', n.code, 'well', n.code = 'ok', 'tone', CASE WHEN n.code = 'ok' THEN 'good' WHEN n.code IN ('platform_only', 'untested', 'paused', 'account_paused', 'hour_used', 'day_used') THEN 'wait' ELSE 'bad' END,
-            'title', p_texts ->> ('step_' || n.code), 'problem', n.problem, 'statement', CASE WHEN n.code <> 'ok' THEN n.statement END, 'retries_at', kliv_mail._door_time(n.retries_at),
+            'title', p_texts ->> ('step_' || n.code), 'advice', p_texts ->> ('advice_' || n.code),
+            'problem', n.problem, 'statement', CASE WHEN n.code <> 'ok' THEN n.statement END, 'retries_at', kliv_mail._door_time(n.retries_at),
             'href', CASE WHEN n.statement ~ 'configure_smtp' THEN '/admin/settings/new' WHEN n.statement ~ 'test_smtp' THEN '/admin/settings/test'
                          WHEN n.statement ~ 'resume' THEN '/admin/resume' WHEN n.statement ~ 'set_limits' THEN '/admin/limits'
                          WHEN n.statement ~ 'update_sender' THEN '/admin/sender' WHEN n.code <> 'ok' THEN '/admin/health' END)

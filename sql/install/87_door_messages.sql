@@ -174,7 +174,8 @@ BEGIN
         FROM kliv_mail.events AS x WHERE x.message_id = v_id GROUP BY 1) AS e;
     SELECT jsonb_agg(jsonb_build_object(
                'recipient', d.recipient, 'kind', CASE WHEN d.kind <> 'to' THEN d.kind END, 'status', kliv_mail._door_status(t, d.status),
-               'headline', coalesce(t ->> ('code_' || d.code), t ->> ('status_' || d.status)), 'reason', d.reason, 'hint', d.hint, 'bad', d.status NOT IN ('sent', 'delivered'),
+               'headline', coalesce(t ->> ('code_' || d.code), t ->> ('status_' || d.status)), 'advice', t ->> ('advice_' || d.code),
+               'reason', d.reason, 'hint', d.hint, 'bad', d.status NOT IN ('sent', 'delivered'),
                'attempts', d.attempts, 'account', d.account, 'next_attempt_at', kliv_mail._door_time(d.next_attempt_at), 'estimated_send_at', kliv_mail._door_time(d.estimated_send_at),
                'stage', d.last_stage, 'reply', nullif(d.last_reply, ''),
                'server_message_id', d.server_message_id, 'sent_at', kliv_mail._door_time(d.sent_at), 'simulated', d.simulated,

@@ -81,6 +81,8 @@ SELECT r.path, asks('GET', '/' || replace(r.path, '*', '1')) FROM kliv_mail._doo
 ROLLBACK;
 DROP FUNCTION asks, shows;
 
--- ---- texts: what pages ask for is there, in both languages ----
+-- ---- texts: what pages ask for is there, in both languages; what to do, the database itself says in English ----
 SELECT k FROM jsonb_object_keys(kliv_mail._door_texts('en')) AS k EXCEPT SELECT k FROM jsonb_object_keys(kliv_mail._door_texts('ja')) AS k;
-SELECT k FROM jsonb_object_keys(kliv_mail._door_texts('ja')) AS k EXCEPT SELECT k FROM jsonb_object_keys(kliv_mail._door_texts('en')) AS k;
+SELECT k FROM jsonb_object_keys(kliv_mail._door_texts('ja')) AS k WHERE k !~ '^advice_' EXCEPT SELECT k FROM jsonb_object_keys(kliv_mail._door_texts('en')) AS k;
+SELECT substr(k, 6) FROM jsonb_object_keys(kliv_mail._door_texts('ja')) AS k WHERE k ~ '^(step|code)_' AND k !~ '^step_(name_|ok$|trouble$)'
+EXCEPT SELECT substr(k, 8) FROM jsonb_object_keys(kliv_mail._door_texts('ja')) AS k WHERE k ~ '^advice_';

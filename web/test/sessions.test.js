@@ -143,3 +143,20 @@ test('the page to sign in speaks English and Japanese', async () => {
   assert.match(await page('ja;q=0'), /<html lang="en">/);
   assert.match(await page('en', '/sign-in?lang=ja&to=%2Fadmin%2Fevents'), /<html lang="ja">[^]*value="\/admin\/events"/);
 });
+
+test('a language that was chosen goes along with who signs in, and comes back with who has to again', async () => {
+  const headers = { 'accept-language': 'en' };
+  const chosen = await ask(gate, '/sign-in?lang=ja', { form: { role: 'boss', password: passwords.boss, to: '/admin/messages?subject=x' }, headers });
+  assert.equal(chosen.headers.location, '/admin/messages?subject=x&lang=ja');
+  const page = await ask(gate, chosen.headers.location, { cookie: cookieOf(chosen), headers });
+  assert.match(page.text, /<html lang="ja">/);
+  const kept = cookieOf(page);
+  assert.equal(kept, 'kliv_mail_language=ja');
+  const again = await ask(gate, '/admin', { cookie: kept, headers });
+  assert.equal(again.headers.location, '/sign-in?lang=ja');
+  assert.match((await ask(gate, again.headers.location, { headers })).text, /<html lang="ja">[^]*action="\/sign-in\?lang=ja"/);
+  assert.match((await ask(gate, '/admin/pause', { form: {}, cookie: kept, headers })).text, /<html lang="ja">/);
+  // Nobody chose: the browser goes on being asked.
+  assert.match((await ask(gate, '/sign-in', { headers })).text, /action="\/sign-in"/);
+  assert.equal((await ask(gate, '/sign-in?lang=ja', { form: { role: 'boss', password: passwords.boss, to: '/admin?lang=en' }, headers })).headers.location, '/admin?lang=en');
+});
