@@ -56,7 +56,9 @@ BEGIN
                        UNION SELECT c.relname::text FROM pg_class AS c WHERE c.relnamespace = 'kliv_mail'::regnamespace AND c.relkind = 'v' AND c.relname !~ '^_'))
                 || 'SELECT jsonb_pretty(kliv_mail.describe()); has all of them.';
     END IF;
-    RETURN v_help;
+    -- Lines that a terminal has room for; an example stays as it is, to be copied.
+    RETURN (SELECT string_agg(CASE WHEN length(l.line) <= 118 OR l.line ^@ 'Example: ' THEN l.line ELSE regexp_replace(l.line, E'([^\\n]{80,112}) ', E'\\1\n', 'g') END, E'\n' ORDER BY l.n)
+            FROM regexp_split_to_table(v_help, E'\n') WITH ORDINALITY AS l (line, n));
 END;
 $$;
 COMMENT ON FUNCTION kliv_mail.help(text) IS

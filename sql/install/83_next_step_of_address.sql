@@ -28,8 +28,8 @@ BEGIN
                  JOIN kliv_mail.suppressions AS s ON s.address IN (lower(a.address COLLATE "C"), '@' || lower(split_part(a.address, '@', -1) COLLATE "C")) LOOP
             v_any := true;
             code := 'suppressed';
-            problem := format('%s gets no %s: suppressed%s', h.address, CASE h.scope WHEN 'all' THEN 'mail' WHEN 'marketing' THEN 'marketing mail'
-                              ELSE format('mail of the topic "%s"', h.scope) END, coalesce(': ' || h.reason, ''));
+            problem := format('%s gets no %s: %s', h.address, CASE h.scope WHEN 'all' THEN 'mail' WHEN 'marketing' THEN 'marketing mail'
+                              ELSE format('mail of the topic "%s"', h.scope) END, coalesce(h.reason, 'it is suppressed'));
             statement := format('SELECT kliv_mail.unsuppress(%L, %L);', h.address, h.scope);
             cures := true;
             safe := false;

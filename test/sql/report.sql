@@ -66,6 +66,7 @@ SELECT max(length(o::text)) < 120 AS narrow FROM kliv_mail.overview AS o;
 SELECT split_part(kliv_mail.help('kliv_mail.wait'), E'\n', 1) AS help;
 SELECT max(length(l)) <= 118 AS narrow, count(*) > 80 AS all, bool_or(l ^@ 'send(): Queues a mail') AND bool_or(l ^@ 'view deliveries: ') AND bool_or(l ^@ 'setting kliv_mail.delivery: ') AS kinds
 FROM regexp_split_to_table(kliv_mail.help(), E'\n') AS l;
+SELECT max(length(l)) <= 118 AS narrow FROM regexp_split_to_table(kliv_mail.help('send'), E'\n') AS l WHERE l !~ '^Example';
 SELECT kliv_mail.help('overview');
 SELECT kliv_mail.help('mask_secrets');
 SELECT kliv_mail.help('send') ~ 'send\(mail jsonb\).*\n(.*\n)+kliv_mail.send\(recipients' AS both_forms;

@@ -50,7 +50,7 @@ $node->sql($configure);
 my @statements = $everyday =~ /^(SELECT [^;]*FROM kliv_mail\.(?:overview|smtp_settings|usage|status|update_sender|set_limits|configure_smtp|reset_smtp)\b[^;]*;)/mg;
 cmp_ok(scalar(@statements), '>=', 8, 'the README has its everyday statements');
 for my $sql (@statements, 'SELECT * FROM kliv_mail.overview;', q{SELECT kliv_mail.suppress('ana@example.com', reason => 'asked by phone');},
-    'SELECT * FROM kliv_mail.suppressions;')
+    'SELECT * FROM kliv_mail.suppressions;', 'SELECT kliv_mail.help();')
 {
     my ($width, $out) = width($sql);
     cmp_ok($width, '<=', 120, "$width columns: $sql") or diag($out);
