@@ -178,7 +178,7 @@ browser:
 ## bench: the benchmarks against what people would use instead, one table of ratios (ROUNDS, QUICK=1; UPDATE=1 writes doc/); bench-latency (drain, far, send, snapshot, history, memory, idle, backlog): one
 bench:
 	bash bench/run
-bench-latency bench-drain bench-far bench-send bench-snapshot bench-history bench-memory bench-idle bench-backlog bench-pages bench-views:
+bench-latency bench-drain bench-far bench-send bench-snapshot bench-history bench-memory bench-idle bench-backlog bench-pages bench-views bench-retention:
 	bash bench/run $(@:bench-%=%)
 
 ## bench-growth: how speed and memory bend as backlog, history, databases, attachments, distance and connections grow
@@ -198,4 +198,4 @@ help:
 	@sed -n 's/^## //p' Makefile
 
 .PHONY: demo web test test-chroot test-production crashtest soak packages compilers majors gallery browser bench bench-latency bench-drain bench-far bench-send bench-snapshot \
-	bench-history bench-memory bench-idle bench-backlog bench-pages bench-views bench-growth bench-sustained lint help
+	bench-history bench-memory bench-idle bench-backlog bench-pages bench-views bench-retention bench-growth bench-sustained lint help

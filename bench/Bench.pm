@@ -309,6 +309,31 @@ sub text_of
     return "(SELECT string_agg(md5(random()::text) || md5(random()::text), E'\\n') FROM generate_series(1, $lines) WHERE $row IS NOT NULL)";
 }
 
+# A history of so many deliveries, spread over the last days (29), of the roles
+# (postgres) in turn: to 50,000 addresses, one of 50 bounced, one message of ten
+# with a tag.  Before anything was sent.
+sub fill_history
+{
+    my ($session, $deliveries, %option) = @_;
+    my $days = $option{days} // 29;
+    my @roles = @{ $option{roles} // ['postgres'] };
+    my $role = sprintf q{('{%s}'::text[])[1 + i %% %d]}, join(',', @roles), scalar @roles;
+    my $at = "now() - interval '$days days' * ($deliveries - i) / $deliveries";
+    my $start = clock();
+    $session->query("INSERT INTO kliv_mail._message (id, created_at, sender_role, message_type, subject, header_id, entity, recipients, tags)
+        SELECT i, $at, $role, 'transactional', 'Order ' || i, i || '\@example.com', convert_to(repeat('x', 300), 'UTF8'), 1, CASE WHEN i % 10 = 0 THEN ARRAY['news-' || i % 100] END
+        FROM generate_series(1, $deliveries) AS i");
+    $session->query("INSERT INTO kliv_mail._delivery (id, message_id, recipient, kind, priority, route, status, bounce_type, created_at, attempts, doubts, account, host, last_stage, last_code, last_reply, reason, sent_at, finished_at, changed)
+        SELECT i, i, 'u' || i % 50000 || '\@example.com', 'to', 1, '', CASE i % 50 WHEN 1 THEN 'bounced' ELSE 'sent' END, CASE i % 50 WHEN 1 THEN 'hard' END, x.at, 1, 0, 'platform', 'smtp.example.com',
+            'dot', 250, '2.0.0 Ok: queued', 'the server accepted it', CASE WHEN i % 50 <> 1 THEN x.at END, x.at, i
+        FROM generate_series(1, $deliveries) AS i, LATERAL (SELECT $at AS at) AS x");
+    $session->query("SELECT setval('kliv_mail._message_id', $deliveries), setval('kliv_mail._delivery_id', $deliveries)");
+    $session->query('VACUUM ANALYZE');
+    $session->query('CHECKPOINT');
+    say(sprintf '  %s finished deliveries: made in %.0f s', shown($deliveries), clock() - $start);
+    return;
+}
+
 # ---- a session, by PostgreSQL's protocol itself ----
 
 sub connect
