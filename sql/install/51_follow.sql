@@ -73,7 +73,7 @@ $$;
 CREATE FUNCTION kliv_mail.retry(message_id bigint) RETURNS integer
 LANGUAGE c VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'kliv_mail_retry';
 COMMENT ON FUNCTION kliv_mail.retry IS
-'Queues anew the deliveries of the message that failed, bounced, expired or are in doubt, and tries at once those that wait for a retry; returns how many. Errors: 22023 a message that is not there or not yours.
+'Queues anew the deliveries of the message that failed, bounced, expired or are in doubt, and tries at once those that wait for a retry; returns how many. To an address that is suppressed, as one that bounced may be, nothing is tried again: kliv_mail.unsuppress() first. Errors: 22023 a message that is not there or not yours.
 Example: SELECT kliv_mail.retry(1);';
 
 CREATE FUNCTION kliv_mail._retry(p_id bigint) RETURNS integer
@@ -85,8 +85,11 @@ DECLARE
 BEGIN
     WITH gone AS (
         DELETE FROM kliv_mail._delivery AS d
+        USING kliv_mail._message AS m
         WHERE d.message_id = p_id AND d.status IN ('failed', 'bounced', 'expired')
-          AND EXISTS (SELECT FROM kliv_mail._message AS m WHERE m.id = p_id AND m.entity <> '')
+          AND m.id = p_id AND m.entity <> ''
+          -- The claim would end it as suppressed, which nothing tries again.
+          AND (SELECT s.reason FROM kliv_mail._suppressed(d.recipient, d.priority, m.topic, v_at) AS s) IS NULL
         RETURNING d.*)
     INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at, expires_at,
         attempts, doubts, account, host, identity, last_stage, last_code, last_enhanced, last_reply, last_reason, replace_key)

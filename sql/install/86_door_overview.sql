@@ -49,15 +49,17 @@ BEGIN
         FROM kliv_mail._usage AS u
         WHERE u.window_name = CASE WHEN p_days THEN 'day' ELSE 'hour' END AND u.window_start >= v_first AND u.window_start <= v_at GROUP BY 1),
     unwelcome AS (
-        SELECT date_trunc(CASE WHEN p_days THEN 'day' ELSE 'hour' END, x.finished_at AT TIME ZONE p_zone) AS begins, count(*) AS unwelcome
+        SELECT date_trunc(CASE WHEN p_days THEN 'day' ELSE 'hour' END, x.finished_at AT TIME ZONE p_zone) AS begins, count(*) AS unwelcome,
+               -- What was refused is given back to the window; what bounced later stays counted.
+               count(x.sent_at) AS later
         FROM kliv_mail._accounts() AS a
-        CROSS JOIN LATERAL (SELECT d.finished_at FROM kliv_mail._delivery AS d
+        CROSS JOIN LATERAL (SELECT d.finished_at, d.sent_at FROM kliv_mail._delivery AS d
                             WHERE d.account = a.name AND d.finished_at >= v_first AND (d.bounce_type = 'hard' OR d.status = 'complained')
                             ORDER BY d.finished_at DESC LIMIT 5000) AS x GROUP BY 1),
     queued AS (
         SELECT date_trunc(CASE WHEN p_days THEN 'day' ELSE 'hour' END, w.created_at AT TIME ZONE p_zone) AS begins, count(*) AS waiting FROM waiting AS w GROUP BY 1)
     SELECT jsonb_agg(jsonb_build_object('n', b.n, 'at', to_char(b.begins, CASE WHEN p_days THEN 'MM-DD' ELSE 'HH24:MI' END),
-               'sent', greatest(0, coalesce(u.used, 0) - coalesce(x.unwelcome, 0)), 'bounced', coalesce(x.unwelcome, 0), 'waiting', coalesce(q.waiting, 0)) ORDER BY b.n),
+               'sent', greatest(0, coalesce(u.used, 0) - coalesce(x.later, 0)), 'bounced', coalesce(x.unwelcome, 0), 'waiting', coalesce(q.waiting, 0)) ORDER BY b.n),
            (SELECT count(*) FROM waiting)
     INTO v_bars, v_waiting
     FROM bars AS b LEFT JOIN used AS u USING (begins) LEFT JOIN unwelcome AS x USING (begins) LEFT JOIN queued AS q USING (begins);
@@ -104,7 +106,9 @@ BEGIN
     RETURN (
         SELECT jsonb_build_object('code', n.code, 'well', n.code = 'ok', 'tone', CASE WHEN n.code = 'ok' THEN 'good' WHEN n.code IN ('platform_only', 'untested', 'paused', 'account_paused', 'hour_used', 'day_used') THEN 'wait' ELSE 'bad' END,
             'title', p_texts ->> ('step_' || n.code), 'advice', p_texts ->> ('advice_' || n.code),
-            'problem', n.problem, 'statement', CASE WHEN n.code <> 'ok' THEN n.statement END, 'retries_at', kliv_mail._door_time(n.retries_at),
+            
+            -- (The page has the providers.)
+            'problem', regexp_replace(n.problem, '[.] Save an account of your own like this.*$', '.'), 'statement', CASE WHEN n.code <> 'ok' THEN n.statement END, 'retries_at', kliv_mail._door_time(n.retries_at),
             'href', CASE WHEN n.statement ~ 'configure_smtp' THEN '/admin/settings/new' WHEN n.statement ~ 'test_smtp' THEN '/admin/settings/test'
                          WHEN n.statement ~ 'resume' THEN '/admin/resume' WHEN n.statement ~ 'set_limits' THEN '/admin/limits'
                          WHEN n.statement ~ 'update_sender' THEN '/admin/sender' WHEN n.code <> 'ok' THEN '/admin/health' END)

@@ -220,6 +220,7 @@ BEGIN
         END IF;
         v_count := kliv_mail.reschedule(v_id, v_at::timestamp AT TIME ZONE kliv_mail._door_zone());
     END IF;
-    RETURN jsonb_build_object('location', format('/admin/messages/%s?done=%s&n=%s', v_id, CASE WHEN v_count > 0 THEN v_what ELSE 'nothing' END, v_count));
+    RETURN jsonb_build_object('location', format('/admin/messages/%s?done=%s&n=%s', v_id,
+        CASE WHEN v_count > 0 THEN v_what WHEN v_what = 'retry' THEN 'not_retried' ELSE 'nothing' END, v_count));
 END;
 $$;

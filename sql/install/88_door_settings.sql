@@ -114,8 +114,7 @@ $$;
 CREATE FUNCTION kliv_mail._door_failed_steps(r jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT jsonb_agg(jsonb_build_object('step', r #>> ARRAY['t', 'step_name_' || s.step], 'ok', s.n < f.n, 'failed', s.n = f.n, 'detail', CASE WHEN s.n = f.n THEN r #>> '{error,message}' END,
-               'hint', CASE WHEN s.n = f.n THEN r #>> '{error,hint}' END) ORDER BY s.n)
+    SELECT jsonb_agg(jsonb_build_object('step', r #>> ARRAY['t', 'step_name_' || s.step], 'ok', s.n < f.n, 'failed', s.n = f.n) ORDER BY s.n)
     FROM (SELECT (substring(r #>> '{error,state}' FROM '^KM00([1-6])$'))::bigint AS n) AS f
     CROSS JOIN unnest('{dns,connect,tls,ehlo,auth,sender}'::text[]) WITH ORDINALITY AS s (step, n)
     WHERE s.n <= f.n;

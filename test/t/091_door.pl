@@ -130,9 +130,11 @@ unlike(get('/admin/messages', query => $_)->{body}, qr{href="/admin/messages/$bo
 my $story = get("/admin/messages/$bounced")->{body};
 like($story, qr/The address does not take mail/, 'its page says why');
 like($story, qr/no such user/, '... with the server\'s words');
+like(get('/admin')->{body}, qr{>Handed to a server 1<.*>Bounced or complained 1<}s, 'the overview counts the one that left and the one that did not');
 $smtp->set(plays => {});
-my $suppressed = $node->sql(q{SELECT count(*) FROM kliv_mail.suppressions});
-works('/admin/suppressions/remove', { address => 'nobody@example.com', scope => 'all' }, undef, 'its suppression is ended') if $suppressed;
+works("/admin/messages/$bounced/retry", {}, qr/done=not_retried&n=0/, 'while its address is suppressed it is not tried again');
+is($node->sql("SELECT status FROM kliv_mail.messages WHERE id = $bounced"), 'bounced', '... and stays what it is');
+works('/admin/suppressions/remove', { address => 'nobody@example.com', scope => 'all' }, undef, 'its suppression is ended');
 works("/admin/messages/$bounced/retry", {}, qr/done=retry&n=1/, 'it is tried again');
 is($node->sql("SELECT kliv_mail.wait($bounced, '60 s')"), 'sent', '... and arrives');
 my $later = $node->sql(q{SELECT kliv_mail.send('later@example.com', 'Later', 'x', send_at => now() + interval '2 days')});
