@@ -65,7 +65,7 @@ EXTRA_CLEAN = $(LIBRARIES:=.so) $(NET_OBJS) $(TEMPLATE_OBJS) $(NET_OBJS:.o=.d) $
 override with_llvm = no
 
 # What needs no server headers must work before they are installed.
-ifneq ($(filter-out help demo web test test-chroot test-production crashtest soak packages compilers majors gallery browser bench bench-%,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help demo web test test-chroot test-production crashtest soak feed packages compilers majors gallery browser bench bench-%,$(or $(MAKECMDGOALS),all)),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 PROVE_FLAGS += -I test/perl
@@ -143,6 +143,10 @@ crashtest:
 soak:
 	KLIV_MAIL_SOAK_MINUTES='$(or $(MINUTES),60)' PROVE_FLAGS=-v bash test/run tap 066_soak
 
+## feed: what outcomes() tells beside eight writers, late commits, kills and restarts, for ten minutes (MINUTES)
+feed:
+	KLIV_MAIL_FEED_SECONDS=$$((60 * $(or $(MINUTES),10))) PROVE_FLAGS=-v bash test/run tap 034_feed
+
 ## packages: what building and testing needs, where it is missing (demo/packages, test/packages; Debian or Ubuntu)
 packages:
 	bash test/run packages
@@ -197,5 +201,5 @@ lint: all
 help:
 	@sed -n 's/^## //p' Makefile
 
-.PHONY: demo web test test-chroot test-production crashtest soak packages compilers majors gallery browser bench bench-latency bench-drain bench-far bench-send bench-snapshot \
+.PHONY: demo web test test-chroot test-production crashtest soak feed packages compilers majors gallery browser bench bench-latency bench-drain bench-far bench-send bench-snapshot \
 	bench-history bench-memory bench-idle bench-backlog bench-pages bench-views bench-retention bench-growth bench-sustained lint help
