@@ -124,6 +124,13 @@ install_packages()
     fi
 }
 
+# unpack_relays: what KlivMail::Relays runs, where it stays for the next run.
+unpacked=/var/cache/kliv_mail
+unpack_relays()
+{
+    ! command -v apt-get >/dev/null || as_root sh "$top/test/unpack" $unpacked exim4-daemon-light opensmtpd
+}
+
 # copy_tree FOLDER: the sources, without what was built from them.
 copy_tree()
 {

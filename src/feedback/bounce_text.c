@@ -165,20 +165,27 @@ klm_read_bounce_text(const KlmPart *mail, const char *text, KlmReport *report)
 	}
 }
 
-/* What a server said about one of several stands below it, up to the next one. */
+/*
+ * What a server said about one of several stands below it, up to the next one; or, what a
+ * program said that Exim called, below a line of dashes around it.
+ */
 char *
 klm_words_about(const char *text, const char *address)
 {
 	Size		length = strlen(address);
 	char	   *lower = lower_copy(text, MAX_TEXT);
 	char	   *wanted = lower_copy(address, length);
-	const char *found = length > 0 ? strstr(lower, wanted) : NULL;
+	const char *found = length > 0 ? strstr(lower, psprintf("\n------ %s ------\n", wanted)) : NULL;
 	const char *end = text + strlen(lower);
 
+	if (found != NULL)
+		found += strlen("\n------ ");
+	else if (length > 0)
+		found = strstr(lower, wanted);
 	if (found == NULL)
 		return NULL;
 	found = text + (found - lower) + length;
-	while (found < end && strchr(">:\"' \t\n", *found) != NULL)
+	while (found < end && strchr(">:\"'- \t\n", *found) != NULL)
 		found++;
 	return words_from(found, end);
 }

@@ -1,6 +1,6 @@
 # Bounces of a real server: Postfix refuses by itself and passes on what another one
 # refused; the reports come to signed return paths, or are known by their
-# Message-ID.  (Exim's and OpenSMTPD's stand in test/fixtures, for the unit tests.)
+# Message-ID.  (Exim's and OpenSMTPD's: 089_relays.)
 use strict;
 use warnings;
 use KlivMail::Cluster;
@@ -60,7 +60,7 @@ my $next = $node->sql(q{SELECT kliv_mail.send('Unknown@remote.example', 'x', 'x'
 is($node->sql(qq{SELECT status FROM kliv_mail.deliveries WHERE message_id = $next}), 'suppressed', 'the next mail to the address is suppressed');
 
 # Forged: another delivery's return path, a changed one, an old one.
-my (undef, undef, $report) = report_on('ben@moved.example');
+my ($reported, undef, $report) = report_on('ben@moved.example');
 my $victim = $node->sql(q{SELECT kliv_mail.send('victim@example.com', 'x', 'x')});
 $node->wait_until(qq{SELECT status = 'sent' FROM kliv_mail.deliveries WHERE message_id = $victim});
 my $header = $node->sql(qq{SELECT header_id FROM kliv_mail._message WHERE id = $victim});
@@ -84,6 +84,38 @@ forged('the Message-ID beside a bad token', "From: MAILER-DAEMON\@x.example\nTo:
 $node->clock_offset('31 days');
 forged('an old token', $report, 'forged or expired return path');
 $node->clock_offset('0');
+
+# A report on a report, which came from the null path: it is about no mail of ours, though
+# the return path that could not be reached is in it, and be it that it comes to that path.
+my ($path) = $report =~ /^Delivered-To: (\S+)/m;
+for my $to ([ 'postmaster@bounce.example', 'about no mail of this database' ], [ $path, 'about another recipient' ])
+{
+    forged("a report on a report, to $to->[0]", <<"EOF", $to->[1]);
+Return-Path: <>
+From: MAILER-DAEMON\@mx.example
+To: $to->[0]
+Subject: Postmaster notify: double bounce
+MIME-Version: 1.0
+Content-Type: multipart/report; report-type=delivery-status; boundary="double"
+
+--double
+Content-Type: message/delivery-status
+
+Reporting-MTA: dns; mx.example
+
+Final-Recipient: rfc822; $path
+Action: failed
+Status: 5.1.1
+Diagnostic-Code: smtp; 550 5.1.1 no such user
+
+--double
+Content-Type: message/rfc822
+
+$report
+--double--
+EOF
+}
+is(outcome($reported), 'sent 2.0.0', '... and the mail that the inner one is about is left alone, too');
 
 # Without bounce_domain the sender's address has it, and the Message-ID tells.
 $node->reconfigure('kliv_mail.bounce_domain' => '');

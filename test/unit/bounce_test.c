@@ -111,6 +111,8 @@ test_servers(void)
 		{"exim-012", "dsn later.1@shop.example: later@remote.example delayed 4.3.0 soft"},
 		{"exim-013", "dsn x.1@shop.example: x@refused.example failed 5.0.0 soft"},
 		{"exim-014", "dsn later.1@shop.example: later@remote.example failed 4.3.0 soft"},
+		{"exim-015", "dsn unknown.1@shop.example: unknown@exim.example failed 5.0.0 hard"},
+		{"exim-016", "dsn full.1@shop.example: full@exim.example failed 5.0.0 soft"},
 		{"opensmtpd-001", "dsn unknown.1@shop.example: unknown@remote.example failed 5.1.1 hard"},
 		{"opensmtpd-002", "dsn full.1@shop.example: full@remote.example failed 5.2.2 soft"},
 		{"opensmtpd-003", "dsn plain.1@shop.example: plain@remote.example failed 5.0.0 hard"},
@@ -120,7 +122,9 @@ test_servers(void)
 		{"opensmtpd-007", "dsn dotspam.1@shop.example: dotspam@remote.example failed 5.7.1 policy"},
 		{"opensmtpd-008", "dsn multi.1@shop.example: multi@remote.example failed 5.1.1 hard"},
 		{"opensmtpd-009", "dsn disabled.1@shop.example: disabled@remote.example failed 5.2.1 hard"},
-		{"opensmtpd-010", "dsn later.1@shop.example: later@remote.example delayed 4.4.7 soft"}
+		{"opensmtpd-010", "dsn later.1@shop.example: later@remote.example failed 4.4.7 soft"},
+		{"opensmtpd-011", "dsn unknown.1@shop.example: unknown@opensmtpd.example failed 5.3.0 hard"},
+		{"opensmtpd-012", "dsn full.1@shop.example: full@opensmtpd.example failed 5.3.0 soft"}
 	};
 	static KlmReport report;
 
