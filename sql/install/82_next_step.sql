@@ -47,6 +47,7 @@ BEGIN
         statement := CASE
             WHEN code IN ('not_preloaded', 'standby', 'launcher_not_running', 'no_worker_slot', 'sender_error') THEN 'SELECT * FROM kliv_mail.status;'
             WHEN code = 'key_missing' THEN 'SELECT key_state, hint FROM kliv_mail.status;'
+            WHEN code = 'bounce_mailbox' THEN 'SELECT * FROM kliv_mail.test_bounce_mailbox();'
             WHEN code IN ('account_trouble', 'untested') THEN format('SELECT * FROM kliv_mail.test_smtp(account => %L);', account)
             WHEN code IN ('next', 'sending') AND message_id IS NOT NULL THEN format('SELECT kliv_mail.wait(%s);', message_id)
             WHEN message_id IS NULL OR code IN ('limit_zero', 'hour_used', 'day_used', 'database_day_used', 'rolling_used', 'in_line', 'provider_limit')

@@ -58,6 +58,8 @@ klm_bounce_mailbox_binding(const KlmBounceMailbox *mailbox, KlmBinding *binding)
 	binding->port = mailbox->target.port;
 	binding->username = mailbox->target.username;
 	binding->domain = &mailbox->domain;
+	binding->save = "SELECT * FROM kliv_mail.configure_bounce_mailbox(password => "
+		"'the mailbox password');";
 }
 
 bool

@@ -158,6 +158,8 @@ binding_of(const char *provider, const KlmDomain *domain, KlmBinding *binding)
 	binding->account = psprintf("webhook %s", provider);
 	binding->host = "";
 	binding->domain = domain;
+	binding->save = psprintf("SELECT kliv_mail.configure_webhook('%s', secret => 'the secret');",
+							 provider);
 }
 
 /*

@@ -136,9 +136,10 @@ klm_read_ring(KlmRing **ring, KlmSecret **memory, bool *missing, KlmError *error
 				error->hint = "Put the key file back from where you keep it: stored passwords "
 					"open with no other key. If it is lost for good: kliv_mail.pause(), so that "
 					"nothing leaves by the platform meanwhile, then kliv_mail.reset_smtp() for each "
-					"account and kliv_mail.set_brand(unsubscribe_url => ''), which ends the links "
-					"that were sent, then kliv_mail.configure_smtp() and set_brand() anew, then "
-					"kliv_mail.resume().";
+					"account, kliv_mail.remove_bounce_mailbox(), kliv_mail.configure_webhook() with "
+					"secret => '' for each webhook and kliv_mail.set_brand(unsubscribe_url => ''), "
+					"which ends the links that were sent, then kliv_mail.configure_smtp() and the "
+					"others anew, then kliv_mail.resume().";
 			return false;
 		}
 		ok = parse_ring(text, klm_ring_source(), ring, memory, error);

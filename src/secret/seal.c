@@ -95,6 +95,8 @@ klm_seal(const KlmSecret *secret, const KlmBinding *binding, bool may_create,
 	return true;
 }
 
+static const char save_account[] = "SELECT kliv_mail.configure_smtp(...) with the password.";
+
 bool
 klm_open(const bytea *ciphertext, const char *id, const KlmBinding *binding,
 		 KlmSecret **secret, bool *key_missing, KlmError *error)
@@ -115,8 +117,9 @@ klm_open(const bytea *ciphertext, const char *id, const KlmBinding *binding,
 	{
 		klm_secret_wipe(memory);
 		return klm_fail(error, NOT_READY,
-						"Put that key back into the ring (it came with another server, or was "
-					"removed), or save the password again with kliv_mail.configure_smtp().",
+						psprintf("Put that key back into the ring (it came with another server, or "
+								 "was removed). Or save the password again: %s",
+								 binding->save ? binding->save : save_account),
 					"the key %s of the stored password is not in %s", id ? id : "(none)",
 					klm_ring_source());
 	}
@@ -129,7 +132,7 @@ klm_open(const bytea *ciphertext, const char *id, const KlmBinding *binding,
 	klm_secret_wipe(memory);
 	if (!ok)
 		return klm_fail(error, NOT_READY,
-						"Save it again: SELECT kliv_mail.configure_smtp(...) with the password.",
+						psprintf("Save it again: %s", binding->save ? binding->save : save_account),
 						"the stored password does not belong to this database, account \"%s\", "
 						"host \"%s\", port %d and its user name: the row was changed by other "
 						"means than configure_smtp()",

@@ -23,6 +23,7 @@ typedef struct KlmBinding
 	int			port;
 	const char *username;		/* NULL as "" */
 	const KlmDomain *domain;	/* the database's */
+	const char *save;			/* what saves it anew; NULL: configure_smtp() */
 } KlmBinding;
 
 /*

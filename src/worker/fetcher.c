@@ -233,8 +233,7 @@ cure_of(const Trouble *trouble)
 						"password'); saves another one.", trouble->hint ? trouble->hint : "",
 						trouble->hint ? " " : "");
 	if (strcmp(trouble->step, "key") == 0)
-		return "Put the key back, or save the password again: SELECT * FROM "
-			"kliv_mail.configure_bounce_mailbox(password => 'the mailbox password');";
+		return trouble->hint;	/* which of the keys, and whether another one does */
 	return psprintf("%s%s%s", trouble->hint ? trouble->hint : "", trouble->hint ? " " : "", test);
 }
 

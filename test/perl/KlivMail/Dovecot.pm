@@ -7,9 +7,12 @@
 #	my @files = $dovecot->mails('kliv_mail');   # of a mailbox ('' is the inbox)
 #	$dovecot->logins;                           # how many there were
 #	$dovecot->set(without => 'MOVE');           # capabilities that it denies
-#	$dovecot->set(password => 'other');
+#	$dovecot->set(password => 'other');         # or certificate and key
+#	$dovecot->make('Bounces');                  # another mailbox
+#	$dovecot->rename('Bounces', 'Elsewhere');
 #	$dovecot->change_uidvalidity;
 #	$dovecot->stop;
+#	$dovecot->run;                              # again
 #
 # Copyright (c) 2026, the kliv_mail developers
 package KlivMail::Dovecot;
@@ -36,7 +39,13 @@ sub start
         port => { KlivMail::Server::free_ports('tls', 'starttls') } }, $class;
     File::Path::make_path(map { "$folder/mail/$_" } 'new', 'cur', 'tmp');
     $self->_configure;
-    $self->_run($binary, '-c', "$folder/dovecot.conf");
+    return $self->run;
+}
+
+sub run
+{
+    my ($self) = @_;
+    $self->_run($binary, '-c', "$self->{folder}/dovecot.conf");
     for my $kind ('tls', 'starttls')
     {
         my $end = time + $PostgreSQL::Test::Utils::timeout_default;
@@ -65,7 +74,7 @@ sub deliver
         open my $file, '>:raw', "$self->{folder}/mail/tmp/$name" or die "could not write a mail: $!";
         print $file $mail;
         close $file or die "could not write a mail: $!";
-        rename "$self->{folder}/mail/tmp/$name", "$self->{folder}/mail/new/$name" or die "could not deliver: $!";
+        CORE::rename "$self->{folder}/mail/tmp/$name", "$self->{folder}/mail/new/$name" or die "could not deliver: $!";
     }
     return;
 }
@@ -88,6 +97,9 @@ sub set
     $self->_run('/usr/bin/doveadm', '-c', "$self->{folder}/dovecot.conf", 'reload');
     return;
 }
+
+sub make { my ($self, $name) = @_; File::Path::make_path(map { "$self->{folder}/mail/.$name/$_" } 'new', 'cur', 'tmp'); return; }
+sub rename { my ($self, $from, $to) = @_; CORE::rename "$self->{folder}/mail/.$from", "$self->{folder}/mail/.$to" or die "could not rename: $!"; return; }
 
 # As after a restore of the server: the same mails under other numbers.
 sub change_uidvalidity
