@@ -60,12 +60,32 @@ BEGIN
 END;
 $$;
 
+-- What stops a mail now that was stopped, where it is one that the caller sees; of an
+-- address that had none of the caller's it tells nothing.
+CREATE FUNCTION kliv_mail.__suppressed_now(p_caller name, p_message bigint, p_recipient text) RETURNS TABLE (reason text, hint text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY
+        SELECT s.reason, s.hint
+        FROM kliv_mail._message AS m JOIN kliv_mail._delivery AS d ON d.message_id = m.id,
+             kliv_mail._suppressed(d.recipient, d.priority, m.topic, kliv_mail._now()) AS s
+        WHERE m.id = p_message AND d.recipient = p_recipient AND d.status = 'suppressed'
+          AND (has_table_privilege(p_caller, 'kliv_mail._sees_all', 'SELECT')
+               OR coalesce(pg_has_role(p_caller, to_regrole(quote_ident(m.sender_role))::oid, 'MEMBER'), false))
+        LIMIT 1;
+END;
+$$;
+
+CREATE FUNCTION kliv_mail._suppressed_now(p_message bigint, p_recipient text) RETURNS TABLE (reason text, hint text)
+AS '$libdir/kliv_mail_net', 'kliv_mail_as_owner' LANGUAGE C STABLE SET search_path = pg_catalog, pg_temp;
+
 -- Why a message has not arrived, one row for each reason.
 CREATE FUNCTION kliv_mail._next_step_of(p_message bigint)
 RETURNS TABLE (code text, problem text, statement text, cures boolean, safe boolean, needs_input text[], retries_at timestamptz)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     d record;
+    v_reason text;
 BEGIN
     IF NOT EXISTS (SELECT FROM kliv_mail.messages AS m WHERE m.id = p_message) THEN
         RAISE invalid_parameter_value USING
@@ -79,11 +99,11 @@ BEGIN
         GROUP BY v.code, v.status, v.account, v.reason, v.hint ORDER BY count(*) DESC
     LOOP
         code := d.code;
-        -- What stopped it may have ended, by unsuppress() or by its time; the mail has, too.
-        IF code = 'suppressed' AND d.hint ~ 'unsuppress' AND NOT EXISTS (
-            SELECT FROM kliv_mail.history(d.recipient, 1) AS h
-            WHERE '; ' || h.suppressed ~ ('; ' || coalesce(substring(d.hint FROM ', ''([a-z0-9_-]+)''[)]'), 'all') || '(:|;|$)')) THEN
-            d.hint := 'That has ended, and what was stopped stays so: send it anew.';
+        -- What stopped it may have ended, by unsuppress() or by its time, and something else may stop the next one; the mail has ended, too.
+        IF code = 'suppressed' AND d.hint ~ 'unsuppress' THEN
+            SELECT s.reason, s.hint INTO v_reason, d.hint FROM kliv_mail._suppressed_now(p_message, d.recipient) AS s;
+            d.reason := coalesce(v_reason, d.reason);
+            d.hint := coalesce(d.hint, 'That has ended, and what was stopped stays so: send it anew.');
         END IF;
         problem := kliv_mail._with_cure(format('%s%s is %s: %s', d.recipient,
             CASE WHEN d.n > 1 THEN format(' (and %s others)', d.n - 1) ELSE '' END, d.status, d.reason), d.hint);

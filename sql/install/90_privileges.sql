@@ -27,7 +27,7 @@ BEGIN ATOMIC
         ('send', 'f', '_effects'), ('read', 'f', '_effects'), ('send', 'f', '_plain_schema_of'), ('read', 'f', '_plain_schema_of'), ('send', 'f', '_schema_of'), ('read', 'f', '_schema_of'), ('send', 'f', '_said_of'), ('read', 'f', '_said_of'), ('send', 'f', '_first_sentence'), ('read', 'f', '_first_sentence'), ('send', 'f', '_describe_function'), ('read', 'f', '_describe_function'), ('send', 'f', '_example_of'), ('read', 'f', '_example_of'), ('send', 'f', '_common_mistakes'), ('read', 'f', '_common_mistakes'),
         ('ingest', 'f', 'unsubscribe'), ('ingest', 'f', 'ingest_bounce'), ('ingest', 'f', 'ingest_webhook'), ('read', 'f', '_statement_of'),
         ('admin', 'f', '_sealing_host'), ('admin', 'f', '_provider_host'),
-        ('read', 'f', '_with_cure'), ('read', 'f', '_inputs_of'), ('read', 'f', '_cure'), ('read', 'f', '_next_step_of'),
+        ('read', 'f', '_with_cure'), ('read', 'f', '_inputs_of'), ('read', 'f', '_cure'), ('read', 'f', '_next_step_of'), ('read', 'f', '_suppressed_now'), ('send', 'f', '_suppressed_now'),
         ('send', 'f', '_statement_of'), ('send', 'f', '_with_cure'), ('send', 'f', '_inputs_of'), ('send', 'f', '_cure'), ('send', 'f', '_next_step_of'),
         ('send', 'f', '_providers'), ('send', 'v', 'providers')
     ) AS g (grant_name, kind, object)

@@ -82,6 +82,15 @@ SELECT kliv_mail.suppress('hank@x.example', reason => 'by phone') IS NOT NULL AS
 SELECT code, regexp_replace(problem, '[0-9]+', 'N') AS problem, statement FROM kliv_mail.next_step('hank@x.example');
 SELECT kliv_mail.unsuppress('hank@x.example');
 SELECT code, problem, cures FROM kliv_mail.next_step(:hank);
+\echo # ... or has another one in its place: of whatever words its reason is, for another kind of mail or for the address instead of its domain
+SELECT kliv_mail.suppress('ira@x.example', 'marketing') + kliv_mail.suppress('@u.example') AS suppressed,
+    kliv_mail.send('ira@x.example', 's', 'b', message_type => 'marketing') AS ira, kliv_mail.send('una@u.example', 's', 'b') AS una \gset
+SELECT kliv_mail.unsuppress('ira@x.example', 'marketing'), kliv_mail.suppress('ira@x.example', reason => 'asked; marketing: it');
+SELECT code, problem, regexp_replace(statement, '[0-9]+', 'N') AS statement FROM kliv_mail.next_step(:ira);
+SELECT code, regexp_replace(problem, '[0-9]+', 'N') AS problem, regexp_replace(statement, '[0-9]+', 'N') AS statement FROM kliv_mail.next_step('ira@x.example');
+SELECT kliv_mail.suppress('una@u.example', 'marketing', 'x; all: y'), kliv_mail.unsuppress('@u.example');
+SELECT code, problem, regexp_replace(statement, '[0-9]+', 'N') AS statement FROM kliv_mail.next_step(:una);
+SELECT code, regexp_replace(problem, '[0-9]+', 'N') AS problem, regexp_replace(statement, '[0-9]+', 'N') AS statement FROM kliv_mail.next_step('una@u.example');
 
 \echo # ... or what is wrong
 SELECT kliv_mail.suppress('@');

@@ -68,10 +68,10 @@ my @pages = qw(_door_account _door_account_data _door_chart _door_document _door
     _door_tone _door_topic_delete _door_topics _door_unsuppress _door_version _door_window);
 my %functions = (
     send => [
-        qw(send attach attach_text attachments help history _known_names _text_of _addresses_of _time_of _nearest _distance mailbox is_address parse_addresses classify_reply parse_bounce raw_message preview describe skill next_step _statement_of _with_cure _inputs_of _cure _next_step_of _providers csv html_table cancel retry reschedule wait outcomes render send_template send_template_batch),
+        qw(send attach attach_text attachments help history _known_names _text_of _addresses_of _time_of _nearest _distance mailbox is_address parse_addresses classify_reply parse_bounce raw_message preview describe skill next_step _statement_of _with_cure _inputs_of _cure _next_step_of _suppressed_now _providers csv html_table cancel retry reschedule wait outcomes render send_template send_template_batch),
         @helpers ],
     read   => [ qw(parse_addresses classify_reply parse_bounce is_address mailbox describe skill help history _nearest _distance next_step render outcomes delivery_stats), @helpers,
-        qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of _bad_reputations _mailbox_held _mailbox_trouble), @door, @pages ],
+        qw(_availability _accounts _key_state _providers _smtp_settings _statement_of _with_cure _inputs_of _cure _next_step_of _suppressed_now _bad_reputations _mailbox_held _mailbox_trouble), @door, @pages ],
     ingest => [ qw(unsubscribe ingest_bounce ingest_webhook render _door_leave _door_recipient _door_choose _door_hook), @door ],
     admin  => undef);    # all that is public, and what the views of the others need
 my %views = (
