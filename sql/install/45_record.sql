@@ -165,9 +165,11 @@ BEGIN
     -- A sender that spam filters block five of a hundred times stops for a while,
     -- before its name is worth nothing.
     FOR a IN SELECT DISTINCT x.account FROM unnest(v_refused) AS x WHERE x.verdict = 'policy_block' AND x.scope <> 'account' LOOP
-        IF (SELECT count(*) FROM kliv_mail._delivery AS d WHERE d.account = a.account AND d.bounce_type = 'policy'
-              AND d.finished_at >= (SELECT min(l.finished_at) FROM (SELECT y.finished_at FROM kliv_mail._delivery AS y
-                  WHERE y.account = a.account ORDER BY y.finished_at DESC LIMIT 100) AS l)) >= 5 THEN
+        -- From the fifth last one on: where there is none, nothing else of the history is read.
+        SELECT d.finished_at INTO j FROM kliv_mail._delivery AS d WHERE d.account = a.account AND d.bounce_type = 'policy'
+        ORDER BY d.finished_at DESC OFFSET 4 LIMIT 1;
+        IF FOUND AND (SELECT count(*) FROM (SELECT FROM kliv_mail._delivery AS y
+                WHERE y.account = a.account AND y.finished_at > j.finished_at LIMIT 100) AS l) < 100 THEN
             PERFORM kliv_mail._hold_account(ROW(NULL, a.account, NULL, NULL, NULL, 3600, NULL, NULL, NULL, NULL,
                 'five of its last hundred mails were blocked as spam or against the receiver''s policy',
                 'Read last_reply in kliv_mail.deliveries; set up SPF, DKIM and DMARC for the sender''s domain, or send less of it.',

@@ -86,6 +86,15 @@ EXECUTE claims;
 ROLLBACK;
 EXECUTE looks (:finished, :held, :free);
 SELECT p AS path FROM paths('SELECT * FROM kliv_mail.deliveries WHERE message_id = ' || :held) AS p ORDER BY 1;
+-- What is blocked of an account that has sent little does not make the record read what the others have
+-- sent, nor does a suppression make next_step() read the line.
+BEGIN;
+SELECT id FROM kliv_mail._claim_account(79, 'free', 1, 1000000, true) \gset
+SELECT r.delivery < 300 AS delivery FROM reads(format('SELECT kliv_mail._record(79, ARRAY[ROW(%s, ''free'', ''policy_block'', ''message'', ''policy'', 0, ''dot'', 550,
+    ''5.7.1'', ''no'', ''no'', NULL, NULL, NULL, NULL, NULL)::kliv_mail._outcome])', :id)) AS r;
+UPDATE kliv_mail._delivery SET status = 'suppressed', hint = 'SELECT kliv_mail.unsuppress(''x@example.com''); lets mail to it leave again.' WHERE message_id = :finished;
+SELECT r.outbox < 10300 AS outbox FROM reads('SELECT * FROM kliv_mail.next_step(' || :finished || ')') AS r;
+ROLLBACK;
 VACUUM ANALYZE kliv_mail._outbox, kliv_mail._message, kliv_mail._delivery;
 BEGIN;
 EXECUTE claims;
