@@ -164,10 +164,12 @@ read_original(const KlmPart *part, KlmReport *report)
 	Size		length;
 	char	   *text = klm_part_text(part, &length);
 	KlmPart		original;
+	char	   *id;
 
 	klm_split_header(text, length, &original);
-	report->message_id = klm_id_of(klm_header(original.header, original.header_length,
-											  "Message-ID", 0));
+	id = klm_id_of(klm_header(original.header, original.header_length, "Message-ID", 0));
+	if (id != NULL)
+		report->message_id = id;
 	add_tokens(report, klm_header(original.header, original.header_length, "Return-Path", 0));
 }
 

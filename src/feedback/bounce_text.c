@@ -28,11 +28,13 @@
 #define MAX_TEXT 65536
 
 static bool is_generated(const KlmPart *mail);
+static bool is_marked_autoreply(const KlmPart *mail);
 static char *lower_copy(const char *text, Size length);
 static const char *quoted_mail(const char *text, const char *lower);
 static bool has_any(const char *text, const char *const *phrases, int count);
 static Size address_line(const char *line, const char *end, const char **address,
 						 const char **behind);
+static const char *behind_label(const char *line, const char *end);
 static char *words_from(const char *from, const char *end);
 static const char *end_of_words(const char *from, const char *end);
 static bool is_address_char(char c);
@@ -50,7 +52,8 @@ klm_is_from_mailer(const KlmPart *mail)
 	if (klm_header(mail->header, mail->header_length, "X-Failed-Recipients", 0) != NULL)
 		return true;
 	/* Who is on holiday answers with a null path, too (RFC 3834). */
-	if (path != NULL && strcmp(path, "<>") == 0 && (!klm_is_autoreply(mail) || is_generated(mail)))
+	if (path != NULL && strcmp(path, "<>") == 0 && !is_marked_autoreply(mail) &&
+		(!klm_is_autoreply(mail) || is_generated(mail)))
 		return true;
 	return from != NULL && has_any(lower_copy(from, strlen(from)), names, lengthof(names));
 }
@@ -66,16 +69,24 @@ is_generated(const KlmPart *mail)
 bool
 klm_is_autoreply(const KlmPart *mail)
 {
+	char	   *value = klm_header(mail->header, mail->header_length, "Auto-Submitted", 0);
+
+	if (value != NULL && pg_strncasecmp(value, "no", 2) != 0)
+		return true;
+	return is_marked_autoreply(mail);
+}
+
+/* By what mail servers' own reports do not have: Exchange's holidays are "auto-generated", too. */
+static bool
+is_marked_autoreply(const KlmPart *mail)
+{
 	static const char *const subjects[] = {"out of office", "out of the office", "auto-reply",
 		"auto reply", "autoreply", "automatic reply", "auto response", "auto-response", "vacation",
 		"on leave", "away from", "abwesenheit", "automatische antwort", "absence du bureau"};
 	static const char *const markers[] = {"X-Autoreply", "X-Autorespond", "X-Autoresponder",
 		"X-Mail-Autoreply", "X-Vacation"};
-	char	   *value = klm_header(mail->header, mail->header_length, "Auto-Submitted", 0);
+	char	   *value = klm_header(mail->header, mail->header_length, "Precedence", 0);
 
-	if (value != NULL && pg_strncasecmp(value, "no", 2) != 0)
-		return true;
-	value = klm_header(mail->header, mail->header_length, "Precedence", 0);
 	if (value != NULL && pg_strncasecmp(value, "auto", 4) == 0)
 		return true;
 	for (int i = 0; i < lengthof(markers); i++)
@@ -286,6 +297,7 @@ address_line(const char *line, const char *end, const char **address, const char
 
 	while (p < end && (*p == ' ' || *p == '\t' || *p == '*'))
 		p++;
+	p = behind_label(p, end);
 	bracket = p < end && *p == '<';
 	p += bracket;
 	*address = p;
@@ -310,6 +322,23 @@ address_line(const char *line, const char *end, const char **address, const char
 		return 0;
 	*behind = p;
 	return length;
+}
+
+/* Behind "Failed Recipient: ", or where the line begins. */
+static const char *
+behind_label(const char *line, const char *end)
+{
+	static const char word[] = "recipient:";
+	const char *p = line;
+
+	while (p < end && (isalpha((unsigned char) *p) || *p == ' '))
+		p++;
+	if (p == end || *p != ':' || p - line < sizeof(word) - 2 ||
+		pg_strncasecmp(p - (sizeof(word) - 2), word, sizeof(word) - 1) != 0)
+		return line;
+	for (p++; p < end && (*p == ' ' || *p == '\t'); p++)
+		;
+	return p;
 }
 
 /*

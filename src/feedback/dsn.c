@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "feedback/bounce_text.h"
 #include "feedback/dsn.h"
 #include "feedback/mime_parse.h"
 
@@ -51,6 +52,9 @@ read_group(const KlmPart *group, KlmReport *report)
 
 	if (mta != NULL && report->reporting_mta == NULL)
 		report->reporting_mta = klm_printable(klm_after_type(mta), strlen(klm_after_type(mta)));
+	if (report->message_id == NULL)
+		report->message_id = klm_id_of(klm_header(group->header, group->header_length,
+												  "X-Original-Message-ID", 0));
 	if (final == NULL && original == NULL && (action == NULL || status == NULL))
 		return;
 	reported = klm_add_reported(report);
@@ -62,6 +66,8 @@ read_group(const KlmPart *group, KlmReport *report)
 	reported->action = klm_reported_action(action);
 	reported->status = klm_reported_status(status);
 	diagnostic = klm_header(group->header, group->header_length, "Diagnostic-Code", 0);
+	if (diagnostic == NULL)
+		diagnostic = klm_header(group->header, group->header_length, "X-Supplementary-Info", 0);
 	if (diagnostic != NULL)
 		reported->diagnostic = klm_printable(klm_after_type(diagnostic),
 											 strlen(klm_after_type(diagnostic)));

@@ -191,7 +191,22 @@ test_manners(void)
 		{"a sentence with a number", FROM_MAILER "Could not be delivered, for 587 reasons:\n\n"
 			"bob@example.com:\nport 25 is closed\n", "text -: bob@example.com failed - soft"},
 
+		{"a label before it", FROM_MAILER "Could not deliver message to the following recipient(s):\n\n"
+			"Failed Recipient: bob@example.com\nReason: Remote host said: 550 5.1.1 The email account "
+			"that you tried to reach does not exist.\n\n   -- The header of the message: --\n\n"
+			"Message-ID: <i@shop.example>\n",
+			"text -: bob@example.com failed 5.1.1 hard"},
+
 		/* fields */
+		{"the reply in another field", REPORT("delivery-status") STATUS
+			"Final-recipient: RFC822; bob@example.com\nAction: failed\nStatus: 5.0.0\n"
+			"X-Supplementary-Info: <192.0.2.1 #5.0.0 smtp; 550 \"Unknown User\">\n" ORIGINAL,
+			"dsn i@shop.example: bob@example.com failed 5.0.0 hard"},
+		{"the Message-ID in another field", REPORT("delivery-status") "--b\n"
+			"Content-Type: message/delivery-status\n\nReporting-MTA: dns; mx.example\n"
+			"X-Original-Message-ID: <i@shop.example>\n\nFinal-Recipient: rfc822; bob@example.com\n"
+			"Action: failed\nStatus: 5.1.1\n\n--b--\n",
+			"dsn i@shop.example: bob@example.com failed 5.1.1 hard"},
 		{"Original-Recipient alone", REPORT("delivery-status") STATUS
 			"Original-Recipient: rfc822;bob@example.com\nAction: failed\nStatus: 5.1.1\n" ORIGINAL,
 			"dsn i@shop.example: bob@example.com failed 5.1.1 hard"},
@@ -245,6 +260,10 @@ test_manners(void)
 			"bob@example.com: 550 5.1.1 is what I am\n", "autoreply i@shop.example"},
 		{"vacation of a program", "Auto-Submitted: auto-replied\nFrom: bob@example.com\n\nAway.\n",
 			"autoreply -"},
+		{"vacation from the null path", "Return-Path: <>\nAuto-Submitted: auto-generated\n"
+			"From: Bob <bob@example.com>\nSubject: Automatic reply: Receipt\n"
+			"In-Reply-To: <i@shop.example>\n\nI shall have returned on Monday; I may not reach your "
+			"mail before.\n\nBob Builder\nbob@example.com\n", "autoreply i@shop.example"},
 		{"a receipt", REPORT("disposition-notification") "--b\n\nread\n--b\n"
 			"Content-Type: message/disposition-notification\n\nFinal-Recipient: rfc822; a@example.com\n"
 			"Disposition: manual-action/MDN-sent-manually; displayed\n--b--\n", "autoreply -"},
