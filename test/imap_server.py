@@ -12,6 +12,8 @@ DIR/mood, read anew at each command, says how it answers, a line each:
     capability WORDS        what CAPABILITY says behind IMAP4rev1
     uidvalidity NUMBER
     COMMAND no              ... that it will not (COMMAND as "SELECT" or "UID FETCH")
+    COMMAND busy            ... that it cannot now, as RFC 5530 has it
+    COMMAND crowded         ... that it cannot now, as Gmail has it
     COMMAND hang            ... nothing, until the client goes
     COMMAND drop            ... by closing the connection
     COMMAND endless         ... untagged lines for ever
@@ -105,6 +107,12 @@ class Client(threading.Thread):
     def misbehave(self, how, tag):
         if how == 'no':
             self.send(tag + ' NO not now')
+            return True
+        if how == 'busy':
+            self.send(tag + ' NO [UNAVAILABLE] maximum number of connections exceeded')
+            return True
+        if how == 'crowded':
+            self.send(tag + ' NO [ALERT] Too many simultaneous connections. (Failure)')
             return True
         if how == 'hang':
             self.connection.recv(1)

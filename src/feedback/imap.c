@@ -52,6 +52,7 @@ start(KlmImap *imap)
 	imap->status = KLM_IMAP_WAITS;
 	imap->text[0] = '\0';
 	imap->try_create = false;
+	imap->try_later = false;
 	imap->read_only = false;
 	imap->uid_validity = 0;
 	imap->received = 0;
@@ -323,6 +324,11 @@ take_code(KlmImap *imap, const char *code)
 		imap->try_create = true;
 	else if (pg_strncasecmp(code, "READ-ONLY]", 10) == 0)
 		imap->read_only = true;
+	else if (pg_strncasecmp(code, "UNAVAILABLE]", 12) == 0 ||
+			 pg_strncasecmp(code, "INUSE]", 6) == 0 || pg_strncasecmp(code, "LIMIT]", 6) == 0 ||
+			 pg_strncasecmp(code, "SERVERBUG]", 10) == 0 ||
+			 pg_strncasecmp(code, "ALERT] Too many", 15) == 0)
+		imap->try_later = true;
 }
 
 static void

@@ -46,6 +46,7 @@ typedef struct KlmImap
 	KlmImapStatus status;
 	char		text[512];		/* the server's words, as they came; "" */
 	bool		try_create;		/* the mailbox named does not exist */
+	bool		try_later;		/* it says that it is for now only */
 	bool		read_only;
 	uint32		uid_validity;	/* 0: not told */
 	uint64		received;		/* octets of all that came */

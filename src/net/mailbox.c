@@ -356,7 +356,10 @@ klm_mailbox_login(KlmMailbox *mailbox)
 	ok = ok && send_login(mailbox);
 	wipe_out(imap);
 	if (ok && imap->status != KLM_IMAP_OK)
-		ok = fail(mailbox, "the server refused the user name or password", cure, true);
+		ok = imap->try_later ?
+			fail(mailbox, "the server takes no login at the moment", "It is tried again by itself; "
+				 "close what else is logged in, if the mailbox allows only so many.", false) :
+			fail(mailbox, "the server refused the user name or password", cure, true);
 	if (ok)
 	{
 		/* Many a server can do more for those who are logged in. */
@@ -431,9 +434,11 @@ klm_mailbox_select(KlmMailbox *mailbox, const char *name, uint32 *uid_validity)
 	mailbox->step = "select";
 	klm_imap_command(imap, "SELECT %s", klm_imap_quote(name));
 	ok = run(mailbox);
+	/* Exchange refuses so what it cannot do for now, too. */
 	if (ok && imap->status != KLM_IMAP_OK)
 		ok = fail(mailbox, psprintf("the mailbox \"%s\" cannot be opened", name),
-				  "Give mailbox => with its name as the server has it; the usual one is INBOX.", true);
+				  "Give mailbox => with its name as the server has it; the usual one is INBOX.",
+				  imap->try_create);
 	else if (ok && imap->read_only)
 		ok = fail(mailbox, psprintf("the mailbox \"%s\" can only be read", name),
 				  "What was handled is filed, so the user must be allowed to change the mailbox.", true);

@@ -228,7 +228,7 @@ cure_of(const Trouble *trouble)
 
 	if (trouble->step == NULL)
 		return NULL;
-	if (strcmp(trouble->step, "login") == 0)
+	if (strcmp(trouble->step, "login") == 0 && trouble->final)
 		return psprintf("%s%sSELECT * FROM kliv_mail.configure_bounce_mailbox(password => 'the new "
 						"password'); saves another one.", trouble->hint ? trouble->hint : "",
 						trouble->hint ? " " : "");

@@ -300,6 +300,8 @@ put('inbox/1', dsn('s1@example.com', $fresh[0]));
 for my $case (
     [ 'CAPABILITY hang', 'no reply from the server within 3 s', 'tls' ],
     [ 'AUTHENTICATE hang', 'no answer from the server within 3 s', 'login' ],
+    [ 'AUTHENTICATE busy', 'takes no login at the moment: \\[UNAVAILABLE\\] .*by itself', 'login' ],
+    [ 'AUTHENTICATE crowded', 'takes no login at the moment: \\[ALERT\\] .*by itself', 'login' ],
     [ 'SELECT hang', 'no answer from the server within 3 s', 'select' ],
     [ 'SELECT no', 'the mailbox "INBOX" cannot be opened', 'select' ],
     [ 'UID SEARCH hang', 'no answer from the server within 3 s', 'read' ],
@@ -315,6 +317,8 @@ for my $case (
     fetch();
     like(mailbox('status_detail'), qr/$problem/, "$mood: $problem");
     is($node->sql('SELECT trouble_step FROM kliv_mail._fetched'), $step, "... at the step $step");
+    is(mailbox(q{next_fetch_at < now() + interval '30 minutes'}), 't', '... tried again soon');
+    unlike(mailbox('status_detail'), qr/password =>/, '... and no fault of the password');
 }
 is(hard(), 1, 'what was read is counted');
 is(-e "$odd/inbox/1" ? 1 : 0, 1, '... and not filed yet');

@@ -32,6 +32,8 @@ summary(const KlmImap *imap)
 	appendStringInfo(&out, "%s '%.40s' uv%u", names[imap->status], imap->text, imap->uid_validity);
 	if (imap->try_create)
 		appendStringInfoString(&out, " trycreate");
+	if (imap->try_later)
+		appendStringInfoString(&out, " later");
 	if (imap->read_only)
 		appendStringInfoString(&out, " read-only");
 	for (int i = 0; i < imap->uid_count; i++)
@@ -112,6 +114,7 @@ int
 main(void)
 {
 	EXPECT('c', "capabilities", "* CAPABILITY IMAP4rev1 AUTH=PLAIN\r\nk1 OK done\r\n", "ok 'done' uv0");
+	EXPECT('c', "busy", "k1 NO [LIMIT] later\r\n", "no '[LIMIT] later' uv0 later");
 	EXPECT('c', "refused", "k1 NO [TRYCREATE] no such\r\n", "no '[TRYCREATE] no such' uv0 trycreate");
 	EXPECT('c', "bad", "k1 BAD what\r\n", "no 'what' uv0");
 	EXPECT('c', "select", "* 3 EXISTS\r\n* OK [UIDVALIDITY 77] x\r\n* FLAGS (\\Seen)\r\nk1 OK [READ-ONLY] y\r\n",
