@@ -482,22 +482,24 @@ klm_outbox_set_aside(int64 id, const char *reason)
 	klm_run(&call, "set_aside", false);
 }
 
-void
+int64
 klm_outbox_expire(void)
 {
 	KlmCall		call = {0};
 
 	klm_add_time(&call, klm_now());
-	klm_run(&call, "expire", false);
+	klm_run_one(&call, "expire", false);
+	return klm_result_int8(1);
 }
 
-void
+int64
 klm_outbox_play_reports(void)
 {
 	KlmCall		call = {0};
 
 	klm_add_time(&call, klm_now());
-	klm_run(&call, "play_reports", false);
+	klm_run_one(&call, "play_reports", false);
+	return klm_result_int8(1);
 }
 
 List *

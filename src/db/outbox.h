@@ -182,8 +182,9 @@ extern void klm_outbox_stamp(int64 epoch, int64 batch, const int64 *claimed, int
 							 const int64 *done, int done_count);
 
 extern void klm_outbox_set_aside(int64 id, const char *reason);
-extern void klm_outbox_expire(void);
-extern void klm_outbox_play_reports(void);
+/* A batch each; of how many deliveries. */
+extern int64 klm_outbox_expire(void);
+extern int64 klm_outbox_play_reports(void);
 
 /* set_brand(unsubscribe_url), or NULL. */
 extern char *klm_outbox_unsubscribe_url(void);

@@ -118,15 +118,17 @@ static void
 do_chores(const KlmBatch *batch)
 {
 	int			tried = klm_sender.tried_count;
+	int64		count;
 
 	if (batch->claims != NIL && klm_clock_ms() < chores_at)
 		return;
 	/* What fails here is no claimed row's fault. */
 	klm_sender.tried_count = 0;
-	klm_outbox_expire();
-	klm_outbox_play_reports();
+	count = klm_outbox_expire();
+	count += klm_outbox_play_reports();
 	klm_sender.tried_count = tried;
-	chores_at = klm_clock_ms() + CHORES_EVERY_MS;
+	/* Where there was something there may be more, however busy we are. */
+	chores_at = count > 0 ? 0 : klm_clock_ms() + CHORES_EVERY_MS;
 }
 
 /*

@@ -25,7 +25,7 @@ sub busy_until
     my ($name, $condition) = @_;
     my $begun = $stream;
     KlivMail::Cluster->wait_for($name, sub {
-        if ($session->sql('SELECT count(*) < 200 FROM kliv_mail._outbox') eq 't')
+        if ($session->sql('SELECT count(*) < 200 FROM kliv_mail._outbox WHERE due < now()') eq 't')
         {
             $stream += 100;
             $session->sql("SELECT count(kliv_mail.send('s$stream-' || n || '\@x.example', 'x', 'x')) FROM generate_series(1, 100) AS n");
@@ -69,6 +69,17 @@ $session->sql("SELECT kliv_mail.unsuppress('again\@x.example'), kliv_mail.retry(
 busy_until('what is tried again has left', sub { sent('again') });
 is(sent('again'), 1, 'retry(): it leaves by a sender that is busy');
 $_->quit for $late, $locker;
+
+# What has expired ends as fast as the sender claims, also where it is never idle.
+$session->wait_until('SELECT count(*) = 0 FROM kliv_mail._outbox');
+$session->sql(q{SELECT count(kliv_mail.send('old@x.example', 'x', 'x', send_at => now() + interval '1 day')) FROM generate_series(1, 8000)});
+more_left();
+my $before = $smtp->count;
+$session->sql(q{UPDATE kliv_mail._outbox SET expires_at = now() WHERE recipient = 'old@x.example'});
+busy_until('8,000 expired', sub { $session->sql(q{SELECT count(*) = 0 FROM kliv_mail._outbox WHERE recipient = 'old@x.example'}) eq 't' });
+my $meanwhile = $smtp->count - $before;
+cmp_ok($meanwhile, '<', 1000, "8,000 expire behind a sender that is busy, while $meanwhile others leave");
+$session->sql(q{DELETE FROM kliv_mail._delivery WHERE recipient = 'old@x.example'});
 
 # ---- triggers ----
 
