@@ -179,7 +179,7 @@ gallery:
 browser:
 	bash test/browser/run $(PARTS)
 
-## bench: the benchmarks against what people would use instead, one table of ratios (ROUNDS, QUICK=1; UPDATE=1 writes doc/); bench-latency (drain, far, send, snapshot, history, memory, idle, backlog, pages, views): one
+## bench: the benchmarks against what people would use instead, one table of ratios (ROUNDS, QUICK=1; UPDATE=1 writes doc/); bench-latency (drain, far, send, snapshot, history, memory, idle, backlog, pages, views, retention): one
 bench:
 	bash bench/run
 bench-latency bench-drain bench-far bench-send bench-snapshot bench-history bench-memory bench-idle bench-backlog bench-pages bench-views bench-retention:

@@ -106,7 +106,6 @@ BEGIN
     RETURN (
         SELECT jsonb_build_object('code', n.code, 'well', n.code = 'ok', 'tone', CASE WHEN n.code = 'ok' THEN 'good' WHEN n.code IN ('platform_only', 'untested', 'paused', 'account_paused', 'hour_used', 'day_used') THEN 'wait' ELSE 'bad' END,
             'title', p_texts ->> ('step_' || n.code), 'advice', p_texts ->> ('advice_' || n.code),
-            
             -- (The page has the providers.)
             'problem', regexp_replace(n.problem, '[.] Save an account of your own like this.*$', '.'), 'statement', CASE WHEN n.code <> 'ok' THEN n.statement END, 'retries_at', kliv_mail._door_time(n.retries_at),
             'href', CASE WHEN n.statement ~ 'configure_smtp' THEN '/admin/settings/new' WHEN n.statement ~ 'test_smtp' THEN '/admin/settings/test'

@@ -39,6 +39,7 @@ for my $english (sort keys %japanese)
     my $name = $japanese{$english};
     is_deeply(blocks($text{$name}), blocks($text{$english}), "$name: the same code blocks");
     is_deeply($outline{$name}, $outline{$english}, '... headings, points, table and code words');
+    unlike($text{$name}, qr/^(?:。|、|）|」)/m, '... and no line begins with what ends a sentence');
 }
 
 # ---- the way into production, of which test/production.pl runs every line in bare chroots ----
