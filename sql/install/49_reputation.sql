@@ -16,7 +16,14 @@ DECLARE
     v_stage text;
     v_reason text;
 BEGIN
-    INSERT INTO kliv_mail._reputation (account, judged_at) VALUES (p_account, '-infinity') ON CONFLICT DO NOTHING;
+    -- Nobody waits here, as ON CONFLICT would for whoever judges just now: who comes from a webhook or a record has
+    -- rows locked, for which that one may wait.
+    IF NOT EXISTS (SELECT FROM kliv_mail._reputation AS x WHERE x.account = p_account) THEN
+        IF NOT pg_try_advisory_xact_lock('kliv_mail._reputation'::regclass::oid::integer, hashtext(p_account)) THEN
+            RETURN;
+        END IF;
+        INSERT INTO kliv_mail._reputation (account, judged_at) VALUES (p_account, '-infinity') ON CONFLICT DO NOTHING;
+    END IF;
     SELECT * INTO r FROM kliv_mail._reputation AS x WHERE x.account = p_account FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND OR r.judged_at > at - interval '1 minute' AND r.judged_at <= at THEN
         RETURN;

@@ -83,18 +83,17 @@ BEGIN ATOMIC
     WHERE lower(x.name COLLATE "C") = p_name;
 END;
 
--- The bytes as JSON, of which PostgreSQL's kind has no NUL.
-CREATE FUNCTION kliv_mail._request_json(p_text text, p_what text) RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION kliv_mail._request_text(body bytea) RETURNS text
+AS '$libdir/kliv_mail_net', 'kliv_mail__request_text' LANGUAGE C STABLE STRICT SET search_path = pg_catalog, pg_temp;
+
+CREATE FUNCTION kliv_mail._request_json(p_body bytea, p_what text) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN replace(p_text, E'\\u0000', E'\\ufffd')::jsonb;
+    RETURN kliv_mail._request_text(p_body)::jsonb;
 EXCEPTION WHEN data_exception OR statement_too_complex THEN
     RAISE invalid_parameter_value USING MESSAGE = format('%s: is not JSON', p_what), HINT = 'Hand in the body of the request as it came.';
 END;
 $$;
-
-CREATE FUNCTION kliv_mail._request_text(body bytea) RETURNS text
-AS '$libdir/kliv_mail_net', 'kliv_mail__request_text' LANGUAGE C STABLE STRICT SET search_path = pg_catalog, pg_temp;
 
 CREATE FUNCTION kliv_mail._webhook_signed(provider text, secret_cipher bytea, key_id text, key text, version text, signature text, body bytea)
 RETURNS boolean

@@ -128,16 +128,15 @@ CREATE FUNCTION kliv_mail._classify_report(recipient text, p_status text, p_diag
 AS '$libdir/kliv_mail_net', 'kliv_mail__classify_report' LANGUAGE C STABLE SET search_path = pg_catalog, pg_temp;
 
 -- One event; true if a delivery's status changed.
-CREATE FUNCTION kliv_mail._apply_event(p_provider text, e kliv_mail._webhook_event) RETURNS boolean
+CREATE FUNCTION kliv_mail._apply_event(p_provider text, p_delivery bigint, e kliv_mail._webhook_event) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v record;
-    v_delivery bigint := kliv_mail._find_delivery(e.header_id, e.server_id, e.delivery_id, e.recipient);
     v_type text;
     v_raw bytea := convert_to(left(e.raw::text, 4000), 'UTF8');
 BEGIN
     IF e.kind <> 'bounced' THEN
-        RETURN kliv_mail._apply_report(p_provider, e.key, v_delivery, e.recipient, e.kind, NULL, NULL, NULL, NULL,
+        RETURN kliv_mail._apply_report(p_provider, e.key, p_delivery, e.recipient, e.kind, NULL, NULL, NULL, NULL,
             CASE e.kind WHEN 'complained' THEN 'the recipient complained about the message' END,
             CASE e.kind WHEN 'complained' THEN 'Send no more marketing mail to the address.' END, true, v_raw);
     END IF;
@@ -155,7 +154,7 @@ BEGIN
         v.reason := 'the recipient''s server did not take the message';
         v.hint := 'The server''s words say why.';
     END IF;
-    RETURN kliv_mail._apply_report(p_provider, e.key, v_delivery, e.recipient, 'bounced', v_type, v.code, v.status, v.diagnostic, v.reason, v.hint,
+    RETURN kliv_mail._apply_report(p_provider, e.key, p_delivery, e.recipient, 'bounced', v_type, v.code, v.status, v.diagnostic, v.reason, v.hint,
         true, v_raw);
 END;
 $$;
@@ -166,11 +165,10 @@ DECLARE
     v_most CONSTANT integer := 4194304;
     v_most_events CONSTANT integer := 5000;
     w kliv_mail._webhook;
-    v_text text;
     v_json jsonb;
     v_events kliv_mail._webhook_event[];
     v_changed integer := 0;
-    e kliv_mail._webhook_event;
+    v record;
 BEGIN
     PERFORM kliv_mail._check_webhook(p_provider, false, false, false, false);
     IF p_body IS NULL OR p_headers IS NULL THEN
@@ -189,15 +187,14 @@ BEGIN
     END IF;
 
     -- Nothing of a body is parsed before its signature is right, but where that stands in the body.
-    v_text := kliv_mail._request_text(p_body);
     IF p_provider IN ('mailgun', 'ses') THEN
-        v_json := kliv_mail._request_json(v_text, 'body');
+        v_json := kliv_mail._request_json(p_body, 'body');
     END IF;
-    IF v_text IS NULL OR NOT coalesce(kliv_mail._is_from_provider(w, p_headers, p_body, v_json), false) THEN
+    IF NOT coalesce(kliv_mail._is_from_provider(w, p_headers, p_body, v_json), false) THEN
         RAISE invalid_authorization_specification USING MESSAGE = format('the request is not signed by %s, or too old', p_provider),
             HINT = 'Hand in headers and body as they came. If they are the provider''s, save its present key: SELECT kliv_mail.configure_webhook(...).';
     END IF;
-    v_json := coalesce(v_json, kliv_mail._request_json(v_text, 'body'));
+    v_json := coalesce(v_json, kliv_mail._request_json(p_body, 'body'));
 
     IF p_provider = 'ses' AND v_json ->> 'Type' <> 'Notification' THEN
         -- Whoever owns the topic opens the link; nothing here does.
@@ -214,11 +211,16 @@ BEGIN
         UNION ALL SELECT x FROM kliv_mail._resend_events(
             coalesce(kliv_mail._request_header(p_headers, 'svix-id'), kliv_mail._request_header(p_headers, 'webhook-id')), v_json) AS x WHERE p_provider = 'resend'
         UNION ALL SELECT x FROM kliv_mail._ses_events(v_json ->> 'MessageId',
-            CASE p_provider WHEN 'ses' THEN kliv_mail._request_json(v_json ->> 'Message', 'Message') END) AS x WHERE p_provider = 'ses');
-    -- In the order of their addresses, so that two requests at a time wait for each other and never both.
-    FOREACH e IN ARRAY ARRAY(SELECT x FROM unnest(v_events) AS x WHERE x.key <> '' AND x.kind IS NOT NULL AND x.recipient IS NOT NULL
-                             ORDER BY lower(x.recipient COLLATE "C"), x.key) LOOP
-        v_changed := v_changed + kliv_mail._apply_event(p_provider, e)::integer;
+            CASE p_provider WHEN 'ses' THEN kliv_mail._request_json(convert_to(v_json ->> 'Message', 'UTF8'), 'Message') END) AS x WHERE p_provider = 'ses');
+    -- In one order, so that two requests at a time wait for each other and never both: an address's
+    -- deliveries one after the other, and last what is about none, which is counted in a row that all share.
+    FOR v IN
+        SELECT x AS event, d.id FROM unnest(v_events) AS x,
+            LATERAL (SELECT kliv_mail._find_delivery(x.header_id, x.server_id, x.delivery_id, x.recipient) OFFSET 0) AS d (id)
+        WHERE x.key <> '' AND x.kind IS NOT NULL AND x.recipient IS NOT NULL
+        ORDER BY d.id IS NULL, lower(x.recipient COLLATE "C"), d.id, x.key
+    LOOP
+        v_changed := v_changed + kliv_mail._apply_event(p_provider, v.id, v.event)::integer;
     END LOOP;
     RETURN v_changed;
 END;

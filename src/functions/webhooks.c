@@ -14,6 +14,8 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
+
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -46,6 +48,8 @@ static void check_values(const char *provider, const char *secret, const char *p
 						 const char *certificate);
 static void binding_of(const char *provider, const KlmDomain *domain, KlmBinding *binding);
 static KlmSecret *open_secret(FunctionCallInfo fcinfo, const char *provider);
+static bool read_escape(const char **at, const char *end, uint32 *ch);
+static int	code_unit(const char *from, const char *end);
 static char *text_argument(FunctionCallInfo fcinfo, int number);
 
 /* configure_webhook(provider, secret, public_key, topic_arn, certificate) */
@@ -224,19 +228,84 @@ open_secret(FunctionCallInfo fcinfo, const char *provider)
 }
 
 /*
- * _request_text(body): the bytes as text for PostgreSQL's parser of JSON; NULL: they are no UTF-8.
- * What the database's encoding lacks is "?".
+ * _request_text(body): the bytes as text that PostgreSQL's parser of JSON takes.  Providers
+ * pass on what servers replied, cut anywhere: a byte that is no UTF-8, an escaped NUL and half
+ * of a surrogate pair are U+FFFD, or one of a request's thousand events would lose the others.
+ * Escapes of what is not ASCII become characters, and what the database's encoding lacks "?".
  */
 Datum
 kliv_mail__request_text(PG_FUNCTION_ARGS)
 {
 	bytea	   *body = PG_GETARG_BYTEA_PP(0);
-	char	   *text = pnstrdup(VARDATA_ANY(body), VARSIZE_ANY_EXHDR(body));
+	const char *at = VARDATA_ANY(body);
+	const char *end = at + VARSIZE_ANY_EXHDR(body);
+	StringInfoData text;
 
-	if (strlen(text) != VARSIZE_ANY_EXHDR(body) ||
-		!pg_verify_mbstr(PG_UTF8, text, strlen(text), true))
-		PG_RETURN_NULL();
-	PG_RETURN_TEXT_P(cstring_to_text(klm_from_utf8_lossy(text)));
+	initStringInfo(&text);
+	while (at < end)
+	{
+		unsigned char utf8[MAX_MULTIBYTE_CHAR_LEN];
+		uint32		ch = 0xFFFD;
+		int			length = pg_utf_mblen((const unsigned char *) at);
+
+		if (!read_escape(&at, end, &ch))
+		{
+			/* What an escaped backslash stands before is no escape. */
+			if (end - at >= 2 && at[0] == '\\' && at[1] == '\\')
+				length = 2;
+			if (*at != 0 && length <= end - at &&
+				(*at == '\\' || pg_utf8_islegal((const unsigned char *) at, length)))
+			{
+				appendBinaryStringInfo(&text, at, length);
+				at += length;
+				continue;
+			}
+			at++;
+		}
+		unicode_to_utf8(ch, utf8);
+		appendBinaryStringInfo(&text, (char *) utf8, pg_utf_mblen(utf8));
+	}
+	PG_RETURN_TEXT_P(cstring_to_text(klm_from_utf8_lossy(text.data)));
+}
+
+/*
+ * Is there a \uXXXX of what PostgreSQL's parser may not take?  Then *at moves behind it, or
+ * behind the two of a pair.
+ */
+static bool
+read_escape(const char **at, const char *end, uint32 *ch)
+{
+	int			first = code_unit(*at, end);
+	int			second;
+
+	if (first < 0 || (first > 0 && first < 0x80))
+		return false;
+	*at += 6;
+	*ch = first == 0 || (first >= 0xD800 && first <= 0xDFFF) ? 0xFFFD : first;
+	second = first >= 0xD800 && first < 0xDC00 ? code_unit(*at, end) : -1;
+	if (second >= 0xDC00 && second <= 0xDFFF)
+	{
+		*at += 6;
+		*ch = 0x10000 + ((first - 0xD800) << 10) + (second - 0xDC00);
+	}
+	return true;
+}
+
+/* The number in \uXXXX, or -1. */
+static int
+code_unit(const char *from, const char *end)
+{
+	int			number = 0;
+
+	if (end - from < 6 || from[0] != '\\' || from[1] != 'u')
+		return -1;
+	for (int i = 2; i < 6; i++)
+	{
+		if (!isxdigit((unsigned char) from[i]))
+			return -1;
+		number = number * 16 + (from[i] <= '9' ? from[i] - '0' : (from[i] | 0x20) - 'a' + 10);
+	}
+	return number;
 }
 
 /*

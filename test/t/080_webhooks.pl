@@ -98,10 +98,15 @@ configure('ses', topic_arn => $topic, certificate => slurp_file("$folder/sns.pem
 sub sendgrid
 {
     my ($events, $time) = @_;
-    my $body = $json->encode($events) . "\r\n";
+    return ingest('sendgrid', signed($json->encode($events) . "\r\n", $time));
+}
+# The headers and the body.
+sub signed
+{
+    my ($body, $time) = @_;
     $time //= time;
     my $signature = encode_base64(openssl("$time$body", 'dgst', '-sha256', '-sign', "$folder/ec.key"), '');
-    return ingest('sendgrid', { 'X-Twilio-Email-Event-Webhook-Signature' => $signature, 'X-Twilio-Email-Event-Webhook-Timestamp' => "$time" }, $body);
+    return ({ 'X-Twilio-Email-Event-Webhook-Signature' => $signature, 'X-Twilio-Email-Event-Webhook-Timestamp' => "$time" }, $body);
 }
 my $notifications = 0;
 sub ses
@@ -184,6 +189,72 @@ for my $provider (sort keys %circle)
     is($state->($third), 'sent', '... and nobody');
     is($event->('complained', "ben\@$provider.example", $third_mail), '1', '... a complaint');
     is($node->sql("SELECT scope FROM kliv_mail.suppressions WHERE address = 'ben\@$provider.example'"), 'marketing', '... stops marketing mail');
+}
+
+# ---- what servers replied, cut anywhere: one event's words lose no other event ----
+
+# Of mails to these that a server took: how SendGrid says that each bounced.
+my $bounces = 0;
+sub bounces
+{
+    my (@recipients) = @_;
+    my @ids = map { $node->sql("SELECT kliv_mail.send('$_', 'Receipt', 'x')") } @recipients;
+    $node->wait_until('SELECT bool_and(finished_at IS NOT NULL) FROM kliv_mail.deliveries WHERE message_id IN (' . join(',', @ids) . ')');
+    return map { { email => shift @recipients, event => 'bounce', status => '5.1.1', reason => '550 5.1.1 unknown', sg_event_id => 'b' . ++$bounces,
+            'smtp-id' => $node->sql("SELECT header_id FROM kliv_mail._message WHERE id = $_") } } @ids;
+}
+# An event's JSON with these bytes behind its words.
+sub with_words { my ($event, $words) = @_; return $json->encode($event) =~ s/unknown/unknown $words/r; }
+
+my @words = ('\u0000', '\ud83d', '\udcff\uD83D', '\\\\u0000', '\ud83d\ude00', "bo\xeete", "\xed\xa0\xbd\xe3\x81", "\0");
+my $lost = "\xef\xbf\xbd";
+my @kept = ($lost, $lost, "$lost$lost", '\u0000', "\xf0\x9f\x98\x80", "bo${lost}te", $lost x 5, $lost);
+my @cut = bounces(map { "cut$_\@example.com" } 0 .. $#words);
+is(ingest('sendgrid', signed('[' . join(",\r\n", map { with_words($cut[$_], $words[$_]) } 0 .. $#words) . "]\r\n")), scalar @words,
+    'NUL, halves of pairs, bytes of other encodings: all of them bounce');
+is($node->sql(sprintf q{SELECT convert_to(string_agg(substr(last_reply, 19), '|' ORDER BY recipient), 'UTF8') = decode('%s', 'hex') FROM kliv_mail.deliveries WHERE recipient LIKE 'cut%%'}, unpack 'H*', join '|', @kept),
+    't', '... with what is left of their words') or note($node->sql(q{SELECT recipient, last_reply FROM kliv_mail.deliveries WHERE recipient LIKE 'cut%'}));
+is(ingest('sendgrid', signed('[' . with_words($cut[0], '\ud83') . ']')), '22023', '... an escape that is none is no JSON');
+my ($nul) = bounces('nul@example.com');
+is(ses({ eventType => 'Bounce', mail => { messageId => 'x', destination => ['nul@example.com'], headers => [ { name => 'Message-ID', value => $nul->{'smtp-id'} } ] },
+        bounce => { bounceType => 'Permanent', bounceSubType => 'General', bouncedRecipients => [ { emailAddress => 'nul@example.com', diagnosticCode => "smtp; 550 5.1.1 \0 unknown" } ] } }),
+    '1', '... a NUL in an event of ses, which is a text in what is signed');
+my %octets = (LATIN1 => 3, EUC_JP => 6, SQL_ASCII => 8);
+for my $encoding (sort keys %octets)
+{
+    my $database = lc "hooks_$encoding";
+    $node->sql("CREATE DATABASE $database TEMPLATE template0 ENCODING '$encoding' LOCALE 'C'");
+    $node->sql('CREATE EXTENSION pgcrypto; CREATE EXTENSION kliv_mail', dbname => $database);
+    is($node->sql(q{SELECT octet_length(kliv_mail._request_json(convert_to('{"a": "\u00e9\ud83d\u3042"}', 'UTF8'), 'body') ->> 'a')}, dbname => $database), $octets{$encoding}, "... what a database in $encoding lacks");
+}
+
+# ---- requests at the same time wait for each other, and never both ----
+
+# Three mails of one address, in this order by what tells them apart and in others by their events' keys; the last is held.
+my @three = bounces(('three@example.com') x 3);
+sub keyed { my (%key) = @_; return signed($json->encode([ map { { %{ $three[$_] }, sg_event_id => $key{$_} } } sort keys %key ])); }
+my $holder = $node->session;
+$holder->sql(q{BEGIN; SELECT 1 FROM kliv_mail._delivery WHERE id = (SELECT max(id) FROM kliv_mail._delivery WHERE recipient = 'three@example.com') FOR UPDATE});
+my @at_once = map { $node->session } 1 .. 2;
+my $waiting = q{SELECT count(*) = %d FROM pg_stat_activity WHERE query LIKE '%%ingest_webhook%%' AND wait_event_type = 'Lock'};
+for my $number (0, 1)
+{
+    my ($headers, $body) = keyed(@{ [ [ 0 => 'k1', 2 => 'k2', 1 => 'k3' ], [ 1 => 'k4', 0 => 'k5' ] ]->[$number] });
+    $at_once[$number]->send(sprintf q{SELECT kliv_mail.ingest_webhook('sendgrid', $h$%s$h$, decode('%s', 'hex'))}, $json->encode($headers), unpack 'H*', $body);
+    $node->wait_until(sprintf $waiting, $number + 1);
+}
+$holder->sql('COMMIT');
+is(join(' ', map { $_->result } @at_once), '3 0', 'two requests about the same mails, in other orders');
+
+# Who judges an account's name makes no other request wait, which may have what that one waits for.
+for my $first ('true', 'false')
+{
+    my ($bounce) = bounces("judged_$first\@example.com");
+    $node->sql("DELETE FROM kliv_mail._reputation WHERE $first; UPDATE kliv_mail._reputation SET judged_at = '-infinity'");
+    $holder->sql(q{BEGIN; SELECT kliv_mail._judge_reputation((SELECT account FROM kliv_mail._delivery ORDER BY id DESC LIMIT 1), kliv_mail._now())});
+    local $ENV{PGOPTIONS} = '-c lock_timeout=5s';
+    is(sendgrid([$bounce]), '1', 'while the account is judged' . ($first eq 'true' ? ' for the first time' : ''));
+    $holder->sql('ROLLBACK');
 }
 
 # ---- what is refused ----
