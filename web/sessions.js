@@ -18,11 +18,20 @@ export class Sessions {
 
   // A new id each time: none that a client brings along is ever taken.
   add(role, connection) {
-    while (this.#byId.size >= this.#config.sessions) this.end(this.#byId.keys().next().value, 'too many sessions');
+    while (this.#byId.size >= this.#config.sessions) this.end(this.#oneTooMany(), 'too many sessions');
     const id = randomBytes(32).toString('base64url');
     const now = Date.now();
     this.#byId.set(id, { id, role, connection, began: now, used: now });
     return id;
+  }
+
+  // Of the role that has most sessions, the one not used for longest: so nobody pushes
+  // out others by signing in again and again.
+  #oneTooMany() {
+    const count = new Map();
+    for (const { role } of this.#byId.values()) count.set(role, (count.get(role) ?? 0) + 1);
+    const most = Math.max(...count.values());
+    return [...this.#byId.values()].find(({ role }) => count.get(role) === most).id;
   }
 
   get(id) {

@@ -61,12 +61,13 @@ END;
 $$;
 
 -- Did another site's page send this?  A browser says so in one of these headers; who
--- is none, or a mail program that leaves a list, sends neither.
+-- is none, or a mail program that leaves a list, sends neither.  Where the front hands
+-- no host on, an origin proves nothing.
 CREATE FUNCTION kliv_mail._is_cross_site(p_site text, p_origin text, p_host text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT coalesce(p_site NOT IN ('same-origin', 'none'), false)
-        OR coalesce(lower(regexp_replace(p_origin, '^https?://', '') COLLATE "C") <> lower(p_host COLLATE "C"), false);
+        OR coalesce(lower(regexp_replace(p_origin, '^https?://', '') COLLATE "C") <> lower(p_host COLLATE "C"), p_origin IS NOT NULL AND p_site IS NULL);
 END;
 
 -- A request as the routes read it: {"method", "path" (segments; absent: names nothing), "route" (as it came),

@@ -41,7 +41,7 @@ SELECT jsonb_pretty(headers) FROM kliv_mail.http_request('GET', '/u/style.css');
 
 -- ---- another site's form ----
 SELECT x.more, asks('POST', '/admin/pause', NULL, 'reason=x', x.more), (SELECT count(*) FROM kliv_mail._pause) FROM (VALUES ('{"Origin": "https://evil.example"}'::jsonb), ('{"origin": "null"}'),
-    ('{"Sec-Fetch-Site": "cross-site"}'), ('{"Sec-Fetch-Site": "same-site"}'), ('{"Origin": "https://mail.example.evil.example"}')) AS x (more);
+    ('{"Sec-Fetch-Site": "cross-site"}'), ('{"Sec-Fetch-Site": "same-site"}'), ('{"Origin": "https://mail.example.evil.example"}'), ('{"Host": null, "Origin": "https://evil.example"}')) AS x (more);
 SELECT asks('POST', '/admin/pause', NULL, 'reason=x', '{"Origin": "https://Mail.example", "Sec-Fetch-Site": "same-origin"}');
 SELECT account, reason FROM kliv_mail._pause;
 SELECT asks('POST', '/admin/resume', NULL, '');

@@ -160,3 +160,14 @@ test('a language that was chosen goes along with who signs in, and comes back wi
   assert.match((await ask(gate, '/sign-in', { headers })).text, /action="\/sign-in"/);
   assert.equal((await ask(gate, '/sign-in?lang=ja', { form: { role: 'boss', password: passwords.boss, to: '/admin?lang=en' }, headers })).headers.location, '/admin?lang=en');
 });
+
+test('a role that signs in again and again pushes out its own sessions, nobody else\'s', async () => {
+  const few = await start({ settings: { sessions: 3 } });
+  const boss = await signIn(few, 'boss');
+  const readers = [];
+  for (let n = 0; n < 4; n++) readers.push(await signIn(few, 'reader'));
+  const statuses = [];
+  for (const cookie of [boss, ...readers]) statuses.push((await ask(few, '/admin/style.css', { cookie })).status);
+  await few.close();
+  assert.deepEqual(statuses, [200, 303, 303, 200, 200]);
+});
