@@ -82,6 +82,7 @@ typedef struct KlmSharedState
 	pg_atomic_uint32 fetcher_wanted;	/* ... a fetcher's */
 	ConditionVariable slot_freed;
 	pg_atomic_uint32 settings_changes;
+	bool		settings_prepared;	/* a prepared transaction may change some */
 	bool		settings_published;
 	KlmPublishedSettings settings;	/* the launcher's */
 	KlmSlot		slots[FLEXIBLE_ARRAY_MEMBER];	/* klm_slot_count() */

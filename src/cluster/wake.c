@@ -54,6 +54,7 @@ static List *blocks = NIL;
 static void add_pending(CommitAction action, Oid database);
 static void watch_transaction(void);
 static void at_transaction_end(XactEvent event, void *arg);
+static void note_prepared(void);
 static void carry_out(const Pending *wish);
 static void lift_block(Oid oid);
 static void lift_all_blocks(void);
@@ -145,8 +146,10 @@ klm_wake_after_prepared(void)
 	if (klm_shared == NULL)
 		return;
 
-	klm_note_changed_settings();
 	LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
+	/* Else each of a cluster that prepares all it does would have all sessions look. */
+	if (klm_shared->settings_prepared)
+		klm_note_changed_settings();
 	database = klm_find_database(MyDatabaseId);
 	if (database != NULL && database->has_mail)
 		proc = klm_wake_database(database, klm_clock_ms());
@@ -238,8 +241,10 @@ at_transaction_end(XactEvent event, void *arg)
 			if (change_pending)
 				tell_waiters(MyDatabaseId);
 			break;
-		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
+			note_prepared();
+			break;
+		case XACT_EVENT_ABORT:
 			break;
 		default:
 			return;
@@ -249,6 +254,22 @@ at_transaction_end(XactEvent event, void *arg)
 	fetch_pending = false;
 	pending = NIL;
 	lift_all_blocks();
+}
+
+/* What commits it has no pending wishes to carry out; that there was one is kept for good. */
+static void
+note_prepared(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, pending)
+	{
+		if (((Pending *) lfirst(cell))->action != COMMIT_RESTART)
+			continue;
+		LWLockAcquire(klm_shared->lock, LW_EXCLUSIVE);
+		klm_shared->settings_prepared = true;
+		LWLockRelease(klm_shared->lock);
+	}
 }
 
 static void

@@ -64,7 +64,7 @@ extern void klm_look_at_commit(Oid database);
 /* Now: DROP DATABASE, which no subtransaction can undo, has dropped it. */
 extern void klm_forget_database(Oid database);
 
-/* Now: a prepared transaction was committed; does nothing where no mail ever was. */
+/* Now: a prepared transaction was committed; wakes nobody where no mail ever was. */
 extern void klm_wake_after_prepared(void);
 
 /* As a sender: results were committed: wake those in klm_wait_for_record(). */

@@ -69,6 +69,11 @@ $long->query('ROLLBACK');
 sees('EXECUTE seen', 'hold|', '... what is rolled back changes nothing');
 $long->query('ALTER DATABASE postgres RESET kliv_mail.delivery');
 sees('EXECUTE seen', 'on|', '... nor has it any more what it takes back itself');
+$node->sql(q{BEGIN; ALTER DATABASE postgres SET kliv_mail.delivery = hold; PREPARE TRANSACTION 'settings'});
+sees('EXECUTE seen', 'on|', '... what is prepared changes nothing');
+$node->sql(q{COMMIT PREPARED 'settings'});
+sees('EXECUTE seen', 'hold|', '... before it is committed');
+$long->query('ALTER DATABASE postgres RESET kliv_mail.delivery');
 for my $name (sort keys %value)
 {
     my $was = $node->sql("SHOW kliv_mail.$name");
