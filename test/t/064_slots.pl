@@ -64,7 +64,6 @@ my $setting = $node->sql('SHOW server_version_num') >= 160000 ? 'debug_parallel_
 $node->sql(q{ALTER SYSTEM SET kliv_mail.sender_idle_timeout = '1s'});
 $node->reconfigure(max_parallel_workers => 8, max_parallel_workers_per_gather => 8);
 $node->wait_until(q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'kliv_mail sender'});
-my $from = -s $node->logfile;
 my @busy = map { $node->session } 1 .. 8;
 $_->send("SET $setting = on;\nSELECT pg_sleep(1000)") for @busy;
 sub parallel_workers { return $node->sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'parallel worker'}); }
@@ -88,7 +87,8 @@ $node->sql(q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIK
 $node->wait_until(q{SELECT count(*) = 2 FROM kliv_mail.deliveries WHERE status = 'sent' AND recipient LIKE 'slot%'}, dbname => 'sixth');
 cmp_ok(time - $start, '<', 60, sprintf('once a slot is free it leaves by itself (%.1f s)', time - $start));
 is($node->sql('SELECT worker IN (\'sending\', \'idle\') FROM kliv_mail.status', dbname => 'sixth'), 't', 'and status is well again');
-my @reports = substr(slurp_file($node->logfile), $from) =~ /no worker slot is free for a kliv_mail sender/g;
+# (also where senders that ended late have brought a shortage before, which is the same one)
+my @reports = slurp_file($node->logfile) =~ /no worker slot is free for a kliv_mail sender/g;
 is(scalar(@reports), 1, 'the log had it once');
 $_->quit for @busy;
 $node->stop;
