@@ -57,17 +57,28 @@ BEGIN
 END;
 $$;
 
+-- The deliveries of the mail that has a Message-ID.  In steps, each by its index: of a join the planner, whose
+-- statistics are of whatever moment, makes a walk through all that was ever sent.
+CREATE FUNCTION kliv_mail._deliveries_of(p_header_id text) RETURNS TABLE (id bigint, recipient text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    v_message bigint;
+BEGIN
+    FOR v_message IN SELECT m.id FROM kliv_mail._message AS m WHERE m.header_id = p_header_id LOOP
+        RETURN QUERY SELECT d.id, d.recipient FROM kliv_mail._every_delivery AS d WHERE d.message_id = v_message;
+    END LOOP;
+END;
+$$;
+
 -- The delivery that a report is about; NULL: none of ours.  Each way asks for the recipient, too.
 -- p_id is what a provider repeats of what we gave it, where it tells us no better.
 CREATE FUNCTION kliv_mail._find_delivery(p_header_id text, p_server_id text, p_id bigint, p_recipient text) RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_recipient text := lower(p_recipient COLLATE "C");
-    v_found bigint;
+    v_found bigint := (SELECT min(d.id) FROM kliv_mail._deliveries_of(p_header_id) AS d WHERE kliv_mail._goes_to(d.recipient, v_recipient));
 BEGIN
-    SELECT d.id INTO v_found FROM kliv_mail._message AS m JOIN kliv_mail._every_delivery AS d ON d.message_id = m.id
-    WHERE m.header_id = p_header_id AND kliv_mail._goes_to(d.recipient, v_recipient)
-    ORDER BY d.id LIMIT 1;
     IF v_found IS NULL AND p_server_id IS NOT NULL THEN
         SELECT d.id INTO v_found FROM kliv_mail._delivery AS d
         WHERE kliv_mail._goes_to(d.recipient, v_recipient) AND d.server_message_id = p_server_id ORDER BY d.id DESC LIMIT 1;

@@ -45,8 +45,7 @@ BEGIN
                             kliv_mail._find_delivery(p_message_id, NULL, NULL, p_recipient));
     -- Many providers keep to themselves who complained.
     IF delivery_id IS NULL AND p_recipient IS NULL THEN
-        SELECT min(d.id) INTO delivery_id FROM kliv_mail._message AS m JOIN kliv_mail._every_delivery AS d ON d.message_id = m.id
-        WHERE m.header_id = p_message_id HAVING count(*) = 1;
+        SELECT min(d.id) INTO delivery_id FROM kliv_mail._deliveries_of(p_message_id) AS d HAVING count(*) = 1;
     END IF;
     SELECT m.recipients = 1 INTO sure FROM kliv_mail._message AS m WHERE m.header_id = p_message_id;
     ignored := CASE WHEN sure IS NULL THEN 'about no mail of this database' WHEN delivery_id IS NULL THEN 'about another recipient' END;

@@ -95,7 +95,22 @@ SELECT r.delivery < 300 AS delivery FROM reads(format('SELECT kliv_mail._record(
 UPDATE kliv_mail._delivery SET status = 'suppressed', hint = 'SELECT kliv_mail.unsuppress(''x@example.com''); lets mail to it leave again.' WHERE message_id = :finished;
 SELECT r.outbox < 10300 AS outbox FROM reads('SELECT * FROM kliv_mail.next_step(' || :finished || ')') AS r;
 ROLLBACK;
+-- A report finds its mail by the indexes: in a session of an application, and as the sender's and the fetcher's are.
+SELECT m.header_id AS of_finished FROM kliv_mail._message AS m WHERE m.id = :finished \gset
+PREPARE reports (text) AS
+    SELECT c.what, r.outbox < 300 AS outbox, r.message < 300 AS message, r.delivery < 300 AS delivery
+    FROM (VALUES ('found', format('SELECT kliv_mail._find_delivery(%L, NULL, NULL, ''r1@example.com'')', $1)),
+                 ('another''s', format('SELECT kliv_mail._find_delivery(%L, NULL, NULL, ''r77@example.com'')', $1)),
+                 ('nobody''s', format('SELECT * FROM kliv_mail._match_bounce(''arf'', ''{}'', %L, NULL, NULL)', $1))) AS c (what, query), LATERAL reads(c.query) AS r;
+EXECUTE reports (:'of_finished');
+BEGIN;
+SET LOCAL plan_cache_mode = force_generic_plan;
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_bitmapscan = off;
+EXECUTE reports (:'of_finished');
+ROLLBACK;
 VACUUM ANALYZE kliv_mail._outbox, kliv_mail._message, kliv_mail._delivery;
+EXECUTE reports (:'of_finished');
 BEGIN;
 EXECUTE claims;
 ROLLBACK;
