@@ -74,7 +74,10 @@ sub new
         limit       => 0
     }, $class;
     # A sender claims four mails a connection; a few more stay in line.
-    $self->{mails} = 4 * $self->{connections} * $self->{senders} + 12;
+    # A sender claims at least four mails a connection, and what it gets rid of in a tenth
+    # of a second: there are more, where another one is to have some, too.
+    $self->{claimed} = 4 * $self->{connections} * $self->{senders} + ($self->{senders} > 1 ? 200 : 0);
+    $self->{mails} = $self->{claimed} + 12;
     $self->{smtp} = KlivMail::SmtpServer->start(no_transcript => 1);
     # Nothing here fails but processes, so nothing needs to be on a disk: fsync is off.
     my %conf = (
@@ -119,7 +122,7 @@ sub run
 
     # Mail beforehand, so that senders are there, and a row of usage.  Only mail
     # that finds no connection for a while brings another sender.
-    my $warm = $self->{senders} > 1 ? 4 * $self->{connections} * $self->{senders} + 1 : 1;
+    my $warm = $self->{senders} > 1 ? $self->{claimed} + 1 : 1;
     $self->raise_limit($warm);
     $self->{smtp}->set(dot_reply => 'hold') if $self->{senders} > 1;
     $self->mail('warm', $warm);
