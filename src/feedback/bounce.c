@@ -191,14 +191,14 @@ complete_from_text(KlmReport *report, const char *text)
 		KlmReported *reported = &report->recipients[i];
 		const char *address = reported->original ? reported->original : reported->recipient;
 		const char *status = reported->status;
-		bool		expired = status != NULL && strcmp(status, "4.4.7") == 0;
+		bool		expired = status != NULL && strcmp(status + 1, ".4.7") == 0;
 
 		if (reported->diagnostic != NULL || address == NULL)
 			continue;
 		/* A status that ends with .0 says at most what is at fault. */
 		if (status == NULL || expired || strcmp(strrchr(status, '.'), ".0") == 0)
 			reported->diagnostic = klm_words_about(text, address);
-		/* OpenSMTPD calls delayed what it has given up. */
+		/* OpenSMTPD 6 calls delayed what it has given up. */
 		if (expired && reported->diagnostic != NULL &&
 			strcmp(reported->diagnostic, "Envelope expired") == 0)
 			reported->action = "failed";

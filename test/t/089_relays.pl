@@ -46,10 +46,11 @@ my %own = (
         [ 'unknown@opensmtpd.example', 'hard 5.3.0' ],
         [ 'mute@opensmtpd.example',    'soft 5.3.0' ],
         [ 'full@opensmtpd.example',    'soft 5.3.0' ],
-        [ 'later@opensmtpd.example',   'soft 4.4.7', 'late' ] ]);
+        [ 'later@opensmtpd.example',   'soft', 'late' ] ]);
 
-# What the report of one server on what it gave up says, where the other says more.
-my %last = (opensmtpd => 'soft 4.4.7');
+# What the report of one server on what it gave up says, where the other says more: version
+# 6, or 7.
+my %last = (opensmtpd => 'soft [45].4.7');
 
 my $body = q{repeat('All that was bought. ', 100)};
 sub post
@@ -118,7 +119,7 @@ for my $mail (@mails)
         is(ingest($files[0]), 0, '... which changes nothing');
         is(outcome($mail), 'sent', '... as the outcome tells');
     }
-    is(says($files[-1]), "$recipient dsn failed $expected", "... the report says $expected");
+    like(says($files[-1]), qr/^\Q$recipient\E dsn failed $expected$/, "... the report says $expected");
     is(ingest($files[-1]), 1, '... it is believed');
     my ($class) = $expected =~ /^(\w+)/;
     is(outcome($mail), "bounced $class" . ($class eq 'hard' ? ' suppressed' : ''), '... and the outcome follows');

@@ -124,7 +124,8 @@ test_servers(void)
 		{"opensmtpd-009", "dsn disabled.1@shop.example: disabled@remote.example failed 5.2.1 hard"},
 		{"opensmtpd-010", "dsn later.1@shop.example: later@remote.example failed 4.4.7 soft"},
 		{"opensmtpd-011", "dsn unknown.1@shop.example: unknown@opensmtpd.example failed 5.3.0 hard"},
-		{"opensmtpd-012", "dsn full.1@shop.example: full@opensmtpd.example failed 5.3.0 soft"}
+		{"opensmtpd-012", "dsn full.1@shop.example: full@opensmtpd.example failed 5.3.0 soft"},
+		{"opensmtpd-013", "dsn later.1@shop.example: later@opensmtpd.example failed 5.4.7 soft"}
 	};
 	static KlmReport report;
 

@@ -32,6 +32,7 @@ use File::Path ();
 use IO::Socket::INET;
 use KlivMail::Server;
 use KlivMail::SmtpServer;
+use KlivMail::Tls;
 use POSIX ();
 use Time::HiRes qw(time usleep);
 
@@ -154,12 +155,15 @@ sub start
 
     File::Path::make_path($folder);
     chmod 0755, $folder;
+    my $authority = KlivMail::SmtpServer::slurp(KlivMail::Tls->new("$folder/tls")->ca_file);
     for my $name (@names)
     {
         my $root = "$folder/$name";
         my ($path, $settings) = @{ $server{$name}{settings} };
         make_root($root, "$packages/$server{$name}{package}", $server{$name});
         KlivMail::Server::write_file("$root$path", $settings->($port{$name}, $hop));
+        # OpenSMTPD 7 does not start without.
+        KlivMail::Server::write_file("$root/etc/ssl/certs/ca-certificates.crt", $authority);
         run_in($root, "$folder/$name", @{ $server{$name}{start} });
         my $end = time + 60;
         until (IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port{$name}))
@@ -186,7 +190,7 @@ sub make_root
             $copy{ $library =~ s/^\Q$unpacked\E//r } = $library;
         }
     }
-    my %folders = (%{ $server->{folders} }, map { $_ => 0 } '/dev', '/tmp', '/etc', '/nowhere', dirname($server->{settings}[0]));
+    my %folders = (%{ $server->{folders} }, map { $_ => 0 } '/dev', '/tmp', '/etc/ssl/certs', '/nowhere', dirname($server->{settings}[0]));
     File::Path::make_path(map { $root . $_ } keys %folders, map { dirname($_) } keys %copy);
     for my $path (keys %copy)
     {
