@@ -342,6 +342,8 @@ for my $analyzed (0, 1)
         my ($at, $query) = split /\?/, $path;
         is($node->sql(sprintf(q{SELECT reads('%s', %s)}, $at, defined $query ? "'$query'" : 'NULL'), dbname => 'history'), '200 few', "$path reads few rows");
     }
+    is($node->sql(q{BEGIN; SELECT count(*) FROM kliv_mail.history('r77@example.com'); SELECT coalesce((row_counts() ->> ' _message')::bigint, 0) < 250; COMMIT}, dbname => 'history'),
+        "1\nt", 'history() reads few messages');
 }
 
 # ---- no password anywhere ----
