@@ -117,14 +117,17 @@ DECLARE
 BEGIN
     IF v_text = '' OR v_text IS NULL THEN
         RETURN '{}';
-    ELSIF p_type ~ '^application/x-www-form-urlencoded(?:$|[ ;])' THEN
+    -- Mail programs leave a list by this one field (RFC 8058), as a form of either kind; those within a browser
+    -- call it text, or nothing, and libraries give the parts of a form headers of their own.
+    ELSIF v_text ~ E'^List-Unsubscribe=One-Click[ \\r\\n]*$'
+       OR p_type ~* '^multipart/form-data(?:$|[ ;])' COLLATE "C"
+          AND v_text ~ E'name="?List-Unsubscribe"?[^\\r\\n]*(?:\\r?\\n[^\\r\\n]+)*\\r?\\n\\r?\\nOne-Click' THEN
+        RETURN '{"List-Unsubscribe": "One-Click"}';
+    ELSIF p_type ~* '^application/x-www-form-urlencoded(?:$|[ ;])' COLLATE "C" THEN
         IF position(E'\\' IN v_text) > 0 THEN
             RAISE invalid_parameter_value USING MESSAGE = 'the request has characters that are not percent-encoded';
         END IF;
         RETURN kliv_mail._form_fields(v_text);
-    -- Mail programs may leave a list in this form, too (RFC 8058), with this one field.
-    ELSIF p_type ~ '^multipart/form-data(?:$|[ ;])' AND v_text ~ 'name="?List-Unsubscribe"?[^-]*One-Click' THEN
-        RETURN '{"List-Unsubscribe": "One-Click"}';
     END IF;
     RETURN NULL;
 END;

@@ -106,7 +106,8 @@ BEGIN
         RETURN kliv_mail._door_problem(413);
     END IF;
     IF v_method = 'POST' AND v_route.path !~ '^hooks/' THEN
-        IF (r -> 'cross_site')::boolean THEN
+        -- Who has a recipient's token needs no browser of theirs; and mail programs within a browser post from elsewhere.
+        IF (r -> 'cross_site')::boolean AND v_route.path !~ '^u' THEN
             RETURN kliv_mail._door_problem(403) || '{"why": "cross_site"}';
         END IF;
         v_form := kliv_mail._request_form(r ->> 'content_type', p_body);
@@ -179,5 +180,5 @@ END;
 COMMENT ON FUNCTION kliv_mail.http_request IS
 $$Answers an HTTP request, for whatever server stands in front: pages and webhooks need no code of yours. path: as it came, percent-encoded, without the query; query: what stands behind the ?, or NULL; headers: an object of names, in any case, and values; body: its bytes. One row: the response's status, headers and body, to be handed on unchanged.
 /u/TOKEN (grant_ingest): the page by which a recipient leaves a topic, set_brand(unsubscribe_url => 'https://.../u'); a POST leaves, also that of RFC 8058. /hooks/PROVIDER (grant_ingest): the provider's webhook, for ingest_webhook(); answer after the commit. /admin (grant_read to look, grant_admin to change): the administrator's pages, in English and Japanese.
-Who asks is the role that calls: sign people in by roles of their own, and let nobody call it for another. GET changes nothing. A POST from another site's page (Origin, Sec-Fetch-Site) is refused. Errors are statuses: 400, 403, 404, 405, 413, 414, 415, 422, 500, 503.
+Who asks is the role that calls: sign people in by roles of their own, and let nobody call it for another. GET changes nothing. A POST from another site's page (Origin, Sec-Fetch-Site) to /admin is refused. Errors are statuses: 400, 403, 404, 405, 413, 414, 415, 422, 500, 503.
 Example: SELECT status, convert_from(body, 'UTF8') FROM kliv_mail.http_request('GET', '/admin');$$;

@@ -188,9 +188,24 @@ my $one = request('POST', "/u/$token", headers => { 'Content-Type' => 'applicati
 is("$one->{status} " . $sees->(), '200 news', 'one click leaves the topic (RFC 8058)');
 my $again = post("/u/$token", { do => 'choose', topic_news => 'yes', topic_offers => 'yes' }, %visitor);
 is("$again->{status} $again->{headers}{location} " . $sees->(), "303 /u/$token?done=choose ", 'chosen again');
-my $multipart = request('POST', '/u', query => "token=$token", headers => { 'Content-Type' => 'multipart/form-data; boundary=b' },
-    body => "--b\r\nContent-Disposition: form-data; name=\"List-Unsubscribe\"\r\n\r\nOne-Click\r\n--b--\r\n", %visitor);
-is("$multipart->{status} " . $sees->(), '200 news', 'one click as multipart/form-data');
+# As forms of either kind, with headers that libraries give their parts, and as programs within a browser post it.
+my $part = qq{--b\r\nContent-Disposition: form-data; name="List-Unsubscribe"%s\r\n\r\nOne-Click\r\n--b--\r\n};
+my $click = 'List-Unsubscribe=One-Click';
+for my $case (
+    [ 'multipart/form-data; boundary=b', sprintf $part, '' ],
+    [ 'Multipart/Form-Data; boundary=b', sprintf $part, "\r\nContent-Type: text/plain; charset=US-ASCII\r\nContent-Transfer-Encoding: 8bit" ],
+    [ 'Application/X-WWW-Form-URLEncoded', $click ], [ 'application/x-www-form-urlencoded', "$click\r\n" ], [ 'text/plain;charset=UTF-8', $click ], [ undef, $click ],
+    [ 'text/plain', $click, Origin => 'moz-extension://7f3a', 'Sec-Fetch-Site' => 'cross-site' ], [ 'application/x-www-form-urlencoded', $click, Origin => 'null' ])
+{
+    my ($type, $body, %more) = @$case;
+    post("/u/$token", { do => 'choose', topic_news => 'yes', topic_offers => 'yes' }, %visitor);
+    my $answer = request('POST', '/u', query => "token=$token", headers => { %more, $type ? ('Content-Type' => $type) : () }, body => $body, %visitor);
+    is("$answer->{status} " . $sees->(), '200 news', 'one click as ' . join ' ', $type // 'nothing', %more);
+}
+for my $case ([ 'text/plain', 'x' ], [ 'text/plain', "x\n$click" ], [ 'multipart/form-data; boundary=b', sprintf($part, '') =~ s/One-Click/Two/r ])
+{
+    is(request('POST', '/u', query => "token=$token", headers => { 'Content-Type' => $case->[0] }, body => $case->[1], %visitor)->{status}, 415, 'another body is none');
+}
 post("/u/$token", { do => 'choose', topic_news => 'yes' }, %visitor);
 is($sees->(), 'offers', 'the other one is left');
 post("/u/$token", { do => 'leave' }, %visitor);
