@@ -138,6 +138,8 @@ export class RoleConnection {
       const { rows: [{ may }] } = await client.query(MAY_CALL);
       if (may === null) throw new Unavailable('the database has no kliv_mail.http_request()');
       if (!may) throw new Refused('the role may not call kliv_mail.http_request()', 'grant');
+      // How long a session may be idle is the gateway's setting, not the role's or the server's.
+      await client.query('SET idle_session_timeout = 0');
       return connection;
     } catch (error) {
       connection.close();

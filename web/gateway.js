@@ -9,7 +9,7 @@ import cookie from '@fastify/cookie';
 import rateLimit from '@fastify/rate-limit';
 import fastify, { LogController } from 'fastify';
 import { Ingest, Refused, RoleConnection, Unavailable } from './database.js';
-import { chosenLanguage, headers as ownHeaders, languageOf, problemPage, signInPage } from './pages.js';
+import { chosenLanguage, headers as ownHeaders, languageOf, onwardPage, problemPage, signInPage } from './pages.js';
 import { sealed } from './seal.js';
 import { Sessions } from './sessions.js';
 
@@ -141,7 +141,9 @@ export async function gateway(config, { logger = true } = {}) {
       return problem(request, reply, 404, 'notFound');
     if (/^\/(?:admin|sign-)/.test(path)) {
       // Another name for this address is another site's: DNS can be pointed here by anybody.
-      if (request.headers.host !== new URL(origin()).host) return problem(request, reply, 421, 'host', `${origin()}/admin`);
+      const { host } = new URL(origin());
+      if (hostOf(request) !== host) return problem(request, reply, 421, 'host', `${origin()}/admin`);
+      request.headers.host = host;
       if (method === 'POST' && !isOwnPage(request)) {
         request.log.warn({ event: 'cross-site', path: shown(url), address: request.ip });
         return problem(request, reply, 403, 'crossSite');
@@ -149,6 +151,12 @@ export async function gateway(config, { logger = true } = {}) {
       if (method === 'POST' && !FORM.test(request.headers['content-type'] ?? '')) return problem(request, reply, 415, 'type');
     }
   });
+
+  // As origins have it: proxies may add the usual port, or keep capitals.
+  function hostOf({ headers: { host } }) {
+    const { protocol } = new URL(origin());
+    return /^[a-z0-9.:[\]-]+$/i.test(host) && URL.canParse(`${protocol}//${host}`) ? new URL(`${protocol}//${host}`).host : undefined;
+  }
 
   // Did a page of ours send this form?  Browsers say where a POST comes from in Origin,
   // newer ones in Sec-Fetch-Site, too; who says neither is not believed.
@@ -176,8 +184,14 @@ export async function gateway(config, { logger = true } = {}) {
   app.get('/', (request, reply) => reply.redirect('/admin', 303));
 
   app.get('/sign-in', (request, reply) => {
-    const to = wanted(new URLSearchParams(request.raw.url.split('?')[1] ?? '').get('to'));
+    const query = new URLSearchParams(request.raw.url.split('?')[1] ?? '');
+    const to = wanted(query.get('to'));
     if (sessionOf(request)) return reply.redirect(to ?? '/admin', 303);
+    // Who followed another site's link may be signed in: our cookie comes with our own links alone.
+    if (request.headers['sec-fetch-site'] === 'cross-site' && !query.has('again')) {
+      query.set('again', '1');
+      return own(reply, 200, onwardPage(request, `/sign-in?${query}`));
+    }
     return own(reply, 200, signInPage(request, { to }));
   });
 

@@ -67,14 +67,21 @@ export function languageOf(request) {
 
 const escaped = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
-function page(language, title, content) {
+function page(language, title, content, more = '') {
   return `<!DOCTYPE html>
 <html lang="${language}">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<title>${escaped(title)}</title><style>${style}</style></head>
+<title>${escaped(title)}</title>${more}<style>${style}</style></head>
 <body><main><div class="card">${content}</div></main></body>
 </html>
 `;
+}
+
+// A page that goes on by itself, as a link of ours.
+export function onwardPage(request, to) {
+  const language = languageOf(request);
+  const t = texts[language];
+  return page(language, t.product, `<p><a href="${escaped(to)}">${t.signIn}</a></p>`, `<meta http-equiv="refresh" content="0; url=${escaped(to)}">`);
 }
 
 // why: a name in texts of what went wrong before; to: the path to go on to.

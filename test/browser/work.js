@@ -43,6 +43,12 @@ await task('signing in', async () => {
   assert.equal(page.url(), `${origin}/admin`);
 });
 
+await task('a link of another site, as in a chat, leads to its page without another sign-in', async () => {
+  await page.goto(`data:text/html,<a href="${origin}/admin/messages?q=ana">the mail</a>`);
+  await page.click('a');
+  await page.waitForURL(`${origin}/admin/messages?q=ana`);
+});
+
 // Tab until the element has the focus, as who has no mouse does.
 async function tabTo(selector) {
   for (let n = 0; n < 100; n++) {

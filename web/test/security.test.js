@@ -6,7 +6,7 @@ import { spawn } from 'node:child_process';
 import net from 'node:net';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { ask, passwords, raw, serverLog, signIn, sql, start, until } from './helper.js';
+import { ask, cookieOf, passwords, raw, serverLog, signIn, sql, start, until } from './helper.js';
 
 let gate;
 let boss;
@@ -51,8 +51,15 @@ test('a link changes nothing', async () => {
 });
 
 test('another name for this address is not this site', async () => {
-  for (const host of ['evil.example', `127.0.0.1.evil.example:${gate.port}`, `localhost:${gate.port}`, '127.0.0.1'])
+  for (const host of ['evil.example', `127.0.0.1.evil.example:${gate.port}`, `localhost:${gate.port}`, '127.0.0.1', `x@127.0.0.1:${gate.port}`, `127.0.0.1:${gate.port}/`])
     assert.equal((await ask(gate, '/admin', { cookie: boss, headers: { host } })).status, 421, host);
+  // The same one as proxies may write it, also to the database, which compares it with Origin.
+  const safe = await start({ settings: { origin: 'https://mail.example.com' } });
+  const headers = { host: 'MAIL.example.com:443' };
+  const cookie = cookieOf(await ask(safe, '/sign-in', { form: { role: 'boss', password: passwords.boss }, headers }));
+  assert.equal((await ask(safe, '/admin/pause', { form: { account: 'platform', reason: 'own' }, cookie, headers })).status, 303);
+  await sql('SELECT kliv_mail.resume()');
+  await safe.close();
 });
 
 test('guessing passwords is limited by address and by role, and logged', async () => {

@@ -110,6 +110,28 @@ test('a session ends with its connection', async () => {
   await until('it has ended', async () => (await ask(gate, '/admin', { cookie })).status === 303);
 });
 
+test('a session is as long as the gateway says, whatever the role or the server says of idle ones', async () => {
+  await sql("ALTER ROLE reader SET idle_session_timeout = '500ms'");
+  const cookie = await signIn(gate, 'reader');
+  await sql('ALTER ROLE reader RESET idle_session_timeout');
+  await sql('SELECT pg_sleep(1)');
+  assert.equal((await ask(gate, '/admin', { cookie })).status, 200);
+});
+
+test('who follows another site\'s link comes to the page by a link of ours, which brings the cookie along', async () => {
+  const cookie = await signIn(gate, 'boss');
+  const headers = { 'sec-fetch-site': 'cross-site' };
+  const first = await ask(gate, '/admin/messages?q=a&lang=ja', { headers });
+  assert.equal(first.status, 303);
+  const second = await ask(gate, first.headers.location, { headers });
+  assert.equal(second.status, 200);
+  const [, on] = /<meta http-equiv="refresh" content="0; url=([^"]*)">/.exec(second.text);
+  const third = await ask(gate, on.replaceAll('&#38;', '&'), { cookie });
+  assert.equal(third.headers.location, '/admin/messages?q=a&lang=ja');
+  // Once, whatever the browser says: who is not signed in is asked.
+  assert.match((await ask(gate, on.replaceAll('&#38;', '&'), { headers })).text, /name="password"/);
+});
+
 test('what the role loses in the database it has lost at once', async () => {
   const cookie = await signIn(gate, 'reader');
   assert.equal((await ask(gate, '/admin', { cookie })).status, 200);
