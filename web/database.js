@@ -38,7 +38,10 @@ function settings(config, statement) {
     statement_timeout: statement,
     // A database that does not even say that it gave up.
     query_timeout: statement + 5_000,
-    keepAlive: true
+    // One that went without a word, as at a failover behind a NAT, is known within half a minute, and not
+    // when somebody waits for it.
+    keepAlive: true,
+    keepAliveInitialDelayMillis: 15_000
   };
 }
 

@@ -2,6 +2,7 @@
 //
 // Copyright (c) 2026, the kliv_mail developers
 import assert from 'node:assert/strict';
+import net from 'node:net';
 import { after, before, test } from 'node:test';
 import { configure } from '../config.js';
 import { ask, cookieOf, passwords, signIn, sql, start, until } from './helper.js';
@@ -108,6 +109,23 @@ test('a session ends with its connection', async () => {
   const cookie = await signIn(gate, 'reader');
   await sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'reader'");
   await until('it has ended', async () => (await ask(gate, '/admin', { cookie })).status === 303);
+});
+
+test('a connection that goes without a word is asked for soon', async (t) => {
+  const delays = [];
+  const { setKeepAlive } = net.Socket.prototype;
+  t.mock.method(net.Socket.prototype, 'setKeepAlive', function (on, delay) { delays.push(on && delay); return setKeepAlive.call(this, on, delay); });
+  const proxy = net.createServer((socket) => {
+    const server = net.connect(`${process.env.PGHOST}/.s.PGSQL.${process.env.PGPORT}`);
+    for (const [one, other] of [[socket, server], [server, socket]]) one.on('error', () => other.destroy()).pipe(other);
+  });
+  await new Promise((resolve) => { proxy.listen(0, '127.0.0.1', resolve); });
+  const far = await start({ settings: { database: { host: '127.0.0.1', port: proxy.address().port } } });
+  assert.equal((await ask(far, '/health')).status, 200);
+  await signIn(far, 'boss');
+  await far.close();
+  proxy.close();
+  assert.deepEqual(delays.filter((delay) => delay === 15_000).length, 2, String(delays));
 });
 
 test('a session is as long as the gateway says, whatever the role or the server says of idle ones', async () => {
