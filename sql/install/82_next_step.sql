@@ -60,7 +60,7 @@ BEGIN
 END;
 $$;
 
--- What stops a mail now that was stopped, where it is one that the caller sees; of an
+-- What stops a mail now that was stopped or has expired, where it is one that the caller sees; of an
 -- address that had none of the caller's it tells nothing.
 CREATE FUNCTION kliv_mail.__suppressed_now(p_caller name, p_message bigint, p_recipient text) RETURNS TABLE (reason text, hint text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -69,7 +69,7 @@ BEGIN
         SELECT s.reason, s.hint
         FROM kliv_mail._message AS m JOIN kliv_mail._delivery AS d ON d.message_id = m.id,
              kliv_mail._suppressed(d.recipient, d.priority, m.topic, kliv_mail._now()) AS s
-        WHERE m.id = p_message AND d.recipient = p_recipient AND d.status = 'suppressed'
+        WHERE m.id = p_message AND d.recipient = p_recipient AND d.status IN ('suppressed', 'expired')
           AND (has_table_privilege(p_caller, 'kliv_mail._sees_all', 'SELECT')
                OR coalesce(pg_has_role(p_caller, to_regrole(quote_ident(m.sender_role))::oid, 'MEMBER'), false))
         LIMIT 1;
@@ -86,6 +86,7 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     d record;
     v_reason text;
+    v_hint text;
 BEGIN
     IF NOT EXISTS (SELECT FROM kliv_mail.messages AS m WHERE m.id = p_message) THEN
         RAISE invalid_parameter_value USING
@@ -100,15 +101,21 @@ BEGIN
     LOOP
         code := d.code;
         -- What stopped it may have ended, by unsuppress() or by its time, and something else may stop the next one; the mail has ended, too.
+        v_reason := NULL;
+        IF code = 'expired' OR code = 'suppressed' AND d.hint ~ 'unsuppress' THEN
+            SELECT s.reason, s.hint INTO v_reason, v_hint FROM kliv_mail._suppressed_now(p_message, d.recipient) AS s;
+        END IF;
         IF code = 'suppressed' AND d.hint ~ 'unsuppress' THEN
-            SELECT s.reason, s.hint INTO v_reason, d.hint FROM kliv_mail._suppressed_now(p_message, d.recipient) AS s;
             d.reason := coalesce(v_reason, d.reason);
-            d.hint := coalesce(d.hint, 'That has ended, and what was stopped stays so: send it anew.');
+            d.hint := coalesce(v_hint, 'That has ended, and what was stopped stays so: send it anew.');
+        ELSIF v_reason IS NOT NULL THEN
+            d.hint := format('Now %s, so that it cannot be tried again. %s', v_reason, v_hint);
         END IF;
         problem := kliv_mail._with_cure(format('%s%s is %s: %s', d.recipient,
             CASE WHEN d.n > 1 THEN format(' (and %s others)', d.n - 1) ELSE '' END, d.status, d.reason), d.hint);
         SELECT c.statement, c.cures, c.safe, c.needs_input INTO statement, cures, safe, needs_input
         FROM kliv_mail._cure(d.code, d.hint, d.account, p_message) AS c;
+        cures := cures AND v_reason IS NULL;
         retries_at := d.retries_at;
         RETURN NEXT;
     END LOOP;

@@ -92,6 +92,15 @@ SELECT kliv_mail.suppress('una@u.example', 'marketing', 'x; all: y'), kliv_mail.
 SELECT code, problem, regexp_replace(statement, '[0-9]+', 'N') AS statement FROM kliv_mail.next_step(:una);
 SELECT code, regexp_replace(problem, '[0-9]+', 'N') AS problem, regexp_replace(statement, '[0-9]+', 'N') AS statement FROM kliv_mail.next_step('una@u.example');
 
+\echo # ... or has expired, and is suppressed now: retry() would not try it
+SELECT kliv_mail.send('kim@x.example', 's', 'b') AS kim \gset
+UPDATE kliv_mail._outbox SET expires_at = kliv_mail._now() WHERE message_id = :kim;
+SELECT kliv_mail._expire(kliv_mail._now());
+SELECT code, statement = format('SELECT kliv_mail.retry(%s);', :kim) AS retry, cures FROM kliv_mail.next_step(:kim);
+SELECT kliv_mail.suppress('kim@x.example', reason => 'by phone');
+SELECT code, problem, statement, cures FROM kliv_mail.next_step(:kim);
+SELECT kliv_mail.retry(:kim);
+
 \echo # ... or what is wrong
 SELECT kliv_mail.suppress('@');
 SELECT kliv_mail.suppress(ARRAY['a@x.example', 'nobody']);
