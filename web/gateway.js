@@ -142,7 +142,11 @@ export async function gateway(config, { logger = true } = {}) {
     if (/^\/(?:admin|sign-)/.test(path)) {
       // Another name for this address is another site's: DNS can be pointed here by anybody.
       const { host } = new URL(origin());
-      if (hostOf(request) !== host) return problem(request, reply, 421, 'host', `${origin()}/admin`);
+      if (hostOf(request) !== host) {
+        // Most often a proxy that does not hand on the Host it was asked for.
+        request.log.warn({ event: 'host', host: request.headers.host.slice(0, 200), expected: host, address: request.ip });
+        return problem(request, reply, 421, 'host', `${origin()}/admin`);
+      }
       request.headers.host = host;
       if (method === 'POST' && !isOwnPage(request)) {
         request.log.warn({ event: 'cross-site', path: shown(url), address: request.ip });

@@ -53,6 +53,7 @@ test('a link changes nothing', async () => {
 test('another name for this address is not this site', async () => {
   for (const host of ['evil.example', `127.0.0.1.evil.example:${gate.port}`, `localhost:${gate.port}`, '127.0.0.1', `x@127.0.0.1:${gate.port}`, `127.0.0.1:${gate.port}/`])
     assert.equal((await ask(gate, '/admin', { cookie: boss, headers: { host } })).status, 421, host);
+  assert.ok(gate.log.some((line) => line.includes(`"event":"host","host":"evil.example","expected":"127.0.0.1:${gate.port}"`)), 'the log says what came');
   // The same one as proxies may write it, also to the database, which compares it with Origin.
   const safe = await start({ settings: { origin: 'https://mail.example.com' } });
   const headers = { host: 'MAIL.example.com:443' };
