@@ -98,7 +98,7 @@ leaves('silent');
 $node->sql('ALTER SYSTEM SET kliv_mail.platform_hourly_limit = 1');
 $node->reload;
 $node->wait_until(q{SELECT quota = 1 FROM kliv_mail.usage WHERE account = 'platform' AND window_name = 'hour'});
-like("@{ sign_up('quota', 'the quota used')->{notices} }", qr/quota|recipients of this hour/, '... a notice');
+like("@{ sign_up('quota', 'the quota used')->{notices} }", qr/has used its 1 recipient of this hour/, '... a notice');
 waits('quota', 'quota');
 $node->sql('ALTER SYSTEM RESET kliv_mail.platform_hourly_limit');
 $node->reload;
