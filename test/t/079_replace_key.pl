@@ -12,7 +12,7 @@ my $node = KlivMail::Cluster->new(
     platform_url => 'smtp://127.0.0.1:' . $smtp->port,
     conf         => {
         max_connections                   => 20,
-        max_locks_per_transaction         => 10,
+        max_locks_per_transaction         => 20,    # CREATE EXTENSION takes some 500, each key none
         'kliv_mail.platform_hourly_limit' => 10000,
         'kliv_mail.platform_daily_limit'  => 10000
     });
@@ -51,4 +51,14 @@ is($node->sql(q{SELECT string_agg(subject, ', ') FROM kliv_mail.deliveries WHERE
 is($node->sql(q{SELECT count(*) FROM kliv_mail.deliveries WHERE status = 'sent' AND subject LIKE 'one %'}), '1', 'of two, the one that was queued later');
 is($node->sql(q{SELECT count(*) FROM kliv_mail.deliveries WHERE status NOT IN ('sent', 'cancelled')}), '0', 'the earlier ones are cancelled');
 is($node->sql('SELECT count(*) FROM kliv_mail._replacement'), '0', 'nothing is left to be replaced');
+
+# Who commits while a sender is at its claim, behind its look at what was replaced.
+$node->sql('ALTER DATABASE postgres SET kliv_mail.delivery = hold');
+$_->sql('BEGIN') for $one, $two;
+$one->query(q{SELECT kliv_mail.send('late@x.example', 'earlier', 'x', replace_key => 'late')});
+$two->query(q{SELECT kliv_mail.send('late@x.example', 'later', 'x', replace_key => 'late')});
+$_->query('COMMIT') for $two, $one;
+is($node->sql(q{SET kliv_mail.test_in_session = on; SET kliv_mail.delivery = on; BEGIN; SELECT kliv_mail._epoch_lock(77);
+    SELECT string_agg(m.subject, ', ') FROM kliv_mail._claim_account(77, 'platform', 10, 1000000, true) AS c JOIN kliv_mail._message AS m ON m.id = c.message_id;
+    ROLLBACK}) =~ s/^.*\n//sr, 'later', 'a claim takes no mail whose successor it can see');
 done_testing();
