@@ -1,4 +1,4 @@
--- The present, and where this database is.
+-- The present, what becomes of mail when it is set back, and where this database is.
 
 -- Every 'now' of this extension: the clock moved by kliv_mail.test_clock_offset.
 CREATE FUNCTION kliv_mail._now() RETURNS timestamptz
@@ -43,3 +43,23 @@ CREATE FUNCTION kliv_mail._snapshot_rows(a_row anyelement, index text DEFAULT NU
     AS 'MODULE_PATHNAME', 'kliv_mail__snapshot_rows';
 COMMENT ON FUNCTION kliv_mail._snapshot_rows(anyelement, text, bigint, text[]) IS
     'Rows of a table as the statement''s snapshot has them, read without locks of any kind.';
+
+-- Where rows were made in the future, the clock has been set back: what was due when it was made, or
+-- waits for a retry, is due now.  It looks at the newest ones, among which those that came since are few,
+-- and passes over no more than these where all were sent.
+CREATE FUNCTION kliv_mail._settle_clock(at timestamptz) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    v_ahead timestamptz := at + interval '10 seconds';
+BEGIN
+    IF v_ahead < (SELECT max(x.created_at) FROM (
+            SELECT o.created_at FROM kliv_mail._outbox AS o WHERE o.id > (SELECT q.last_value FROM kliv_mail._delivery_id AS q) - 1000
+            ORDER BY o.id DESC LIMIT 100) AS x) THEN
+        UPDATE kliv_mail._outbox AS o
+        SET created_at = at,
+            due = CASE WHEN o.due > at AND o.due < 'infinity' AND coalesce(m.send_at <= o.created_at, true) THEN at ELSE o.due END
+        FROM kliv_mail._message AS m
+        WHERE m.id = o.message_id AND o.epoch IS NULL AND o.created_at > v_ahead;
+    END IF;
+END;
+$$;

@@ -187,26 +187,6 @@ BEGIN
 END;
 $$;
 
--- Where rows were made in the future, the clock has been set back: what was due when it was made, or
--- waits for a retry, is due now.  It looks at the newest ones, among which those that came since are few,
--- and passes over no more than these where all were sent.
-CREATE FUNCTION kliv_mail._settle_clock(at timestamptz) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
-DECLARE
-    v_ahead timestamptz := at + interval '10 seconds';
-BEGIN
-    IF v_ahead < (SELECT max(x.created_at) FROM (
-            SELECT o.created_at FROM kliv_mail._outbox AS o WHERE o.id > (SELECT q.last_value FROM kliv_mail._delivery_id AS q) - 1000
-            ORDER BY o.id DESC LIMIT 100) AS x) THEN
-        UPDATE kliv_mail._outbox AS o
-        SET created_at = at,
-            due = CASE WHEN o.due > at AND o.due < 'infinity' AND coalesce(m.send_at <= o.created_at, true) THEN at ELSE o.due END
-        FROM kliv_mail._message AS m
-        WHERE m.id = o.message_id AND o.epoch IS NULL AND o.created_at > v_ahead;
-    END IF;
-END;
-$$;
-
 -- Claim for all accounts in turn, p_bytes octets in all; NULL: a single row of any
 -- size.  p_accounts, p_busy and p_held: how many deliveries and octets the sender
 -- already has of some of them; p_rooms: how many it is to have, p_room of the others; p_dues and
