@@ -27,6 +27,6 @@ like(slurp_file($node->logfile), qr/LOG:  kliv_mail: the server of the account "
 # A server that refuses the sender itself is another matter.
 $smtp->set(mail_reply => '553 5.7.1 <shop@shop.example>: Sender address rejected: not owned by user other');
 $node->sql(q{SELECT count(kliv_mail.send('later' || i || '@x.example', 'x', 'x')) FROM generate_series(1, 3) AS i});
-$node->wait_until(q{SELECT count(*) = 1 FROM kliv_mail.events WHERE kind = 'account_held'});
+$node->wait_until(q{SELECT count(*) > 0 FROM kliv_mail.events WHERE kind = 'account_held'});
 like($node->sql(q{SELECT hint FROM kliv_mail.deliveries WHERE recipient LIKE 'later%' LIMIT 1}), qr/update_sender/, 'the account is held, and the hint tells of its address');
 done_testing();
