@@ -350,12 +350,22 @@ sub connect
     return $self;
 }
 
+# The two halves of query(): others go on in between.
+sub begin
+{
+    my ($self, $sql) = @_;
+    syswrite $self->{socket}, 'Q' . pack('N', 5 + length $sql) . $sql . "\0";
+    return;
+}
+
+sub finish { my ($self) = @_; return $self->_until_ready }
+
 # Run a simple query; the first column of the last row.
 sub query
 {
     my ($self, $sql) = @_;
-    syswrite $self->{socket}, 'Q' . pack('N', 5 + length $sql) . $sql . "\0";
-    return $self->_until_ready;
+    $self->begin($sql);
+    return $self->finish;
 }
 
 sub _until_ready
