@@ -76,8 +76,8 @@ BEGIN
 END;
 $$;
 
--- What callers left: a sender does it before each claim, until nobody can commit an
--- earlier one any more and nothing is locked.
+-- What callers left: a sender does it before each claim, and again behind the choice of rows
+-- that have a key, until nobody can commit an earlier one any more and nothing is locked.
 CREATE FUNCTION kliv_mail._replace_rest(at timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
