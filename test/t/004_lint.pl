@@ -3,6 +3,7 @@
 use strict;
 use warnings;
 use IPC::Run ();
+use KlivMail::Server;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -30,20 +31,11 @@ sub planted
     local $_ = $before // '';
     $change->();
     die "$name: nothing was planted" if $_ eq ($before // '');
-    write_file($path, $_);
+    KlivMail::Server::write_file($path, $_);
     my ($output) = lint_of($copy, '--sources');
     like($output, $finding, $name);
-    if (defined $before) { write_file($path, $before) }
+    if (defined $before) { KlivMail::Server::write_file($path, $before) }
     else                 { unlink $path }
-    return;
-}
-
-sub write_file
-{
-    my ($path, $text) = @_;
-    open my $file, '>', $path or die "could not write $path: $!";
-    print $file $text;
-    close $file or die "could not write $path: $!";
     return;
 }
 
@@ -70,8 +62,8 @@ planted('a header includes a folder below', 'src/smtp/session.h', included('"net
     qr{^src/smtp/session\.h:\d+: includes net/connection\.h, of a folder below its own$}m);
 planted('an include without its folder', 'src/base/encoding.c', included('"error.h"'),
     qr{^src/base/encoding\.c:\d+: error\.h is written with its folder$}m);
-write_file("$copy/src/db/round.h", banner('round.h') . "#include \"base/kliv_mail.h\"\n#include \"db/owner_call.h\"\n");
-write_file("$copy/src/db/round.c", banner('round.c') . "#include \"db/round.h\"\n");
+KlivMail::Server::write_file("$copy/src/db/round.h", banner('round.h') . "#include \"base/kliv_mail.h\"\n#include \"db/owner_call.h\"\n");
+KlivMail::Server::write_file("$copy/src/db/round.c", banner('round.c') . "#include \"db/round.h\"\n");
 planted('a circle', 'src/db/owner_call.c', included('"db/round.h"'),
     qr{a circle: db/\w+ -> db/\w+ -> db/\w+$}m);
 unlink "$copy/src/db/round.h", "$copy/src/db/round.c";
@@ -136,7 +128,7 @@ unlike($output, qr/exports klm_launcher_main, which/, 'the main function of a pr
 
 # A long function that says why is nobody's fault.
 my $path = "$copy/src/base/error.c";
-write_file($path, slurp_file($path) . "\n/* long: a table */\nstatic int\nplanted(void)\n{\n$body}\n");
+KlivMail::Server::write_file($path, slurp_file($path) . "\n/* long: a table */\nstatic int\nplanted(void)\n{\n$body}\n");
 ($output) = lint_of($copy, '--sources');
 unlike($output, qr/planted\(\) has/, 'a long function may say why');
 
