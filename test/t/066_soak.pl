@@ -189,20 +189,20 @@ sub inject
 
 # ---- what became of it ----
 
-my %finished;       # recipient => [id, status, attempts, doubts, server's id]
+my %finished;       # recipient => [id, status, attempts, doubts, server's id, was it given up for its age]
 my %by_id;
 my $seen = '-infinity';
 
 # Take down what is finished before retention deletes it.
 sub harvest
 {
-    my $rows = ask("SELECT id, recipient, status, attempts, doubts, coalesce(server_message_id, ''), finished_at
+    my $rows = ask("SELECT id, recipient, status, attempts, doubts, coalesce(server_message_id, ''), reason LIKE 'it was tried for %', finished_at
                     FROM kliv_mail._delivery WHERE finished_at >= '$seen'::timestamptz - interval '1 minute' ORDER BY finished_at");
     for my $row (split /\n/, $rows)
     {
-        my ($id, $recipient, $status, $attempts, $doubts, $server_id, $at) = split /\|/, $row;
+        my ($id, $recipient, $status, $attempts, $doubts, $server_id, $given_up, $at) = split /\|/, $row;
         push @errors, "$recipient is finished twice" if $finished{$recipient} && $finished{$recipient}[0] != $id;
-        $finished{$recipient} = [ $id, $status, $attempts, $doubts, $server_id ];
+        $finished{$recipient} = [ $id, $status, $attempts, $doubts, $server_id, ($given_up // '') eq 't' ];
         $seen = $at;
     }
     return;
@@ -440,7 +440,7 @@ for my $recipient (sort keys %mail)
 {
     my $mail = $mail{$recipient};
     my $copies = sum0 values %{ $copies{$recipient} // {} };
-    my ($id, $status, $attempts, $doubts, $server_id) =
+    my ($id, $status, $attempts, $doubts, $server_id, $given_up) =
       $finished{$recipient} ? @{ $finished{$recipient} } : defined $held{$recipient} ? ('', 'in_doubt', 0, $held{$recipient}, '') : ();
     my $told = "$recipient ($copies copies, " . ($status // 'nowhere') . ', ' . ($doubts // 0) . ' times in doubt)';
     if (!defined $status)
@@ -458,10 +458,10 @@ for my $recipient (sort keys %mail)
       if $sent && $server_id =~ /^[0-9a-f]{8,}$/ && !$copies{$recipient}{$server_id};
     push @{ $wrong{cap} }, $told if $doubts > 3 || ($status eq 'in_doubt' && $doubts != 3);
     # What no fault was played to, or one that is over, arrives; where it met
-    # another one when the clock had moved it may have been given up.
+    # another one when the clock had moved it may have been given up; so may what stalled meanwhile.
     push @{ $wrong{verdict} }, $told
       if $mail->{fault} =~ /^(?:ok|once-(?:(?:rcpt|data|dot|mail)-4|grey|slow|drop|reset|stall|half|421))/ &&
-      !grep { $_ eq $status } @{ $mail->{may} }, $mail->{fault} =~ /^once/ && ($attempts > 1 || $doubts == 3) ? qw(bounced in_doubt cancelled) : ();
+      !grep { $_ eq $status } @{ $mail->{may} }, $mail->{fault} =~ /^once/ && ($attempts > 1 || $doubts == 3 || $given_up) ? qw(bounced in_doubt cancelled) : ();
     push @{ $wrong{verdict} }, $told
       if $mail->{fault} =~ /^(?:rcpt|dot)-55[04]/ && $status !~ /^(?:bounced|failed|cancelled|expired)$/;
 }
