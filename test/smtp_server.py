@@ -93,6 +93,8 @@ DEFAULTS = {
     "ignore_initial": False,        # AUTH LOGIN: ask for the user name though it was given
     "close_after_ehlo": False,      # answer EHLO and be gone
     "pipelining": True,
+    "chunking": True,               # BDAT; its reply is the dot's
+    "bdat_known": True,             # 502 to it otherwise, offered or not
     "smtputf8": False,
     "eightbitmime": True,
     "dsn": False,
@@ -301,6 +303,7 @@ class Connection(asyncio.Protocol):
         self.blocked = False        # a delay, a stall or the ledger's disk
         self.ended = None           # why it ended
         self.in_body = False
+        self.chunk = None           # octets of BDAT still to come, and whether it is the last
         self.auth_step = None       # function for the next line of AUTH
         self.messages = 0
         self.idled = False
@@ -316,6 +319,7 @@ class Connection(asyncio.Protocol):
         self.recipients = []
         self.parameters = ""
         self.utf8 = False
+        self.chunks = bytearray()
 
     # ---- the transport ----
 
@@ -536,6 +540,10 @@ class Connection(asyncio.Protocol):
     def run(self):
         buffer = self.buffer
         while not self.blocked and not self.ended:
+            if self.chunk:
+                if not self.take_chunk():
+                    break
+                continue
             if self.in_body:
                 if not self.body():
                     break
@@ -591,7 +599,7 @@ class Connection(asyncio.Protocol):
             lines.append("AUTH " + config["auth_mechanisms"])
         if config["size"] >= 0:
             lines.append("SIZE %d" % config["size"] if config["size"] else "SIZE")
-        for keyword in ("pipelining", "smtputf8", "eightbitmime", "dsn"):
+        for keyword in ("pipelining", "chunking", "smtputf8", "eightbitmime", "dsn"):
             if config[keyword]:
                 lines.append("8BITMIME" if keyword == "eightbitmime" else keyword.upper())
         lines.append("ENHANCEDSTATUSCODES")
@@ -788,6 +796,47 @@ class Connection(asyncio.Protocol):
         self.in_body = True
         self.scanned = 0
 
+    def command_bdat(self, argument):
+        """What follows is counted, and read whatever is said to it (RFC 3030, 2)."""
+        octets, _, last = argument.partition(b" ")
+        if not self.config["bdat_known"]:
+            self.reply("502 5.5.1 command not implemented")
+        elif not octets.isdigit() or last.strip().upper() not in (b"", b"LAST"):
+            self.reply("501 5.5.4 syntax: BDAT octets [LAST]")
+        else:
+            self.chunk = [int(octets), bool(last)]
+
+    def take_chunk(self):
+        """Take BDAT's octets; false if more must be read."""
+        octets, last = self.chunk
+        if len(self.buffer) < octets:
+            return False
+        data = bytes(self.buffer[:octets])
+        del self.buffer[:octets]
+        self.chunk = None
+        if not self.recipients:
+            self.note(">", "(%d octets)" % octets)
+            self.reply("503 5.5.1 no valid recipients")
+            return True
+        self.chunks += data
+        if not last:
+            self.reply("250 2.0.0 Ok: %d octets" % octets)
+            return True
+        fault = self.server.fault("data", self.recipients[0], self.config)
+        if fault and fault[0] not in ("early", "stall-body"):
+            self.play(fault, "250 2.0.0 Ok")
+            self.server.ledger.event("refused", self.number, stage="data", fault=list(fault),
+                                     mail_from=self.sender, rcpt=self.recipients[0])
+            self.reset()
+        elif fault and fault[0] == "early":
+            self.reply("%d 5.3.4 Message too big" % fault[1])
+            self.close("early")
+        elif fault:
+            self.stall()
+        else:
+            self.dot(bytes(self.chunks))
+        return True
+
     def body(self):
         """Take the body if its dot has come; false if more must be read."""
         buffer = self.buffer
@@ -910,7 +959,7 @@ class Connection(asyncio.Protocol):
 
     commands = {b"EHLO": command_ehlo, b"HELO": command_helo, b"STARTTLS": command_starttls,
                 b"AUTH": command_auth, b"MAIL": command_mail, b"RCPT": command_rcpt,
-                b"DATA": command_data, b"RSET": command_rset, b"NOOP": command_noop,
+                b"DATA": command_data, b"BDAT": command_bdat, b"RSET": command_rset, b"NOOP": command_noop,
                 b"VRFY": command_vrfy, b"QUIT": command_quit}
 
 

@@ -32,6 +32,23 @@
  * it leaves together with the body and dot before it (RFC 2920 allows commands
  * behind the dot), and two deliveries are open.
  *
+ * A chunk is a delivery whose message leaves together with its envelope, by BDAT
+ * (RFC 3030), so that it takes one round trip and none is spent on a 354.  Such
+ * a delivery is ENVELOPE until RCPT is answered and DOT until BDAT is.  Four
+ * things are different of it:
+ *
+ *	- once its last octet has left, a lost connection leaves in doubt whether it
+ *	  was accepted, even with nothing answered.  So only a server that has
+ *	  accepted mail on this session gets chunks, and only when the caller says
+ *	  that it was heard of just now.
+ *	- whether BDAT ends the server's transaction is known by its reply alone
+ *	  (where RCPT was refused it does not), so RSET stands before what follows.
+ *	- no 354 shows that replies are in step: the yes to a recipient, said twice,
+ *	  would pass for the yes to the message.  So only a server gets chunks whose
+ *	  yes to a message is another one; the other kind of yes ends the session.
+ *	- a server that does not know the command would read the message as
+ *	  commands: the session ends there, and DATA serves from then on.
+ *
  * Copyright (c) 2026, the kliv_mail developers
  *
  *-------------------------------------------------------------------------
@@ -44,13 +61,15 @@
 #include "smtp/session.h"
 
 #define OUTPUT_SIZE 65536
+#define CHUNK_MAX (OUTPUT_SIZE / 2)	/* larger messages do not leave before RCPT is answered */
+#define BDAT_MAX 48				/* octets of the command */
 #define ADDRESS_MAX 512			/* octets; RFC 5321 has 256 for a path */
 #define ENVELOPE_MAX (2 * ADDRESS_MAX + 256)	/* MAIL, RCPT, DATA of one delivery */
 #define LINE_KEPT (KLM_REPLY_MAX + 16)	/* of one line of a reply */
 #define REPLY_KEPT (2 * KLM_REPLY_MAX)	/* of one reply */
 #define REPLY_LIMIT (1024 * 1024)	/* longer ones end the session */
 #define SLOTS 2
-#define EXPECTED_MAX 16			/* at most DOT, RSET, MAIL, RCPT, DATA, QUIT are needed */
+#define EXPECTED_MAX 16			/* at most RSET, MAIL, RCPT, BDAT of two deliveries are needed */
 
 typedef enum Command
 {
@@ -58,6 +77,7 @@ typedef enum Command
 	CMD_RCPT,
 	CMD_DATA,
 	CMD_DOT,
+	CMD_BDAT,
 	CMD_ABANDON,				/* the lone dot of a delivery that had failed */
 	CMD_RSET,
 	CMD_QUIT
@@ -86,9 +106,10 @@ typedef struct Slot
 	bool		answered;		/* a reply to one of its commands was read */
 	bool		mail_accepted;	/* the server has a transaction that must be ended */
 	bool		rcpt_accepted;
+	bool		chunk;			/* its message left with the envelope */
 	KlmStage	stage;			/* of the next reply that it waits for */
 	uint64		begins;			/* its place in the stream of output */
-	uint64		dot_ends;
+	uint64		dot_ends;		/* likewise, behind the dot or the chunk */
 
 	/* how far its message has been put out */
 	int			part;
@@ -110,6 +131,7 @@ typedef struct Result
 	void	   *tag;
 	bool		lost;
 	bool		started;
+	bool		chunk_failed;
 	KlmStage	stage;
 	int			code;			/* 0: text is ours, else the raw reply */
 	Size		length;
@@ -125,6 +147,11 @@ struct KlmSmtp
 	bool		quit_put;
 	bool		touched;		/* an envelope was put out */
 	bool		reset_needed;	/* the server has a transaction that failed */
+	Slot	   *last_chunk;		/* or may have one, this chunk not being answered */
+	bool		may_chunk;		/* a message was accepted, in words of its own */
+	Size		rcpt_kept;
+	char		rcpt_reply[128];	/* the words that accept a recipient */
+	bool		rest_refused;	/* the server said that it takes nothing any more */
 
 	Slot		slots[SLOTS];
 	Slot	   *writer;
@@ -165,116 +192,6 @@ static void produce(KlmSmtp *smtp);
 static void end_session(KlmSmtp *smtp, const char *why);
 static void handle_reply(KlmSmtp *smtp, int code);
 static int	line_code(const char *line, Size length);
-
-
-/* ---- capabilities ---- */
-
-static bool
-keyword_is(const char *word, Size length, const char *keyword)
-{
-	return length == strlen(keyword) && pg_strncasecmp(word, keyword, length) == 0;
-}
-
-/* "AUTH PLAIN LOGIN", also the "AUTH=PLAIN LOGIN" of old servers. */
-static void
-read_mechanisms(const char *line, Size length, KlmSmtpCaps *caps)
-{
-	const unsigned char *text = (const unsigned char *) line;
-	Size		used = strlen(caps->auth_mechanisms);
-
-	while (length > 0)
-	{
-		Size		word = 0;
-
-		while (word < length && text[word] > ' ' && text[word] < 0x7f)
-			word++;
-		if (word > 0 && used + word + 2 < sizeof(caps->auth_mechanisms))
-		{
-			if (used > 0)
-				caps->auth_mechanisms[used++] = ' ';
-			for (Size i = 0; i < word; i++)
-				caps->auth_mechanisms[used++] = pg_toupper(text[i]);
-			caps->auth_mechanisms[used] = '\0';
-		}
-		if (word == length)
-			break;
-		text += word + 1;
-		length -= word + 1;
-	}
-}
-
-void
-klm_smtp_parse_ehlo(const char *raw, Size length, KlmSmtpCaps *caps)
-{
-	bool		first = true;
-
-	memset(caps, 0, sizeof(*caps));
-	while (length > 0)
-	{
-		const char *newline = memchr(raw, '\n', length);
-		Size		whole = newline ? newline - raw + 1 : length;
-		Size		used = newline ? whole - 1 : whole;
-
-		if (used > 0 && raw[used - 1] == '\r')
-			used--;
-
-		/* The first line is the server's name and greeting. */
-		if (!first && used > 4)
-		{
-			const char *text = raw + 4;
-			Size		rest = used - 4;
-			Size		word = 0;
-
-			while (word < rest && text[word] != ' ' && text[word] != '=')
-				word++;
-			if (keyword_is(text, word, "PIPELINING"))
-				caps->pipelining = true;
-			else if (keyword_is(text, word, "SMTPUTF8"))
-				caps->smtputf8 = true;
-			else if (keyword_is(text, word, "8BITMIME"))
-				caps->eightbitmime = true;
-			else if (keyword_is(text, word, "DSN"))
-				caps->dsn = true;
-			else if (keyword_is(text, word, "STARTTLS"))
-				caps->starttls = true;
-			else if (keyword_is(text, word, "AUTH"))
-			{
-				caps->auth = true;
-				if (word < rest)
-					read_mechanisms(text + word + 1, rest - word - 1, caps);
-			}
-			else if (keyword_is(text, word, "SIZE"))
-			{
-				caps->size_offered = true;
-				caps->size = 0;
-				for (Size i = word + 1; i < rest && text[i] >= '0' && text[i] <= '9'; i++)
-				{
-					/* A number that does not fit is no limit for us. */
-					if (caps->size > (PG_UINT64_MAX - 9) / 10)
-					{
-						caps->size = 0;
-						break;
-					}
-					caps->size = caps->size * 10 + (text[i] - '0');
-				}
-			}
-		}
-		first = false;
-		raw += whole;
-		length -= whole;
-	}
-}
-
-bool
-klm_smtp_offers(const KlmSmtpCaps *caps, const char *mechanism)
-{
-	Size		length = strlen(mechanism);
-
-	for (const char *p = caps->auth_mechanisms; (p = strstr(p, mechanism)) != NULL; p += length)
-		if ((p == caps->auth_mechanisms || p[-1] == ' ') && (p[length] == ' ' || p[length] == '\0'))
-			return true;
-	return false;
-}
 
 
 /* ---- life ---- */
@@ -345,7 +262,7 @@ klm_smtp_open_count(const KlmSmtp *smtp)
 
 /* ---- results ---- */
 
-static void
+static Result *
 add_result(KlmSmtp *smtp, void *tag, bool lost, bool started, KlmStage stage, int code,
 		   const char *text, Size length)
 {
@@ -355,6 +272,7 @@ add_result(KlmSmtp *smtp, void *tag, bool lost, bool started, KlmStage stage, in
 	result->tag = tag;
 	result->lost = lost;
 	result->started = started;
+	result->chunk_failed = false;
 	result->stage = stage;
 	result->code = code;
 	result->length = length;
@@ -362,6 +280,7 @@ add_result(KlmSmtp *smtp, void *tag, bool lost, bool started, KlmStage stage, in
 	result->text[length] = '\0';
 	*smtp->results_tail = result;
 	smtp->results_tail = &result->next;
+	return result;
 }
 
 bool
@@ -375,6 +294,7 @@ klm_smtp_result(KlmSmtp *smtp, KlmSmtpResult *result)
 	result->tag = head->tag;
 	result->lost = head->lost;
 	result->started = head->started;
+	result->chunk_failed = head->chunk_failed;
 	if (head->code == 0)
 		result->reply.text = pstrdup(head->text);
 	else
@@ -406,21 +326,32 @@ finish(KlmSmtp *smtp, Slot *slot, KlmStage stage, int code, bool started)
 			   smtp->reply_kept);
 }
 
+/* Has all of it left, so that the server may accept it? */
+static bool
+has_left(const KlmSmtp *smtp, const Slot *slot)
+{
+	return (slot->state == SLOT_DOT || (slot->state == SLOT_ENVELOPE && slot->chunk)) &&
+		smtp->sent_total >= slot->dot_ends && !smtp->rest_refused;
+}
+
 /* The delivery of a slot ends without one. */
 static void
 lose(KlmSmtp *smtp, Slot *slot, const char *why)
 {
+	bool		doubtful = has_left(smtp, slot);
 	KlmStage	stage = slot->stage;
 	bool		started;
+	Result	   *result;
 
-	if (slot->state == SLOT_BODY)
+	if (doubtful)
+		stage = KLM_STAGE_DOT;
+	else if (slot->state == SLOT_BODY || slot->state == SLOT_DOT)
 		stage = KLM_STAGE_DATA;
-	else if (slot->state == SLOT_DOT)
-		stage = smtp->sent_total >= slot->dot_ends ? KLM_STAGE_DOT : KLM_STAGE_DATA;
 
-	started = slot->answered ||
+	started = slot->answered || doubtful ||
 		(slot->first && slot->state != SLOT_PENDING && smtp->sent_total > slot->begins);
-	add_result(smtp, slot->delivery.tag, true, started, stage, 0, why, strlen(why));
+	result = add_result(smtp, slot->delivery.tag, true, started, stage, 0, why, strlen(why));
+	result->chunk_failed = doubtful && slot->chunk;
 	slot->state = SLOT_FREE;
 }
 
@@ -464,6 +395,13 @@ end_session_quoting(KlmSmtp *smtp, const char *why, const char *raw, Size length
 	pfree(reply.text);
 }
 
+/* Does a good reply to it say that the message was accepted? */
+static bool
+ends_message(Command command)
+{
+	return command == CMD_DOT || command == CMD_BDAT;
+}
+
 /*
  * Of a reply whose last line never came its first line is used, where that
  * decides: a server that said yes to the dot has the message, one that refused
@@ -476,7 +414,7 @@ use_open_reply(KlmSmtp *smtp)
 
 	smtp->reply_open = false;
 	if (smtp->expected_count > 0 &&
-		(code >= 400 || (code < 300 && smtp->expected[smtp->expected_head].command == CMD_DOT)))
+		(code >= 400 || (code < 300 && ends_message(smtp->expected[smtp->expected_head].command))))
 		handle_reply(smtp, code);
 }
 
@@ -704,31 +642,17 @@ put_data(KlmSmtp *smtp, Slot *slot)
 	expect(smtp, CMD_DATA, slot);
 }
 
-static void
-put_envelope(KlmSmtp *smtp, Slot *slot)
-{
-	slot->state = SLOT_ENVELOPE;
-	slot->first = !smtp->touched;
-	slot->begins = smtp->put_total;
-	smtp->touched = true;
-	smtp->writer = slot;
-	put_mail(smtp, slot);
-	if (smtp->caps.pipelining && !slot->delivery.ask)
-	{
-		put_rcpt(smtp, slot);
-		put_data(smtp, slot);
-	}
-}
-
 /*
  * Put out the slot's message as far as there is room: every line end as CRLF,
  * a dot before a line that begins with one.  The usual message has nothing to
- * change, so runs are looked for that can be copied whole.  true: all is put
- * out, the final dot included.
+ * change, so runs are looked for that can be copied whole.  A chunk, whose
+ * length is told, has no dots stuffed, and no final one.  true: all is put out.
  */
 static bool
 put_message(KlmSmtp *smtp, Slot *slot)
 {
+	bool		stuff = !slot->chunk;
+
 	while (slot->part < slot->delivery.part_count)
 	{
 		const KlmSmtpPart *part = &slot->delivery.parts[slot->part];
@@ -754,7 +678,7 @@ put_message(KlmSmtp *smtp, Slot *slot)
 					slot->position++;
 				continue;
 			}
-			if (slot->line_start && *p == '.')
+			if (stuff && slot->line_start && *p == '.')
 			{
 				put(smtp, ".", 1);
 				slot->line_start = false;
@@ -772,7 +696,7 @@ put_message(KlmSmtp *smtp, Slot *slot)
 				{
 					run = lf + 1;
 					slot->line_start = true;
-					if (run < end && *run == '.')
+					if (stuff && run < end && *run == '.')
 						break;
 				}
 				else
@@ -807,8 +731,83 @@ put_message(KlmSmtp *smtp, Slot *slot)
 		return false;
 	if (slot->after_cr || !slot->line_start)
 		put(smtp, "\r\n", 2);
-	put(smtp, ".\r\n", 3);
+	if (stuff)
+		put(smtp, ".\r\n", 3);
 	return true;
+}
+
+static void
+put_reset(KlmSmtp *smtp)
+{
+	put_string(smtp, "RSET\r\n");
+	expect(smtp, CMD_RSET, NULL);
+	smtp->reset_needed = false;
+	smtp->last_chunk = NULL;
+}
+
+/* May it leave with its envelope? */
+static bool
+may_chunk(const KlmSmtp *smtp, const Slot *slot)
+{
+	return smtp->caps.chunking && smtp->caps.pipelining && smtp->may_chunk &&
+		slot->delivery.chunk && !slot->delivery.ask && slot->size <= CHUNK_MAX;
+}
+
+/*
+ * Put out BDAT and the message behind the envelope (RFC 3030, 2).  The message
+ * is put out first, since its length is known only then, and moved behind the
+ * command.  false: with its line ends made right there is no room for it, and
+ * nothing was put out.
+ */
+static bool
+put_chunk(KlmSmtp *smtp, Slot *slot)
+{
+	Size		start = smtp->output_length;
+	uint64		before = smtp->put_total;
+	char		command[BDAT_MAX];
+	Size		length;
+
+	slot->chunk = true;
+	if (!put_message(smtp, slot) || output_space(smtp) < BDAT_MAX)
+	{
+		slot->chunk = false;
+		slot->part = 0;
+		slot->position = 0;
+		slot->line_start = true;
+		slot->after_cr = false;
+		smtp->output_length = start;
+		smtp->put_total = before;
+		return false;
+	}
+	length = snprintf(command, sizeof(command), "BDAT " UINT64_FORMAT " LAST\r\n",
+					  smtp->put_total - before);
+	memmove(smtp->output + start + length, smtp->output + start, smtp->output_length - start);
+	memcpy(smtp->output + start, command, length);
+	smtp->output_length += length;
+	smtp->put_total += length;
+
+	slot->dot_ends = smtp->put_total;
+	expect(smtp, CMD_BDAT, slot);
+	smtp->writer = NULL;
+	smtp->last_chunk = slot;
+	return true;
+}
+
+static void
+put_envelope(KlmSmtp *smtp, Slot *slot)
+{
+	slot->state = SLOT_ENVELOPE;
+	slot->first = !smtp->touched;
+	slot->begins = smtp->put_total;
+	smtp->touched = true;
+	smtp->writer = slot;
+	put_mail(smtp, slot);
+	if (smtp->caps.pipelining && !slot->delivery.ask)
+	{
+		put_rcpt(smtp, slot);
+		if (!may_chunk(smtp, slot) || !put_chunk(smtp, slot))
+			put_data(smtp, slot);
+	}
 }
 
 /* Put out whatever may be put out now. */
@@ -848,9 +847,7 @@ produce(KlmSmtp *smtp)
 			return;
 		if (smtp->reset_needed)
 		{
-			put_string(smtp, "RSET\r\n");
-			expect(smtp, CMD_RSET, NULL);
-			smtp->reset_needed = false;
+			put_reset(smtp);
 			continue;
 		}
 		for (int i = 0; i < SLOTS; i++)
@@ -862,6 +859,12 @@ produce(KlmSmtp *smtp)
 		}
 		if (next != NULL)
 		{
+			/* A chunk waits for its room, which is there once all before it has left. */
+			if (may_chunk(smtp, next) && smtp->output_length > 0 &&
+				output_space(smtp) < ENVELOPE_MAX + BDAT_MAX + next->size)
+				return;
+			if (smtp->last_chunk != NULL)
+				put_reset(smtp);
 			put_envelope(smtp, next);
 			continue;
 		}
@@ -942,21 +945,112 @@ out_of_step(KlmSmtp *smtp)
 static void
 unasked_reply(KlmSmtp *smtp, int code)
 {
-	Slot	   *body = NULL;
+	Slot	   *body = smtp->expected_count > 0 ? smtp->expected[smtp->expected_head].slot
+		: smtp->writer;
 
 	/* A server may tire of a message before it is complete. */
-	for (int i = 0; i < SLOTS; i++)
-		if (smtp->slots[i].state == SLOT_BODY || smtp->slots[i].state == SLOT_DOT)
-			body = &smtp->slots[i];
-	if (body != NULL && code >= 400)
+	if (body != NULL && (body->state == SLOT_BODY || body->state == SLOT_DOT) && code >= 400)
 	{
 		finish(smtp, body, KLM_STAGE_DATA, code, true);
 		body->state = SLOT_DRAIN;
 	}
 	if (code == 421)
+	{
+		smtp->rest_refused = true;
 		end_session_quoting(smtp, "the server ended the session", smtp->reply, smtp->reply_kept);
+	}
 	else
 		out_of_step(smtp);
+}
+
+/*
+ * The server offered CHUNKING and does not know BDAT: as if the delivery had
+ * not been begun.  What it made of the message's lines nobody can say, and so
+ * not which reply belongs to what has left behind it.
+ */
+static void
+bdat_refused(KlmSmtp *smtp, Slot *slot)
+{
+	static const char why[] = "the server refused BDAT";
+	Result	   *result = add_result(smtp, slot->delivery.tag, true, false, KLM_STAGE_DATA, 0, why,
+									strlen(why));
+
+	result->chunk_failed = true;
+	slot_free(smtp, slot);
+	end_session_quoting(smtp, why, smtp->reply, smtp->reply_kept);
+}
+
+/* Does the reply say yes to a recipient, by its status (RFC 3463, 3.2) or by its words? */
+static bool
+is_of_recipient(const KlmSmtp *smtp)
+{
+	return (smtp->reply_kept > 8 && strncmp(smtp->reply + 4, "2.1.", 4) == 0) ||
+		(Min(smtp->reply_kept, sizeof(smtp->rcpt_reply)) == smtp->rcpt_kept &&
+		 memcmp(smtp->reply, smtp->rcpt_reply, smtp->rcpt_kept) == 0);
+}
+
+/* RCPT was answered. */
+static void
+rcpt_answered(KlmSmtp *smtp, Slot *slot, int code)
+{
+	bool		good = code >= 200 && code <= 299;
+
+	slot->rcpt_accepted = good;
+	if (!good && code < 400)
+		out_of_step(smtp);
+	else if (slot->state == SLOT_DRAIN)
+	{
+		/* A chunk that was refused at MAIL may be accepted none the less. */
+		if (slot->chunk && good)
+			out_of_step(smtp);
+	}
+	else if (!good)
+		envelope_failed(smtp, slot, KLM_STAGE_RCPT, code);
+	else if (slot->delivery.ask)
+	{
+		finish(smtp, slot, KLM_STAGE_RCPT, code, true);
+		smtp->reset_needed = true;
+		slot_free(smtp, slot);
+	}
+	else
+	{
+		slot->stage = KLM_STAGE_DATA;
+		if (!smtp->caps.pipelining)
+			put_data(smtp, slot);
+		if (slot->chunk)
+			slot->state = SLOT_DOT;
+		else
+		{
+			smtp->rcpt_kept = Min(smtp->reply_kept, sizeof(smtp->rcpt_reply));
+			memcpy(smtp->rcpt_reply, smtp->reply, smtp->rcpt_kept);
+		}
+	}
+}
+
+/* BDAT was answered, and with it the chunk, if its envelope was accepted. */
+static void
+bdat_answered(KlmSmtp *smtp, Slot *slot, int code)
+{
+	bool		good = code >= 200 && code <= 299;
+
+	if ((!good && code < 400) || (good && slot->state == SLOT_DOT && is_of_recipient(smtp)))
+	{
+		out_of_step(smtp);
+		return;
+	}
+	if (smtp->last_chunk == slot)
+	{
+		smtp->reset_needed = !good;
+		smtp->last_chunk = NULL;
+	}
+	if (slot->state == SLOT_DOT && code >= 500 && code <= 504)
+	{
+		bdat_refused(smtp, slot);
+		return;
+	}
+	if (slot->state == SLOT_DOT)
+		finish(smtp, slot, KLM_STAGE_DOT, code, true);
+	slot_free(smtp, slot);
 }
 
 /* A whole reply was read. */
@@ -990,10 +1084,11 @@ handle_reply(KlmSmtp *smtp, int code)
 	{
 		if (slot != NULL && slot_is_open(slot))
 		{
-			finish(smtp, slot, command == CMD_DOT ? KLM_STAGE_DOT : slot->stage, code,
+			finish(smtp, slot, ends_message(command) ? KLM_STAGE_DOT : slot->stage, code,
 				   slot->answered || slot->first);
 			slot->state = SLOT_DRAIN;
 		}
+		smtp->rest_refused = true;
 		end_session_quoting(smtp, "the server ended the session", smtp->reply, smtp->reply_kept);
 		return;
 	}
@@ -1017,25 +1112,7 @@ handle_reply(KlmSmtp *smtp, int code)
 			break;
 
 		case CMD_RCPT:
-			slot->rcpt_accepted = good;
-			if (slot->state == SLOT_DRAIN && (good || bad))
-				break;
-			if (good && slot->delivery.ask)
-			{
-				finish(smtp, slot, KLM_STAGE_RCPT, code, true);
-				smtp->reset_needed = true;
-				slot_free(smtp, slot);
-			}
-			else if (good)
-			{
-				slot->stage = KLM_STAGE_DATA;
-				if (!smtp->caps.pipelining)
-					put_data(smtp, slot);
-			}
-			else if (bad)
-				envelope_failed(smtp, slot, KLM_STAGE_RCPT, code);
-			else
-				out_of_step(smtp);
+			rcpt_answered(smtp, slot, code);
 			break;
 
 		case CMD_DATA:
@@ -1059,10 +1136,15 @@ handle_reply(KlmSmtp *smtp, int code)
 			if (good || bad)
 			{
 				finish(smtp, slot, KLM_STAGE_DOT, code, true);
+				smtp->may_chunk = good && !is_of_recipient(smtp);
 				slot_free(smtp, slot);
 			}
 			else
 				out_of_step(smtp);
+			break;
+
+		case CMD_BDAT:
+			bdat_answered(smtp, slot, code);
 			break;
 
 		case CMD_ABANDON:
@@ -1187,6 +1269,13 @@ klm_smtp_awaits(const KlmSmtp *smtp, KlmStage *stage)
 		*stage = KLM_STAGE_DATA;
 		return true;
 	}
+	/* The replies to a chunk's envelope may come with that to its message. */
+	for (int i = 0; i < SLOTS; i++)
+		if (has_left(smtp, &smtp->slots[i]))
+		{
+			*stage = KLM_STAGE_DOT;
+			return true;
+		}
 	switch (head->command)
 	{
 		case CMD_MAIL:
@@ -1200,6 +1289,7 @@ klm_smtp_awaits(const KlmSmtp *smtp, KlmStage *stage)
 			*stage = KLM_STAGE_DATA;
 			break;
 		case CMD_DOT:
+		case CMD_BDAT:
 		case CMD_ABANDON:
 			*stage = smtp->sent_total >= head->ends ? KLM_STAGE_DOT : KLM_STAGE_DATA;
 			break;

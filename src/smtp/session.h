@@ -19,26 +19,7 @@
 #define KLM_SMTP_H
 
 #include "base/kliv_mail.h"
-
-/* What the last EHLO reply offers. */
-typedef struct KlmSmtpCaps
-{
-	bool		pipelining;
-	bool		smtputf8;
-	bool		eightbitmime;
-	bool		dsn;
-	bool		starttls;
-	bool		auth;
-	char		auth_mechanisms[256];	/* "PLAIN LOGIN" */
-	bool		size_offered;	/* the SIZE extension, so that MAIL may state ours */
-	uint64		size;			/* its limit; 0: none stated */
-} KlmSmtpCaps;
-
-/* Parse the bytes of a whole EHLO reply; keywords without case. */
-extern void klm_smtp_parse_ehlo(const char *raw, Size length, KlmSmtpCaps *caps);
-
-/* Is the mechanism among those that the server offers? */
-extern bool klm_smtp_offers(const KlmSmtpCaps *caps, const char *mechanism);
+#include "smtp/ehlo.h"
 
 /*
  * A delivery handed to the machine.  The strings and the parts must live until
@@ -58,6 +39,8 @@ typedef struct KlmSmtpDelivery
 	const char *rcpt_to;
 	bool		ask;			/* send no mail, only ask (MAIL, RCPT, then RSET); the result
 								 * is the last reply of these */
+	bool		chunk;			/* where the server has CHUNKING, the message may leave with
+								 * its envelope: only where it was heard of just now */
 	bool		smtputf8;
 	KlmSmtpPart parts[3];
 	int			part_count;
@@ -66,7 +49,7 @@ typedef struct KlmSmtpDelivery
 /*
  * How a delivery ended.  lost: no complete reply was read (connection ended,
  * timed out, or closed by us); then reply.stage is KLM_STAGE_DOT exactly when
- * the last byte of the final dot had been reported by klm_smtp_sent(), and a
+ * the last byte of the final dot, or of the chunk, had been reported by klm_smtp_sent(), and a
  * delivery with started == false had put nothing on the wire that could count
  * as an attempt (its envelope behind another's dot included).
  *
@@ -75,12 +58,18 @@ typedef struct KlmSmtpDelivery
  * whose MAIL was answered with 421, has started == false; lost == false in the
  * second case.  The first delivery of a session always counts once a byte of
  * it was sent, so that a server which hangs up at once is no endless loop.
+ *
+ * A chunk of which all has left is in doubt when the connection is lost, as
+ * others are between dot and reply, even if nothing was answered; chunk_failed
+ * says so, or that the server refused BDAT, which it had offered: lost, started
+ * == false.
  */
 typedef struct KlmSmtpResult
 {
 	void	   *tag;
 	bool		lost;
 	bool		started;
+	bool		chunk_failed;	/* lost as a chunk: set delivery.chunk no more */
 	KlmReply	reply;
 } KlmSmtpResult;
 

@@ -74,6 +74,7 @@ typedef struct KlmPool
 	/* no more connections than that, as the server showed; 0: not known */
 	int			ceiling;
 	int64		ceiling_until;
+	int64		chunks_from;	/* until then no mail leaves by BDAT */
 	int			refused;		/* connections in a row, while none was open */
 	bool		own_path;		/* its server refused a signed return path: no more of these */
 	int64		next_open;		/* no connection before that: we had no descriptor for it */
@@ -96,6 +97,7 @@ typedef struct KlmLink
 	KlmSmtp    *smtp;
 	int64		deadline;		/* of the reply that is awaited, or of idleness */
 	int64		moved;			/* the last byte of ours went then */
+	int64		heard;			/* the server's last bytes came then */
 	uint64		replies;		/* read before the one that is awaited */
 	KlmStage	stage;			/* that the deadline is of */
 	bool		waiting;		/* for a reply, or to send; else idle */

@@ -34,6 +34,12 @@
 /* What is known of a server's connection limit counts for ten minutes. */
 #define CEILING_MS			600000
 
+/* A server heard of so shortly ago has not closed its end for idleness. */
+#define CHUNK_MS			2000
+
+/* A server that chunks fail at gets none for ten minutes. */
+#define CHUNK_PAUSE_MS		600000
+
 /* Without a descriptor for a connection we wait this long. */
 #define STARVED_MS			1000
 
@@ -265,10 +271,13 @@ next_delivery(KlmPool *pool)
 static void
 begin(KlmLink *link, KlmDelivery *delivery)
 {
+	int64		now = klm_clock_ms();
+
 	link->begun++;
 	link->pool->begun++;
 	link->largest = Max(link->largest, delivery->size);
 	link->pool->open++;
+	delivery->smtp.chunk = now < link->heard + CHUNK_MS && now >= link->pool->chunks_from;
 	klm_smtp_begin(link->smtp, &delivery->smtp);
 	flush_link(link);
 	take_results(link);			/* what could not even be begun */
@@ -462,7 +471,10 @@ read_link(KlmLink *link)
 	/* Not beyond the session's end: a server that never stops talking must not keep us. */
 	while (klm_smtp_usable(link->smtp) &&
 		   (length = klm_connection_recv(link->connection, buffer, sizeof(buffer))) > 0)
+	{
 		klm_smtp_received(link->smtp, buffer, length);
+		link->heard = klm_clock_ms();
+	}
 	if (length < 0)
 	{
 		klm_close_link(link, "the server closed the connection");
@@ -497,6 +509,8 @@ take_results(KlmLink *link)
 		KlmDecision decision;
 
 		pool->open--;
+		if (result.chunk_failed)
+			pool->chunks_from = klm_clock_ms() + CHUNK_PAUSE_MS;
 		decide(link, delivery, &result, &decision);
 		if (is_nobodys(link, &result))
 			klm_add_local_outcome(delivery->id, pool, "returned", "");

@@ -43,10 +43,16 @@ sub server { push @servers, $_[0]; Scalar::Util::weaken($servers[-1]); return; }
 sub gone { push @gone, [ @_ ]; return; }
 sub changed { ($changed) = @_; return; }
 
-# All that a KlivMail::SmtpServer accepted; it adds no lines of its own.
+# All that a KlivMail::SmtpServer accepted; it adds no lines of its own, but a
+# relay before it does.
 sub ledger
 {
     my ($server) = @_;
+    if ($server->{behind_relay})
+    {
+        mail($_->{rcpt}[0], $server->message($_)) for grep { ($_->{mail_from} // '') ne '' } $server->accepted;
+        return;
+    }
     push @stored, map { [ $_->{message_id} // '', $_->{rcpt}[0], $_->{sha256} ] } $server->accepted;
     return;
 }

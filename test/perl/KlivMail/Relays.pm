@@ -259,7 +259,9 @@ sub hop
 {
     my ($self, %option) = @_;
     my ($address, $port) = split / /, $self->{hop};
-    return KlivMail::SmtpServer->start(plain => 1, address => $address, plain_port => $port, %option);
+    my $server = KlivMail::SmtpServer->start(plain => 1, address => $address, plain_port => $port, %option);
+    $server->{behind_relay} = 1;
+    return $server;
 }
 
 1;
