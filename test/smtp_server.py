@@ -95,6 +95,7 @@ DEFAULTS = {
     "pipelining": True,
     "chunking": True,               # BDAT; its reply is the dot's
     "bdat_known": True,             # 502 to it otherwise, offered or not
+    "bdat_silent": False,           # from BDAT on all is done and nothing said
     "smtputf8": False,
     "eightbitmime": True,
     "dsn": False,
@@ -303,6 +304,7 @@ class Connection(asyncio.Protocol):
         self.blocked = False        # a delay, a stall or the ledger's disk
         self.ended = None           # why it ended
         self.in_body = False
+        self.silent = False
         self.chunk = None           # octets of BDAT still to come, and whether it is the last
         self.auth_step = None       # function for the next line of AUTH
         self.messages = 0
@@ -429,6 +431,8 @@ class Connection(asyncio.Protocol):
     # ---- answers ----
 
     def raw(self, data):
+        if self.silent:
+            return
         self.out.append(data)
         if self.server.ledger.transcript is not None:
             for line in data.decode("latin-1").split("\r\n"):
@@ -778,15 +782,12 @@ class Connection(asyncio.Protocol):
         else:
             address = self.recipients[0]
             fault = self.server.fault("data", address, self.config)
-            if fault and fault[0] == "early":
+            if fault and fault[0] == "stall-body":
+                self.reply("354 End data with <CR><LF>.<CR><LF>")
+                self.stall_body(fault)
+            elif fault and fault[0] == "early":
                 self.early = fault[1]
                 self.reply("354 End data with <CR><LF>.<CR><LF>")
-            elif fault and fault[0] == "stall-body":
-                self.reply("354 End data with <CR><LF>.<CR><LF>")
-                self.stall()
-                self.transport.pause_reading()
-                self.server.ledger.event("refused", self.number, stage="data",
-                                         fault=list(fault), mail_from=self.sender, rcpt=address)
             elif fault is None:
                 self.reply("354 End data with <CR><LF>.<CR><LF>")
             elif not self.play(fault, "354 End data with <CR><LF>.<CR><LF>"):
@@ -804,11 +805,25 @@ class Connection(asyncio.Protocol):
         elif not octets.isdigit() or last.strip().upper() not in (b"", b"LAST"):
             self.reply("501 5.5.4 syntax: BDAT octets [LAST]")
         else:
-            self.chunk = [int(octets), bool(last)]
+            if self.config["bdat_silent"]:
+                self.silent = True
+                self.out.clear()
+            fault = self.server.fault("data", self.recipients[0], self.config) \
+                if self.recipients else None
+            self.chunk = [int(octets), bool(last), fault]
+            if fault and fault[0] == "stall-body":
+                self.stall_body(fault)
+
+    def stall_body(self, fault):
+        """Read no more of a message."""
+        self.stall()
+        self.transport.pause_reading()
+        self.server.ledger.event("refused", self.number, stage="data", fault=list(fault),
+                                 mail_from=self.sender, rcpt=self.recipients[0])
 
     def take_chunk(self):
         """Take BDAT's octets; false if more must be read."""
-        octets, last = self.chunk
+        octets, last, fault = self.chunk
         if len(self.buffer) < octets:
             return False
         data = bytes(self.buffer[:octets])
@@ -822,19 +837,17 @@ class Connection(asyncio.Protocol):
         if not last:
             self.reply("250 2.0.0 Ok: %d octets" % octets)
             return True
-        fault = self.server.fault("data", self.recipients[0], self.config)
-        if fault and fault[0] not in ("early", "stall-body"):
-            self.play(fault, "250 2.0.0 Ok")
+        if fault and fault[0] == "early":
+            self.reply("%d 5.3.4 Message too big" % fault[1])
+            self.close("early")
+        elif fault and not (fault[0] == "reply" and fault[1][0] == "3") \
+                and fault[0] not in ("slow", "hold", "long", "nul", "extra", "half"):
+            self.play(fault, "554 5.3.0")
             self.server.ledger.event("refused", self.number, stage="data", fault=list(fault),
                                      mail_from=self.sender, rcpt=self.recipients[0])
             self.reset()
-        elif fault and fault[0] == "early":
-            self.reply("%d 5.3.4 Message too big" % fault[1])
-            self.close("early")
-        elif fault:
-            self.stall()
         else:
-            self.dot(bytes(self.chunks))
+            self.dot(bytes(self.chunks))    # (what delays a 354 has nothing to delay)
         return True
 
     def body(self):

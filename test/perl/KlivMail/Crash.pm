@@ -44,6 +44,7 @@ my @POINTS = (
     [ dot        => 'dot sent, not accepted, no reply',                  sub { stall(@_, 'dot') } ],
     [ accepted   => 'accepted, no reply',                                \&hold_dots ],
     [ unrecorded => 'two mails a connection accepted, none recorded',    \&to_unrecorded ],
+    [ chunks     => 'two chunks a connection accepted, nothing said',    \&to_chunks ],
     [ recording  => 'in the middle of recording',                        \&to_recording ],
     [ recorded   => 'record committed in the WAL, the sender not told',     \&to_recorded ],
     [ doubting   => 'connections lost after the dot, not recorded',      \&to_doubting ],
@@ -315,6 +316,21 @@ sub give_replies
     return;
 }
 
+# Behind the first mail of a connection they leave whole, two at a time (BDAT).
+sub to_chunks
+{
+    my ($self) = @_;
+    $self->{smtp}->set(bdat_silent => 1);
+    $self->mail('chunk', $self->{mails});
+    my %chunks;
+    $self->wait_for('each connection has two', sub {
+        %chunks = ();
+        $chunks{ $_->{conn} }++ for grep { $_->{nth} > 1 } $self->{smtp}->ledger('message', $self->{skip});
+        return $self->{connections} * $self->{senders} == grep { $_ > 1 } values %chunks;
+    });
+    return;
+}
+
 sub to_unrecorded
 {
     my ($self) = @_;
@@ -425,7 +441,7 @@ sub strike
 
     # What is stalled or held stays so; the next sender meets a healthy server.
     $self->{smtp}->set(map { $_ => '' } qw(mail_reply rcpt_reply data_reply dot_reply));
-    $self->{smtp}->set(silent => 0, delay_dot => 0);
+    $self->{smtp}->set(silent => 0, bdat_silent => 0, delay_dot => 0);
     $self->{kills}++;
     if ($self->{way} eq 'kill')
     {
