@@ -847,7 +847,7 @@ class Connection(asyncio.Protocol):
                                      mail_from=self.sender, rcpt=self.recipients[0])
             self.reset()
         else:
-            self.dot(bytes(self.chunks))    # (what delays a 354 has nothing to delay)
+            self.dot(bytes(self.chunks), bdat=True)     # (what delays a 354 has nothing to delay)
         return True
 
     def body(self):
@@ -872,7 +872,7 @@ class Connection(asyncio.Protocol):
         self.dot(raw.replace(b"\r\n.", b"\r\n"))
         return True
 
-    def dot(self, body):
+    def dot(self, body, bdat=False):
         server, config = self.server, self.config
         self.note(">", "(%d bytes and the dot)" % len(body))
         if not self.recipients:
@@ -907,7 +907,7 @@ class Connection(asyncio.Protocol):
                  "message_id": found[1].decode("utf-8", "replace") if found else None,
                  "tls": self.secure, "user": self.user, "ascii": body.isascii(),
                  "bare": body.count(b"\n") + body.count(b"\r") - 2 * body.count(b"\r\n"),
-                 "nth": self.messages + 1}
+                 "nth": self.messages + 1, "bdat": bdat}
         self.messages += 1
         self.blocked = True
 

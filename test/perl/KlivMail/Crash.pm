@@ -321,13 +321,18 @@ sub to_chunks
 {
     my ($self) = @_;
     $self->{smtp}->set(bdat_silent => 1);
+    my $skip = scalar(my @before = $self->{smtp}->ledger);
     $self->mail('chunk', $self->{mails});
-    my %chunks;
-    $self->wait_for('each connection has two', sub {
-        %chunks = ();
-        $chunks{ $_->{conn} }++ for grep { $_->{nth} > 1 } $self->{smtp}->ledger('message', $self->{skip});
-        return $self->{connections} * $self->{senders} == grep { $_ > 1 } values %chunks;
-    });
+    my $busy = sub {
+        my ($least) = @_;
+        my %chunks;
+        $chunks{ $_->{conn} }++ for grep { $_->{bdat} } $self->{smtp}->ledger('message', $skip);
+        return $self->{connections} * $self->{senders} <= grep { $_ >= $least } values %chunks;
+    };
+    $self->wait_for('each connection has a chunk', sub { $busy->(1) });
+    # On a slow machine the server was not heard of for so long that DATA comes behind it.
+    my $end = time + 5;
+    usleep(10_000) until $busy->(2) || time > $end;
     return;
 }
 
