@@ -59,6 +59,25 @@ has_code(const char *line, const char *end)
 	return end - line == 3 || !isdigit((unsigned char) line[3]);
 }
 
+/* Code of a reply line, or 0 if it is none. */
+int
+klm_line_code(const char *line, Size length)
+{
+	if (length < 3 || line[0] < '2' || line[0] > '5' ||
+		line[1] < '0' || line[1] > '9' || line[2] < '0' || line[2] > '9')
+		return 0;
+	if (length > 3 && line[3] >= '0' && line[3] <= '9')
+		return 0;
+	return (line[0] - '0') * 100 + (line[1] - '0') * 10 + (line[2] - '0');
+}
+
+/* Has the reply an enhanced status that begins so? */
+bool
+klm_has_status(const char *raw, Size length, const char *begin)
+{
+	return length > 4 + strlen(begin) && strncmp(raw + 4, begin, strlen(begin)) == 0;
+}
+
 /* Skip a line's "550-" and its enhanced status; *status is where that stands. */
 const char *
 klm_skip_codes(const char *line, const char *end, const char **status, Size *length)

@@ -21,6 +21,12 @@
  */
 extern void klm_read_reply(KlmStage stage, const char *raw, Size length, KlmReply *reply);
 
+/* Code of a reply line, or 0 if it is none. */
+extern int	klm_line_code(const char *line, Size length);
+
+/* Has the reply (raw bytes) an enhanced status that begins so, "2.1." say? */
+extern bool klm_has_status(const char *raw, Size length, const char *begin);
+
 /* Skip a line's "550-" and its enhanced status; *status is where that stands. */
 extern const char *klm_skip_codes(const char *line, const char *end, const char **status,
 								  Size *length);

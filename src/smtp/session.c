@@ -45,7 +45,8 @@
  *	  (where RCPT was refused it does not), so RSET stands before what follows.
  *	- no 354 shows that replies are in step: the yes to a recipient, said twice,
  *	  would pass for the yes to the message.  So only a server gets chunks whose
- *	  yes to a message is another one; the other kind of yes ends the session.
+ *	  yes to a message is another one, and whose yes to a recipient is known when
+ *	  it is met; in the message's place that ends the session.
  *	- a server that does not know the command would read the message as
  *	  commands: the session ends there, and DATA serves from then on.
  *
@@ -55,6 +56,7 @@
  */
 #include "postgres.h"
 
+#include "common/hashfn.h"
 #include "utils/memutils.h"
 
 #include "smtp/reply_parse.h"
@@ -107,6 +109,7 @@ typedef struct Slot
 	bool		mail_accepted;	/* the server has a transaction that must be ended */
 	bool		rcpt_accepted;
 	bool		chunk;			/* its message left with the envelope */
+	uint64		rcpt_words;		/* as below, its own */
 	KlmStage	stage;			/* of the next reply that it waits for */
 	uint64		begins;			/* its place in the stream of output */
 	uint64		dot_ends;		/* likewise, behind the dot or the chunk */
@@ -149,8 +152,8 @@ struct KlmSmtp
 	bool		reset_needed;	/* the server has a transaction that failed */
 	Slot	   *last_chunk;		/* or may have one, this chunk not being answered */
 	bool		may_chunk;		/* a message was accepted, in words of its own */
-	Size		rcpt_kept;
-	char		rcpt_reply[128];	/* the words that accept a recipient */
+	uint64		rcpt_words;		/* that accept a recipient, as a hash */
+	bool		rcpt_known;		/* they would be known again */
 	bool		rest_refused;	/* the server said that it takes nothing any more */
 
 	Slot		slots[SLOTS];
@@ -191,7 +194,6 @@ struct KlmSmtp
 static void produce(KlmSmtp *smtp);
 static void end_session(KlmSmtp *smtp, const char *why);
 static void handle_reply(KlmSmtp *smtp, int code);
-static int	line_code(const char *line, Size length);
 
 
 /* ---- life ---- */
@@ -410,7 +412,7 @@ ends_message(Command command)
 static void
 use_open_reply(KlmSmtp *smtp)
 {
-	int			code = line_code(smtp->reply, smtp->reply_kept);
+	int			code = klm_line_code(smtp->reply, smtp->reply_kept);
 
 	smtp->reply_open = false;
 	if (smtp->expected_count > 0 &&
@@ -980,13 +982,18 @@ bdat_refused(KlmSmtp *smtp, Slot *slot)
 	end_session_quoting(smtp, why, smtp->reply, smtp->reply_kept);
 }
 
-/* Does the reply say yes to a recipient, by its status (RFC 3463, 3.2) or by its words? */
-static bool
-is_of_recipient(const KlmSmtp *smtp)
+static uint64
+words(const KlmSmtp *smtp)
 {
-	return (smtp->reply_kept > 8 && strncmp(smtp->reply + 4, "2.1.", 4) == 0) ||
-		(Min(smtp->reply_kept, sizeof(smtp->rcpt_reply)) == smtp->rcpt_kept &&
-		 memcmp(smtp->reply, smtp->rcpt_reply, smtp->rcpt_kept) == 0);
+	return hash_bytes_extended((const unsigned char *) smtp->reply, smtp->reply_kept, 0);
+}
+
+/* Does the reply say yes to a recipient, by its status or by words that did so before? */
+static bool
+is_of_recipient(const KlmSmtp *smtp, const Slot *slot)
+{
+	return klm_has_status(smtp->reply, smtp->reply_kept, "2.1.") ||
+		words(smtp) == smtp->rcpt_words || words(smtp) == slot->rcpt_words;
 }
 
 /* RCPT was answered. */
@@ -1017,12 +1024,15 @@ rcpt_answered(KlmSmtp *smtp, Slot *slot, int code)
 		slot->stage = KLM_STAGE_DATA;
 		if (!smtp->caps.pipelining)
 			put_data(smtp, slot);
+		slot->rcpt_words = words(smtp);
 		if (slot->chunk)
 			slot->state = SLOT_DOT;
 		else
 		{
-			smtp->rcpt_kept = Min(smtp->reply_kept, sizeof(smtp->rcpt_reply));
-			memcpy(smtp->rcpt_reply, smtp->reply, smtp->rcpt_kept);
+			/* Where each recipient is named, no reply has the words of another one. */
+			smtp->rcpt_words = slot->rcpt_words;
+			smtp->rcpt_known = klm_has_status(smtp->reply, smtp->reply_kept, "2.1.") ||
+				memchr(smtp->reply, '@', smtp->reply_kept) == NULL;
 		}
 	}
 }
@@ -1033,7 +1043,7 @@ bdat_answered(KlmSmtp *smtp, Slot *slot, int code)
 {
 	bool		good = code >= 200 && code <= 299;
 
-	if ((!good && code < 400) || (good && slot->state == SLOT_DOT && is_of_recipient(smtp)))
+	if ((!good && code < 400) || (good && slot->state == SLOT_DOT && is_of_recipient(smtp, slot)))
 	{
 		out_of_step(smtp);
 		return;
@@ -1136,7 +1146,7 @@ handle_reply(KlmSmtp *smtp, int code)
 			if (good || bad)
 			{
 				finish(smtp, slot, KLM_STAGE_DOT, code, true);
-				smtp->may_chunk = good && !is_of_recipient(smtp);
+				smtp->may_chunk = good && smtp->rcpt_known && !is_of_recipient(smtp, slot);
 				slot_free(smtp, slot);
 			}
 			else
@@ -1163,18 +1173,6 @@ handle_reply(KlmSmtp *smtp, int code)
 	}
 }
 
-/* Code of a reply line, or 0 if it is none. */
-static int
-line_code(const char *line, Size length)
-{
-	if (length < 3 || line[0] < '2' || line[0] > '5' ||
-		line[1] < '0' || line[1] > '9' || line[2] < '0' || line[2] > '9')
-		return 0;
-	if (length > 3 && line[3] >= '0' && line[3] <= '9')
-		return 0;
-	return (line[0] - '0') * 100 + (line[1] - '0') * 10 + (line[2] - '0');
-}
-
 static void
 handle_line(KlmSmtp *smtp)
 {
@@ -1184,7 +1182,7 @@ handle_line(KlmSmtp *smtp)
 
 	if (length > 0 && !smtp->line_cut && smtp->line[length - 1] == '\r')
 		length--;
-	code = line_code(smtp->line, length);
+	code = klm_line_code(smtp->line, length);
 	if (code == 0)
 	{
 		/* An empty line, or text where the next line of a reply is due, means nothing. */

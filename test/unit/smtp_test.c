@@ -498,6 +498,25 @@ test_chunks(void)
 		CHECK(!klm_smtp_usable(smtp));
 		finish();
 	}
+	/* Also where the recipient is accepted in words that no other was. */
+	start_chunks("a reply of its own said twice");
+	begin("a");
+	sent();
+	server("250 ok\r\n251 will be forwarded\r\n251 will be forwarded\r\n");
+	CHECK_TEXT(result(), "a lost chunk_failed dot 0");
+	finish();
+	start("recipients named in replies", CHUNKING);
+	for (int i = 0; i < 2; i++)
+	{
+		/* Were the reply to MAIL said twice, the last one would look like the message's. */
+		begin("a");
+		CHECK_TEXT(sent(), ENVELOPE("a"));
+		server("250 ok\r\n250 <a@x> ok\r\n354 go\r\n");
+		sent();
+		server("250 queued\r\n");
+		CHECK_TEXT(result(), "a dot 250");
+	}
+	finish();
 	start("one yes for all", CHUNKING);
 	for (int i = 0; i < 2; i++)
 	{
