@@ -78,6 +78,14 @@ klm_has_status(const char *raw, Size length, const char *begin)
 	return length > 4 + strlen(begin) && strncmp(raw + 4, begin, strlen(begin)) == 0;
 }
 
+/* 521 is what Postfix says before it hangs up, so as not to read a message as commands. */
+bool
+klm_refuses_command(const char *raw, Size length, int code)
+{
+	return ((code >= 500 && code <= 504) || code == 521) &&
+		!klm_has_status(raw, length, "5.6.") && !klm_has_status(raw, length, "5.7.");
+}
+
 /* Skip a line's "550-" and its enhanced status; *status is where that stands. */
 const char *
 klm_skip_codes(const char *line, const char *end, const char **status, Size *length)

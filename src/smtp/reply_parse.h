@@ -27,6 +27,9 @@ extern int	klm_line_code(const char *line, Size length);
 /* Has the reply (raw bytes) an enhanced status that begins so, "2.1." say? */
 extern bool klm_has_status(const char *raw, Size length, const char *begin);
 
+/* Is it BDAT that the server does not take, not by its status (RFC 3463) the message? */
+extern bool klm_refuses_command(const char *raw, Size length, int code);
+
 /* Skip a line's "550-" and its enhanced status; *status is where that stands. */
 extern const char *klm_skip_codes(const char *line, const char *end, const char **status,
 								  Size *length);

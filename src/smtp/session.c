@@ -1050,10 +1050,10 @@ bdat_answered(KlmSmtp *smtp, Slot *slot, int code)
 	}
 	if (smtp->last_chunk == slot)
 	{
-		smtp->reset_needed = !good;
+		smtp->reset_needed = !good || slot->state == SLOT_DRAIN;
 		smtp->last_chunk = NULL;
 	}
-	if (slot->state == SLOT_DOT && code >= 500 && code <= 504)
+	if (slot->state == SLOT_DOT && klm_refuses_command(smtp->reply, smtp->reply_kept, code))
 	{
 		bdat_refused(smtp, slot);
 		return;

@@ -483,7 +483,10 @@ test_chunks(void)
 	CHECK_TEXT(sent(), "RSET\r\n" CHUNK("i"));
 	server("250 reset\r\n250 ok\r\n450 4.2.1 later\r\n250 2.6.0 thrown away\r\n");
 	CHECK_TEXT(result(), "i rcpt 450 4.2.1");
+	/* ... and whether the transaction ended with it, nobody says */
 	klm_smtp_quit(smtp);
+	CHECK_TEXT(sent(), "RSET\r\n");
+	server("250 reset\r\n");
 	CHECK_TEXT(sent(), "QUIT\r\n");
 	finish();
 
@@ -665,6 +668,30 @@ test_chunks(void)
 		CHECK_TEXT(result(), "b lost chunk_failed dot 0");
 		CHECK(!klm_smtp_usable(smtp));
 		CHECK_TEXT(sent(), "");
+		finish();
+	}
+
+	/* As Postfix says it where it was told not to offer CHUNKING, say behind a proxy that does. */
+	start_chunks("BDAT is not known, and the server hangs up");
+	begin("a");
+	sent();
+	server("250 ok\r\n250 ok\r\n521 5.5.1 Error: command not implemented\r\n");
+	CHECK_TEXT(result(), "a lost unstarted chunk_failed data 0");
+	CHECK(!klm_smtp_usable(smtp));
+	finish();
+
+	/* By its status it is the message that is refused: the next one goes on. */
+	for (int policy = 0; policy < 2; policy++)
+	{
+		start_chunks("a message refused with the code of a command");
+		begin("a");
+		begin("b");
+		sent();
+		server(policy ? "250 ok\r\n250 ok\r\n501 5.7.1 what\r\n" : "250 ok\r\n250 ok\r\n500 5.6.0 what\r\n");
+		CHECK_TEXT(result(), policy ? "a dot 501 5.7.1" : "a dot 500 5.6.0");
+		server("250 reset\r\n" ALL_OK);
+		CHECK_TEXT(result(), "b dot 250 2.0.0");
+		CHECK(klm_smtp_usable(smtp));
 		finish();
 	}
 
