@@ -75,6 +75,7 @@ typedef struct KlmPool
 	int			ceiling;
 	int64		ceiling_until;
 	int64		chunks_from;	/* until then no mail leaves by BDAT */
+	int64		chunk_pause;	/* how long the last such pause was */
 	int			refused;		/* connections in a row, while none was open */
 	bool		own_path;		/* its server refused a signed return path: no more of these */
 	int64		next_open;		/* no connection before that: we had no descriptor for it */

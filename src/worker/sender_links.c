@@ -37,8 +37,9 @@
 /* A server heard of so shortly ago has not closed its end for idleness. */
 #define CHUNK_MS			2000
 
-/* A server that chunks fail at gets none for ten minutes. */
+/* A server that chunks fail at gets none for ten minutes, then for twice as long, up to a day. */
 #define CHUNK_PAUSE_MS		600000
+#define CHUNK_PAUSE_MAX_MS	86400000
 
 /* Without a descriptor for a connection we wait this long. */
 #define STARVED_MS			1000
@@ -495,6 +496,18 @@ read_link(KlmLink *link)
 	flush_link(link);
 }
 
+/* What fails within the pause had left before it. */
+static void
+pause_chunks(KlmPool *pool)
+{
+	int64		now = klm_clock_ms();
+
+	if (now < pool->chunks_from)
+		return;
+	pool->chunk_pause = Min(Max(2 * pool->chunk_pause, CHUNK_PAUSE_MS), CHUNK_PAUSE_MAX_MS);
+	pool->chunks_from = now + pool->chunk_pause;
+}
+
 /* Turn the machine's results into outcomes. */
 static void
 take_results(KlmLink *link)
@@ -510,7 +523,7 @@ take_results(KlmLink *link)
 
 		pool->open--;
 		if (result.chunk_failed)
-			pool->chunks_from = klm_clock_ms() + CHUNK_PAUSE_MS;
+			pause_chunks(pool);
 		decide(link, delivery, &result, &decision);
 		if (is_nobodys(link, &result))
 			klm_add_local_outcome(delivery->id, pool, "returned", "");

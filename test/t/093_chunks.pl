@@ -4,10 +4,13 @@
 # offers, or closes behind a number of messages, gets DATA; nothing arrives twice.
 use strict;
 use warnings;
+use IPC::Run ();
 use KlivMail::Cluster;
 use KlivMail::Postfix;
 use KlivMail::Relays;
+use KlivMail::Server;
 use KlivMail::SmtpServer;
+use PostgreSQL::Test::Utils ();
 use Test::More;
 
 my $smtp = KlivMail::SmtpServer->start(plain => 1);
@@ -154,6 +157,31 @@ SKIP:
     is_deeply([ sort { $a cmp $b } $arrived->() ], [ map { "chunk$_\@remote.example" } 1 .. 9 ], '... each once');
     # Its reply to BDAT is one of its own.
     cmp_ok($node->sql(q{SELECT count(*) FROM kliv_mail.deliveries WHERE recipient LIKE '%@remote.example' AND last_reply LIKE '%byte chunk%'}), '>', 4, '... by BDAT');
+}
+
+# ---- a server that chunks fail at gets them again after ten minutes, then after twenty ----
+
+my $folder = PostgreSQL::Test::Utils::tempdir();
+ok(IPC::Run::run([ 'cc', '-shared', '-fPIC', '-o', "$folder/preload.so", 'test/preload.c' ]), 'test/preload.c compiles');
+$node->stop;
+$node->configure('kliv_mail.sender_idle_timeout' => 3600000);
+$node->configure(timing_clock_source => 'system') if $node->pg_version > 18.99;    # (as in 011)
+{
+    local $ENV{LD_PRELOAD} = "$folder/preload.so";
+    local $ENV{KLM_MONOTONIC} = "$folder/seconds";
+    $node->start;
+}
+$smtp->set(messages_per_connection => 0, bdat_known => 0);
+account('again', $smtp->port('plain'));
+for my $step ([ 0, 1 ], [ 5, 0 ], [ 11, 1 ], [ 26, 0 ], [ 33, 1 ])
+{
+    my ($at, $tried) = @$step;
+    KlivMail::Server::write_file("$folder/seconds", 60 * $at);
+    my $before = () = $smtp->transcript =~ /> BDAT /g;
+    queue('again', "at$at", 6);
+    all_sent("at$at", 6);
+    my $now = () = $smtp->transcript =~ /> BDAT /g;
+    is($now > $before ? 1 : 0, $tried, "... after $at minutes " . ($tried ? 'by BDAT' : 'without BDAT'));
 }
 
 done_testing();
