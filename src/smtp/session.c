@@ -154,6 +154,7 @@ struct KlmSmtp
 	bool		may_chunk;		/* a message was accepted, in words of its own */
 	uint64		rcpt_words;		/* that accept a recipient, as a hash */
 	bool		rcpt_known;		/* they would be known again */
+	int			refused;		/* deliveries: behind five no chunks, as Exim allows ten RSETs */
 	bool		rest_refused;	/* the server said that it takes nothing any more */
 
 	Slot		slots[SLOTS];
@@ -191,7 +192,6 @@ struct KlmSmtp
 	char		reply[REPLY_KEPT];
 };
 
-static void produce(KlmSmtp *smtp);
 static void end_session(KlmSmtp *smtp, const char *why);
 static void handle_reply(KlmSmtp *smtp, int code);
 
@@ -324,6 +324,7 @@ klm_smtp_result(KlmSmtp *smtp, KlmSmtpResult *result)
 static void
 finish(KlmSmtp *smtp, Slot *slot, KlmStage stage, int code, bool started)
 {
+	smtp->refused += code >= 400;
 	add_result(smtp, slot->delivery.tag, false, started, stage, code, smtp->reply,
 			   smtp->reply_kept);
 }
@@ -751,7 +752,7 @@ put_reset(KlmSmtp *smtp)
 static bool
 may_chunk(const KlmSmtp *smtp, const Slot *slot)
 {
-	return smtp->caps.chunking && smtp->caps.pipelining && smtp->may_chunk &&
+	return smtp->caps.chunking && smtp->caps.pipelining && smtp->may_chunk && smtp->refused < 5 &&
 		slot->delivery.chunk && !slot->delivery.ask && slot->size <= CHUNK_MAX;
 }
 

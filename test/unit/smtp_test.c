@@ -704,6 +704,21 @@ test_chunks(void)
 	CHECK(!klm_smtp_usable(smtp));
 	finish();
 
+	/* Each refusal takes a RSET, and a server that tires of them leaves no chunk in doubt. */
+	start_chunks("refused again and again");
+	for (int i = 0; i < 6; i++)
+	{
+		begin("a");
+		CHECK((strstr(sent(), "BDAT") != NULL) == (i < 5));
+		server(i ? "250 reset\r\n250 ok\r\n550 no\r\n503 no\r\n" : "250 ok\r\n550 no\r\n503 no\r\n");
+		CHECK_TEXT(result(), "a rcpt 550");
+	}
+	begin("a");
+	CHECK_TEXT(sent(), "RSET\r\n" ENVELOPE("a"));
+	server("554 Too many nonmail commands\r\n");
+	CHECK_TEXT(result(), "a lost unstarted mail 0");
+	finish();
+
 	/* Too large to leave before RCPT is answered; and one that its line ends make too large. */
 	for (int lines = 0; lines < 2; lines++)
 	{
