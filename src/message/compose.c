@@ -81,6 +81,7 @@ typedef struct Entity
 	char		boundary[40];	/* its digit tells the level */
 } Entity;
 
+static void choose_boundary(Entity *entity);
 static void write_date(StringInfo out, TimestampTz date);
 static void write_addresses(StringInfo out, const char *name, const KlmAddress *addresses,
 							int count);
@@ -104,6 +105,7 @@ static void write_attachment(Entity *entity, const KlmAttachment *attachment, bo
 static void start_multipart(Entity *entity, const char *subtype, char level);
 static void next_part(Entity *entity, char level);
 static void end_multipart(Entity *entity, char level);
+static bool is_plain_text(const char *text, Size length, Size *breaks);
 static void plan_text(TextPart *part, const char *subtype, const char *data);
 static Size normalize(char *target, const char *text, Size length);
 static Size encode_quoted_printable(char *target, const char *text, Size length);
@@ -121,11 +123,9 @@ is_continuation(char ch)
 void
 klm_mime_compose(const KlmContent *content, StringInfo out)
 {
-	static const char hex[] = "0123456789abcdef";
 	Entity		entity = {.content = content, .out = out};
 	const char *text = content->text;
 	char	   *made = NULL;
-	uint8		random[12];
 	Size		size = 2048;
 	int			i;
 
@@ -158,23 +158,8 @@ klm_mime_compose(const KlmContent *content, StringInfo out)
 		find_inline_parts(&entity);
 	reserve(out, size);
 
-	/* "=_" can stand neither in quoted-printable nor in base64. */
-	if (!pg_strong_random(random, sizeof(random)))
-	{
-		/* Nobody could foresee the Message-ID either. */
-		Size		length = strlen(content->message_id);
-
-		for (i = 0; i < lengthof(random) && length > 0; i++)
-			random[i] = (uint8) (content->message_id[i % length] * 31 + i);
-	}
-	strcpy(entity.boundary, "=_0_");
-	for (i = 0; i < lengthof(random); i++)
-	{
-		entity.boundary[4 + 2 * i] = hex[random[i] >> 4];
-		entity.boundary[5 + 2 * i] = hex[random[i] & 15];
-	}
-	entity.boundary[4 + 2 * lengthof(random)] = '\0';
-
+	if (entity.has_html || content->attachment_count > 0)
+		choose_boundary(&entity);
 	write_date(out, content->date);
 	if (strchr(content->message_id, '@') != NULL)
 		appendStringInfo(out, "Message-ID: <%s>\r\n", content->message_id);
@@ -196,6 +181,31 @@ klm_mime_compose(const KlmContent *content, StringInfo out)
 		pfree(made);
 	if (entity.inline_part != NULL)
 		pfree(entity.inline_part);
+}
+
+/* "=_" can stand neither in quoted-printable nor in base64. */
+static void
+choose_boundary(Entity *entity)
+{
+	static const char hex[] = "0123456789abcdef";
+	const char *message_id = entity->content->message_id;
+	uint8		random[12];
+
+	if (!pg_strong_random(random, sizeof(random)))
+	{
+		/* Nobody could foresee the Message-ID either. */
+		Size		length = strlen(message_id);
+
+		for (int i = 0; i < lengthof(random) && length > 0; i++)
+			random[i] = (uint8) (message_id[i % length] * 31 + i);
+	}
+	strcpy(entity->boundary, "=_0_");
+	for (int i = 0; i < lengthof(random); i++)
+	{
+		entity->boundary[4 + 2 * i] = hex[random[i] >> 4];
+		entity->boundary[5 + 2 * i] = hex[random[i] & 15];
+	}
+	entity->boundary[4 + 2 * lengthof(random)] = '\0';
 }
 
 bool
@@ -870,6 +880,43 @@ has_special(uint64 chunk)
 }
 
 /*
+ * Is it printable ASCII in lines of LF that can go out as 7bit?  Most texts are, and
+ * of these nothing else has to be known than the number of lines.
+ */
+static bool
+is_plain_text(const char *text, Size length, Size *breaks)
+{
+	const char *end = text + length;
+	const char *line = text;
+
+	for (*breaks = 0;; (*breaks)++)
+	{
+		const char *newline = memchr(line, '\n', Min(end - line, LINE_CHARS + 1));
+		const char *stop = newline ? newline : end;
+		const char *pos = line;
+		uint64		odd = 0;
+
+		if (stop - line > LINE_CHARS || (stop > line && stop[-1] == ' ') ||
+			(stop - line >= 5 && memcmp(line, "From ", 5) == 0))
+			return false;
+		/* Less than a space, or more than "~", sets a byte's highest bit. */
+		for (uint64 chunk; stop - pos >= 8; pos += 8)
+		{
+			memcpy(&chunk, pos, 8);
+			odd |= (chunk - ONES * 0x20) | (chunk + ONES);
+		}
+		if (odd & HIGH_BITS)
+			return false;
+		for (; pos < stop; pos++)
+			if ((unsigned char) *pos < 0x20 || (unsigned char) *pos >= 0x7F)
+				return false;
+		if (newline == NULL)
+			return true;
+		line = newline + 1;
+	}
+}
+
+/*
  * Choose the encoding: 7bit where the text survives any relay that way (ASCII,
  * short lines, no space at a line's end, no "From " at its start, which mbox
  * files mangle), else the shorter one of the two others.
@@ -880,7 +927,7 @@ plan_text(TextPart *part, const char *subtype, const char *data)
 	const unsigned char *pos = (const unsigned char *) data;
 	const unsigned char *end = pos + strlen(data);
 	const unsigned char *line = pos;
-	Size		breaks = 0;
+	Size		breaks;
 	Size		pairs = 0;		/* breaks that are CRLF already */
 	Size		extra = 0;		/* bytes that quoted-printable triples */
 	Size		longest = 0;
@@ -888,6 +935,17 @@ plan_text(TextPart *part, const char *subtype, const char *data)
 	Size		broken;
 	bool		clean = true;
 
+	part->subtype = subtype;
+	part->data = data;
+	part->length = end - pos;
+	if (is_plain_text(data, part->length, &breaks))
+	{
+		part->encoding = TEXT_7BIT;
+		part->bound = part->normal_length = part->length + breaks;
+		return;
+	}
+
+	breaks = 0;
 	for (;;)
 	{
 		unsigned char ch;
@@ -943,9 +1001,6 @@ plan_text(TextPart *part, const char *subtype, const char *data)
 		pos++;
 	}
 
-	part->subtype = subtype;
-	part->data = data;
-	part->length = pos - (const unsigned char *) data;
 	part->normal_length = part->length + breaks - pairs;
 
 	/* A line is broken after 73 characters or more. */
