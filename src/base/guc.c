@@ -44,6 +44,8 @@ typedef enum Delivery
 	DELIVERY_SANDBOX
 } Delivery;
 
+char	   *klm_platform_url = NULL;
+char	   *klm_platform_from = NULL;
 char	   *klm_key_file = NULL;
 char	   *klm_key_command = NULL;
 char	   *klm_allowed_hosts = NULL;
@@ -71,10 +73,8 @@ const char *const klm_database_settings[KLM_DATABASE_SETTINGS] = {
 };
 
 /* Read by SQL alone. */
-static char *platform_url = NULL;
 static char *platform_username = NULL;
 static char *platform_password_file = NULL;
-static char *platform_from = NULL;
 static int	platform_hourly_limit = 2;
 static int	platform_daily_limit = 2;
 static int	max_daily_limit = 10000;
@@ -133,7 +133,7 @@ klm_define_settings(GucStringCheckHook check_address)
 		"smtps://host:port, smtp+starttls://host:port or smtp://host:port (in "
 		"clear, without a user name). Unset: the account is not configured, and "
 		"its mail waits.",
-		&platform_url, "",
+		&klm_platform_url, "",
 		PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 		check_platform_url, NULL, NULL);
 	DefineCustomStringVariable("kliv_mail.platform_username",
@@ -152,7 +152,7 @@ klm_define_settings(GucStringCheckHook check_address)
 	DefineCustomStringVariable("kliv_mail.platform_from",
 		"The address that the platform's mail comes from.",
 		"One address, with a display name or without. Needed with platform_url.",
-		&platform_from, "",
+		&klm_platform_from, "",
 		PGC_SIGHUP, 0,
 		check_address, NULL, NULL);
 	DefineCustomIntVariable("kliv_mail.platform_hourly_limit",

@@ -17,6 +17,8 @@
 
 #include "base/kliv_mail.h"
 
+extern char *klm_platform_url;
+extern char *klm_platform_from;
 extern PGDLLEXPORT char *klm_key_file;
 extern PGDLLEXPORT char *klm_key_command;
 extern PGDLLEXPORT char *klm_allowed_hosts;

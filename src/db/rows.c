@@ -23,9 +23,11 @@
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 #include "base/compat.h"
 #include "db/rows.h"
@@ -41,28 +43,68 @@ struct KlmRows
 	AttrNumber	numbers[FLEXIBLE_ARRAY_MEMBER];
 };
 
-static Oid
-oid_of(const char *name)
+/* What the session has looked up, until the catalogues tell of a change to one of them. */
+typedef struct KnownRelation
 {
-	Oid			oid = get_relname_relid(name, get_namespace_oid(KLM_SCHEMA, false));
+	const char *name;
+	Oid			oid;
+} KnownRelation;
 
+static KnownRelation known[16];
+static int	known_count = 0;
+
+static void forget_relation(Datum arg, Oid relation);
+static void forget_relations(Datum arg, int cache, uint32 hash);
+
+Oid
+klm_relation(const char *name)
+{
+	static bool registered = false;
+	Oid			oid;
+
+	for (int i = 0; i < known_count; i++)
+		if (strcmp(known[i].name, name) == 0)
+			return known[i].oid;
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(forget_relation, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACENAME, forget_relations, (Datum) 0);
+		registered = true;
+	}
+	oid = get_relname_relid(name, get_namespace_oid(KLM_SCHEMA, false));
 	if (!OidIsValid(oid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("relation \"" KLM_SCHEMA ".%s\" does not exist", name)));
+	if (known_count < lengthof(known))
+		known[known_count++] = (KnownRelation) {name, oid};
 	return oid;
+}
+
+static void
+forget_relation(Datum arg, Oid relation)
+{
+	for (int i = 0; i < known_count; i++)
+		if (known[i].oid == relation || !OidIsValid(relation))
+			known_count = 0;
+}
+
+static void
+forget_relations(Datum arg, int cache, uint32 hash)
+{
+	known_count = 0;
 }
 
 int64
 klm_next_id(const char *sequence)
 {
-	return nextval_internal(oid_of(sequence), false);
+	return nextval_internal(klm_relation(sequence), false);
 }
 
 bool
 klm_table_is_empty(const char *table)
 {
-	Relation	relation = table_open(oid_of(table), AccessShareLock);
+	Relation	relation = table_open(klm_relation(table), AccessShareLock);
 	bool		empty = RelationGetNumberOfBlocks(relation) == 0;
 
 	table_close(relation, AccessShareLock);
@@ -77,7 +119,7 @@ klm_rows_begin(const char *table, const KlmColumn *columns, int count)
 	int			attribute = 0;
 	MemoryContext old;
 
-	rows->table = table_open(oid_of(table), RowExclusiveLock);
+	rows->table = table_open(klm_relation(table), RowExclusiveLock);
 	rows->count = count;
 	desc = RelationGetDescr(rows->table);
 	for (int i = 0; i < count; i++)

@@ -23,6 +23,9 @@ typedef struct KlmColumn
 
 typedef struct KlmRows KlmRows;
 
+/* A table, index or sequence in our schema, by its name, which is a literal. */
+extern Oid	klm_relation(const char *name);
+
 /* An id of ours: the next value of a sequence in our schema. */
 extern int64 klm_next_id(const char *sequence);
 

@@ -24,13 +24,13 @@
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -40,7 +40,6 @@
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 
-#include "base/kliv_mail.h"
 #include "db/owner_call.h"
 #include "db/rows.h"
 #include "functions/current_rows.h"
@@ -152,13 +151,19 @@ static bool
 find_row(const char *name, const char *index, const char *const *sought, int sought_count,
 		 const char *const *columns, int count, Datum *values, bool *nulls)
 {
-	Oid			schema = get_namespace_oid(KLM_SCHEMA, false);
-	Relation	table = table_open(get_relname_relid(name, schema), AccessShareLock);
-	Relation	order = index == NULL ? NULL :
-		index_open(get_relname_relid(index, schema), AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Relation	table = table_open(klm_relation(name), AccessShareLock);
+	Relation	order;
+	Snapshot	snapshot;
 	bool		found = false;
 
+	/* A database without an account of its own looks for one at each send(). */
+	if (RelationGetNumberOfBlocks(table) == 0)
+	{
+		table_close(table, AccessShareLock);
+		return false;
+	}
+	order = index == NULL ? NULL : index_open(klm_relation(index), AccessShareLock);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	for (int i = 0; i < sought_count && !found; i++)
 	{
 		ScanKeyData key;

@@ -812,9 +812,8 @@ platform_sender(FunctionCallInfo fcinfo)
 {
 	static char *settings = NULL;
 	static char *address = NULL;
-	char	   *present = psprintf("%d %s %s", klm_in_sandbox(),
-								   GetConfigOption("kliv_mail.platform_url", false, false),
-								   GetConfigOption("kliv_mail.platform_from", false, false));
+	char	   *present = psprintf("%d %s %s", klm_in_sandbox(), klm_platform_url,
+								   klm_platform_from);
 
 	if (settings == NULL || strcmp(present, settings) != 0)
 	{
