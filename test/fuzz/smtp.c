@@ -68,6 +68,7 @@ begin(int number)
 	delivery.mail_from = number & 1 ? "" : addresses[number % lengthof(addresses)];
 	delivery.rcpt_to = addresses[next_byte() % lengthof(addresses)];
 	delivery.ask = number == 31;
+	delivery.chunk = number & 16;
 	delivery.part_count = delivery.ask ? 0 : number % 4;
 	for (int i = 0; i < delivery.part_count; i++)
 	{
@@ -148,7 +149,7 @@ step(uint8 byte)
 				/* What a server may say in its time. */
 				static const char *const replies[] = {"250 ok\r\n", "354 go\r\n", "550 5.1.1 no\r\n",
 					"421 bye\r\n", "250-a\r\n250 b\r\n", "451 4.3.0 later\r\n", "221 bye\r\n",
-				"503 no\r\n"};
+				"503 no\r\n", "250 2.0.0 queued\r\n"};
 				const char *reply = replies[number % lengthof(replies)];
 
 				klm_smtp_received(smtp, reply, strlen(reply));
@@ -179,15 +180,24 @@ step(uint8 byte)
 	HOLDS(klm_smtp_usable(smtp) || !klm_smtp_can_begin(smtp));
 }
 
-/* The lines of the wire that are a lone dot; a body may have NULs. */
+/* The messages that left at most: lone dots, and chunks that are whole; a body may have NULs. */
 static int
-dots(void)
+ends(void)
 {
 	int			count = 0;
 
 	for (int i = 0; i + 5 <= wire.len; i++)
 		if (memcmp(wire.data + i, "\r\n.\r\n", 5) == 0)
 			count++;
+		else if (memcmp(wire.data + i, "BDAT ", 5) == 0)
+		{
+			/* (a StringInfo ends with a NUL) */
+			char	   *rest;
+			long		length = strtol(wire.data + i + 5, &rest, 10);
+
+			if (strncmp(rest, " LAST\r\n", 7) == 0 && rest + 7 + length <= wire.data + wire.len)
+				count++;
+		}
 	return count;
 }
 
@@ -210,6 +220,7 @@ LLVMFuzzerTestOneInput(const uint8 *data, Size size)
 	caps.eightbitmime = *data & 4;
 	caps.size_offered = *data & 8;
 	caps.size = *data & 16 ? 40 : 0;
+	caps.chunking = *data & 64;
 	next_byte();
 	if (*data & 32)
 	{
@@ -224,13 +235,13 @@ LLVMFuzzerTestOneInput(const uint8 *data, Size size)
 	while (input_left > 0)
 		step(next_byte());
 
-	/* Each delivery ends once, and what was accepted had its dot sent. */
+	/* Each delivery ends once, and what was accepted had its end sent. */
 	klm_smtp_closed(smtp, "gone");
 	take_results();
 	HOLDS(klm_smtp_open_count(smtp) == 0);
 	for (int i = 0; i < begun; i++)
 		HOLDS(ended[i] == 1);
-	HOLDS(dots() >= accepted);
+	HOLDS(ends() >= accepted);
 	klm_smtp_destroy(smtp);
 	fuzz_free_all();
 	return 0;
