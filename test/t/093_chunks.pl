@@ -139,7 +139,10 @@ SKIP:
     KlivMail::RawMessages::mail(/^Delivered-To: (\S+)/m, $_) for @mails;
     $node->sql(q{SELECT kliv_mail.reset_smtp(account => 'postfix')});
     $node->wait_for('the end of the connection', sub { $postfix->log =~ / bdat=/ });
-    cmp_ok(($postfix->log =~ / bdat=(\d+)/)[0], '>', 10, '... by BDAT');
+    # (A slow machine has not heard of it for two seconds now and then, and sends DATA.)
+    my $chunks = 0;
+    $chunks += $_ for $postfix->log =~ / bdat=(\d+)/g;
+    cmp_ok($chunks, '>', 2, '... by BDAT');
 }
 
 SKIP:
