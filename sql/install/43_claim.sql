@@ -42,8 +42,7 @@ DECLARE
     v_cap integer := current_setting('kliv_mail.recipient_hourly_limit')::integer;
     v record;
     v_room integer;
-    v_rows tid[];
-    v_first bigint;
+    v_ids bigint[];
     v_keyed boolean;
     v_suspects bigint[];
     v_any_suppressed boolean := pg_relation_size('kliv_mail._suppression') > 0 OR pg_relation_size('kliv_mail._forgotten') > 0;
@@ -102,15 +101,14 @@ BEGIN
     END IF;
     -- System before transactional before marketing, older first; marketing only as
     -- far as it leaves its share of the windows free.  The rows are chosen first and
-    -- then taken by where they lie, which their locks keep: the outbox's statistics are
-    -- mostly of a moment when it was empty, so that a join would read all of it for
-    -- each claim, and ids would be looked for in an index that begins otherwise.
-    SELECT array_agg(s.place ORDER BY s.n), bool_or(s.keyed), (array_agg(s.id ORDER BY s.n))[1] INTO v_rows, v_keyed, v_first
-    FROM (SELECT z.id, z.place, z.size, z.priority, z.keyed, row_number() OVER w AS n, sum(z.size) OVER w AS upto
+    -- then taken by their ids, since the outbox's statistics are mostly of a moment
+    -- when it was empty: a join would read all of it for each claim.
+    SELECT array_agg(s.id ORDER BY s.n), bool_or(s.keyed) INTO v_ids, v_keyed
+    FROM (SELECT z.id, z.size, z.priority, z.keyed, row_number() OVER w AS n, sum(z.size) OVER w AS upto
           FROM (SELECT y.*, coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = y.message_id), 0) AS size
-                FROM (SELECT c.id, c.place, c.due, c.message_id, c.keyed, p.priority
+                FROM (SELECT c.id, c.due, c.message_id, c.keyed, p.priority
                       FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids) AS p (priority, due, id), LATERAL (
-                          SELECT o.id, o.ctid AS place, o.message_id, o.due, o.replace_key IS NOT NULL AS keyed FROM kliv_mail._outbox AS o
+                          SELECT o.id, o.message_id, o.due, o.replace_key IS NOT NULL AS keyed FROM kliv_mail._outbox AS o
                           WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
                             AND (o.due, o.id) >= (p.due, p.id) AND o.due <= v_at AND o.epoch IS NULL
                             -- _expire() ends them, a thousand at a time
@@ -127,14 +125,14 @@ BEGIN
         PERFORM kliv_mail._replace_rest(v_at);
     END IF;
     IF v.probe_room = 1 THEN
-        UPDATE kliv_mail._quota AS q SET probe = v_first WHERE q.account = p_account;
+        UPDATE kliv_mail._quota AS q SET probe = v_ids[1] WHERE q.account = p_account;
     END IF;
     RETURN QUERY
         WITH claimed AS (
             UPDATE kliv_mail._outbox AS o
             SET epoch = p_epoch, account = p_account, host = p_known.host, hour_start = v.hour_start, day_start = v.day_start,
                 attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at), held_by = NULL
-            WHERE o.ctid = ANY (v_rows)
+            WHERE o.id = ANY (v_ids)
             RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, o.priority, o.due, o.expires_at,
                 CASE WHEN o.route = ANY (v_own) THEN NULL WHEN o.route = '' THEN kliv_mail._default_account() ELSE o.route END AS instead_of),
         told AS (

@@ -83,7 +83,11 @@ cmp_ok($session->query(q{SELECT (100 * n_tup_hot_upd / n_tup_upd)::integer FROM 
             FROM kliv_mail._outbox AS o WHERE o.epoch = 77 ORDER BY o.id LIMIT $n)) AS r");
     };
     $record->('accepted', 250, 100);
-    $session->query('VACUUM kliv_mail._outbox; VACUUM ANALYZE kliv_mail._outbox');
+    # (So many that a tree has several hundred pages: with fewer the primary key's costs least.)
+    $session->query(q{INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at)
+        SELECT n - 1000000, n - 1000000, 'gone@example.com', 'to', kliv_mail._origin(), '', 1, now() - interval '1 hour', now() FROM generate_series(1, 250000) AS n});
+    $session->query('DELETE FROM kliv_mail._outbox WHERE id < 0');
+    $session->query('VACUUM kliv_mail._outbox');
     is($session->query(q{SELECT reltuples FROM pg_class WHERE oid = 'kliv_mail._outbox'::regclass}), 0, 'statistics of a table without rows');
     $sends->(100);
     ($place) = $session->query(q{SELECT format('%L, %s', due, id) FROM kliv_mail._outbox ORDER BY due, id LIMIT 1}) =~ /(\S.*\S)/;
@@ -95,14 +99,15 @@ cmp_ok($session->query(q{SELECT (100 * n_tup_hot_upd / n_tup_upd)::integer FROM 
         'c record of what is to be tried again' => sub { $record->('temporary', 451, 10) },
         'd retry() of ten' => sub { $session->query('SELECT count(kliv_mail.retry(o.message_id)) FROM (SELECT message_id FROM kliv_mail._outbox WHERE epoch IS NULL LIMIT 10) AS o') },
         'e cancel() of ten' => sub { $session->query('SELECT count(kliv_mail.cancel(o.message_id)) FROM (SELECT message_id FROM kliv_mail._outbox WHERE epoch IS NULL LIMIT 10) AS o') });
+    # (What an index scan passes over and does not give is no entry in the statistics, but its pages are.)
+    my $pages = sub { return $session->query(q{SELECT pg_stat_get_xact_blocks_fetched('kliv_mail._outbox_ready'::regclass)}) };
     for my $step (sort keys %step)
     {
         $session->query('BEGIN');
-        $before = $entries->();
+        $before = $pages->();
         $step{$step}->();
-        my $read = $entries->() - $before;
+        cmp_ok($pages->() - $before, '<=', 500, substr($step, 2) . ' reads no more of the queue\'s index than it needs');
         $session->query('COMMIT');
-        cmp_ok($read, '<=', 500, substr($step, 2) . ' passes over none of what was sent') or note("$read entries");
     }
     $holder->quit;
 }
