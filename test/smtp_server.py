@@ -304,8 +304,8 @@ class Connection(asyncio.Protocol):
         self.blocked = False        # a delay, a stall or the ledger's disk
         self.ended = None           # why it ended
         self.in_body = False
-        self.silent = False
-        self.chunk = None           # octets of BDAT still to come, and whether it is the last
+        self.silent = False         # says nothing any more
+        self.chunk = None           # of BDAT: its octets, whether it is the last, what is to be played
         self.auth_step = None       # function for the next line of AUTH
         self.messages = 0
         self.idled = False

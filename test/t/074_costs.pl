@@ -92,21 +92,22 @@ cmp_ok($session->query(q{SELECT (100 * n_tup_hot_upd / n_tup_upd)::integer FROM 
     $sends->(100);
     ($place) = $session->query(q{SELECT format('%L, %s', due, id) FROM kliv_mail._outbox ORDER BY due, id LIMIT 1}) =~ /(\S.*\S)/;
     ($due, $id) = split /, /, $place;
-    my %step = (
-        'a claim' => sub { $session->query("SELECT count(*) FROM kliv_mail._claim(77, 100, 100000000, ARRAY['platform'], ARRAY[0], ARRAY[0], ARRAY[100],
-            ARRAY[$due, $due, $due]::timestamptz[], ARRAY[$id, $id, $id])") },
-        'b record of what was accepted' => sub { $record->('accepted', 250, 50) },
-        'c record of what is to be tried again' => sub { $record->('temporary', 451, 10) },
-        'd retry() of ten' => sub { $session->query('SELECT count(kliv_mail.retry(o.message_id)) FROM (SELECT message_id FROM kliv_mail._outbox WHERE epoch IS NULL LIMIT 10) AS o') },
-        'e cancel() of ten' => sub { $session->query('SELECT count(kliv_mail.cancel(o.message_id)) FROM (SELECT message_id FROM kliv_mail._outbox WHERE epoch IS NULL LIMIT 10) AS o') });
+    my @steps = (
+        [ 'a claim' => sub { $session->query("SELECT count(*) FROM kliv_mail._claim(77, 100, 100000000, ARRAY['platform'], ARRAY[0], ARRAY[0], ARRAY[100],
+            ARRAY[$due, $due, $due]::timestamptz[], ARRAY[$id, $id, $id])") } ],
+        [ 'record of what was accepted' => sub { $record->('accepted', 250, 50) } ],
+        [ 'record of what is to be tried again' => sub { $record->('temporary', 451, 10) } ],
+        [ 'retry() of ten' => sub { $session->query('SELECT count(kliv_mail.retry(o.message_id)) FROM (SELECT message_id FROM kliv_mail._outbox WHERE epoch IS NULL LIMIT 10) AS o') } ],
+        [ 'cancel() of ten' => sub { $session->query('SELECT count(kliv_mail.cancel(o.message_id)) FROM (SELECT message_id FROM kliv_mail._outbox WHERE epoch IS NULL LIMIT 10) AS o') } ]);
     # (What an index scan passes over and does not give is no entry in the statistics, but its pages are.)
     my $pages = sub { return $session->query(q{SELECT pg_stat_get_xact_blocks_fetched('kliv_mail._outbox_ready'::regclass)}) };
-    for my $step (sort keys %step)
+    for (@steps)
     {
+        my ($name, $step) = @$_;
         $session->query('BEGIN');
         $before = $pages->();
-        $step{$step}->();
-        cmp_ok($pages->() - $before, '<=', 500, substr($step, 2) . ' reads no more of the queue\'s index than it needs');
+        $step->();
+        cmp_ok($pages->() - $before, '<=', 500, "$name reads no more of the queue's index than it needs");
         $session->query('COMMIT');
     }
     $holder->quit;
