@@ -63,10 +63,7 @@ has_code(const char *line, const char *end)
 int
 klm_line_code(const char *line, Size length)
 {
-	if (length < 3 || line[0] < '2' || line[0] > '5' ||
-		line[1] < '0' || line[1] > '9' || line[2] < '0' || line[2] > '9')
-		return 0;
-	if (length > 3 && line[3] >= '0' && line[3] <= '9')
+	if (!has_code(line, line + length) || line[0] < '2' || line[0] > '5')
 		return 0;
 	return (line[0] - '0') * 100 + (line[1] - '0') * 10 + (line[2] - '0');
 }
@@ -167,6 +164,7 @@ klm_read_reply(KlmStage stage, const char *raw, Size length, KlmReply *reply)
 		const char *line_end = newline ? newline : end;
 		const char *found;
 		Size		found_len;
+		int			code;
 
 		while (line_end > raw && line_end[-1] == '\r')
 			line_end--;
@@ -176,8 +174,9 @@ klm_read_reply(KlmStage stage, const char *raw, Size length, KlmReply *reply)
 			status = found;
 			status_len = found_len;
 		}
-		if (has_code(raw, line_end) && raw[0] >= '2' && raw[0] <= '5')
-			reply->code = (raw[0] - '0') * 100 + (raw[1] - '0') * 10 + (raw[2] - '0');
+		code = klm_line_code(raw, line_end - raw);
+		if (code != 0)
+			reply->code = code;
 		if (room && line_end > raw)
 		{
 			if (text.len > 0)
