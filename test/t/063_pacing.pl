@@ -124,8 +124,17 @@ sub burst
     return @all[ $events .. $#all ];
 }
 
+# Another day, and another sender, once those that are there have seen that the clock was changed.
+sub next_sender
+{
+    my $senders = sql(q{SELECT coalesce(string_agg(pid::text, ', '), '0') FROM pg_stat_activity WHERE backend_type = 'kliv_mail sender'});
+    hours_later(25);
+    wait_until("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid IN ($senders)");
+    return;
+}
+
 # By a sender that knows nothing of the account yet.
-hours_later(25);
+next_sender();
 $smtp->drop_connections;
 $smtp->state;
 $smtp->set(delay_dot => 100);
@@ -178,7 +187,7 @@ sql(q{SELECT kliv_mail.cancel(message_id) FROM kliv_mail.deliveries WHERE recipi
 # A server that takes two at once: the others that were opening are turned away, which holds nobody;
 # what was learnt lasts, and the next sender knows it.
 $smtp->set(max_connections => 2, delay_dot => 20);
-my $turned_away = sub { hours_later(25); $smtp->drop_connections; return scalar grep { $_->{event} eq 'connect' } burst(80) };
+my $turned_away = sub { next_sender(); $smtp->drop_connections; return scalar grep { $_->{event} eq 'connect' } burst(80) };
 my $connects = $turned_away->();
 # Those that go well may call for more before the first one is refused.
 cmp_ok($connects, '<=', 8, 'a server that takes two connections: at most connections_per_account are tried, and none again for each mail') or diag($connects);
