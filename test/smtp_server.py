@@ -1007,7 +1007,8 @@ class Control(asyncio.Protocol):
                 answer = self.obey(json.loads(line))
             except (ValueError, KeyError, OSError, AttributeError) as error:
                 answer = {"error": str(error)}
-            self.transport.write(json.dumps(answer).encode() + b"\n")
+            # Behind what closes the connections, which the loop does when it comes to it.
+            self.server.loop.call_soon(self.transport.write, json.dumps(answer).encode() + b"\n")
 
     def obey(self, request):
         server = self.server

@@ -1123,6 +1123,15 @@ klm_connection_send(KlmConnection *connection, const char *data, Size length)
 	return code == CURLE_AGAIN ? 0 : -1;
 }
 
+bool
+klm_connection_quiet(const KlmConnection *connection)
+{
+	char		byte;
+
+	return connection->open && connection->early_length == 0 &&
+		recv(connection->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN;
+}
+
 ssize_t
 klm_connection_recv(KlmConnection *connection, char *buffer, Size length)
 {

@@ -115,6 +115,9 @@ extern bool klm_connection_repeats_secret(const KlmConnection *connection, const
  */
 extern ssize_t klm_connection_send(KlmConnection *connection, const char *data, Size length);
 extern ssize_t klm_connection_recv(KlmConnection *connection, char *buffer, Size length);
+
+/* Has nothing come that was not received yet, the server's end included? */
+extern bool klm_connection_quiet(const KlmConnection *connection);
 extern void klm_connection_want_write(KlmConnection *connection, bool want);
 
 /* Close at once, wait for nothing. */

@@ -34,7 +34,7 @@
 /* What is known of a server's connection limit counts for ten minutes. */
 #define CEILING_MS			600000
 
-/* A server heard of so shortly ago has not closed its end for idleness. */
+/* A server heard of so shortly ago has not become unreachable without a word. */
 #define CHUNK_MS			2000
 
 /* A server that chunks fail at gets none for ten minutes, then for twice as long, up to a day. */
@@ -278,7 +278,9 @@ begin(KlmLink *link, KlmDelivery *delivery)
 	link->pool->begun++;
 	link->largest = Max(link->largest, delivery->size);
 	link->pool->open++;
-	delivery->smtp.chunk = now < link->heard + CHUNK_MS && now >= link->pool->chunks_from;
+	/* What leaves as a chunk on a connection that has ended is in doubt; an envelope is not. */
+	delivery->smtp.chunk = now < link->heard + CHUNK_MS && now >= link->pool->chunks_from &&
+		(klm_smtp_open_count(link->smtp) > 0 || klm_connection_quiet(link->connection));
 	klm_smtp_begin(link->smtp, &delivery->smtp);
 	flush_link(link);
 	take_results(link);			/* what could not even be begun */

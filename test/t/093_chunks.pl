@@ -123,6 +123,28 @@ all_sent('parting', 43);
 once_each('parting', 43);
 is($node->sql(q{SELECT max(attempts) FROM kliv_mail.deliveries WHERE recipient LIKE 'parting-%'}), 1, 'one that says 421 behind each fifth costs nobody an attempt');
 
+# ---- a server that closes while nothing is on its way ----
+
+account('leaving', $smtp->port('plain'));
+$smtp->set(messages_per_connection => 0);
+my $leaving = 0;
+my $other = $node->session;
+for my $round (1 .. 5)
+{
+    queue('leaving', "here$round", 10);
+    all_sent("here$round", 10);
+    # The connection ends while the sender takes the next mail.
+    $other->query('BEGIN; LOCK TABLE kliv_mail._quota IN EXCLUSIVE MODE');
+    queue('leaving', "there$round", 4);
+    $node->wait_until(q{SELECT count(*) > 0 FROM pg_stat_activity WHERE backend_type = 'kliv_mail sender' AND wait_event_type = 'Lock'});
+    $smtp->drop_connections;
+    $other->query('COMMIT');
+    all_sent("there$round", 4);
+    $leaving += $node->sql(qq{SELECT count(*) FROM kliv_mail.deliveries WHERE recipient LIKE 'there$round-%' AND attempts > 1});
+}
+$other->quit;
+is($leaving, 0, 'what was queued behind the end of a connection is not in doubt');
+
 # ---- Postfix and Exim ----
 
 SKIP:
