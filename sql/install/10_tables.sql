@@ -125,7 +125,9 @@ CREATE TABLE kliv_mail._reputation (
 
 -- What was claimed, by account name, kind of window and window.  Rows whose
 -- range contains the present count, so that neither a clock set back nor
--- another quota_timezone opens a second window.
+-- another quota_timezone opens a second window.  Each claim updates a row, and beside a
+-- snapshot that somebody holds all its versions stay: with every fiftieth update the row has
+-- another generation, so that an index finds the last few of them (_windows()).
 CREATE TABLE kliv_mail._usage (
     account        text COLLATE "C" NOT NULL,
     window_name    text COLLATE "C" NOT NULL CHECK (window_name IN ('hour', 'day')),
@@ -133,8 +135,10 @@ CREATE TABLE kliv_mail._usage (
     window_end     timestamptz NOT NULL,
     used           integer NOT NULL DEFAULT 0 CHECK (used >= 0),
     used_marketing integer NOT NULL DEFAULT 0 CHECK (used_marketing >= 0),
+    updates        integer NOT NULL DEFAULT 0,
+    generation     integer NOT NULL DEFAULT 0,
     CHECK (window_end > window_start),
-    PRIMARY KEY (account, window_name, window_start)
+    PRIMARY KEY (account, window_name, window_start, generation)
 );
 
 CREATE TABLE kliv_mail._message (

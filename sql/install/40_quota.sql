@@ -18,17 +18,6 @@ BEGIN ATOMIC
                     least(window_limit, 100 - current_setting('kliv_mail.reserved_share')::integer, 1));
 END;
 
--- The moment at which a local day begins: the first one, where midnight comes
--- twice since the clocks go back then (the Azores, Havana).
-CREATE FUNCTION kliv_mail._midnight(day timestamp, zone text) RETURNS timestamptz
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    v_at timestamptz := day AT TIME ZONE zone;
-BEGIN
-    RETURN CASE WHEN (v_at - interval '1 hour') AT TIME ZONE zone = day THEN v_at - interval '1 hour' ELSE v_at END;
-END;
-$$;
-
 -- The statement that lets more of an account's mail leave than what is used, or why there is none.
 -- What is used can be more than a limit that was lowered.
 CREATE FUNCTION kliv_mail._higher_limits(p_account text, hour_used integer, day_used integer, p_others bigint) RETURNS text
@@ -59,24 +48,6 @@ BEGIN
     END IF;
     RETURN format('SELECT * FROM kliv_mail.set_limits(%s, account => %L); raises the limit above what is used, if the provider allows as much.',
         concat_ws(', ', 'hourly_limit => ' || v_hourly, 'daily_limit => ' || v_daily), p_account);
-END;
-$$;
-
--- Where the provider counts the last 24 hours: what they have used, and when
--- room for one more comes (marketing leaves its share free).
-CREATE FUNCTION kliv_mail._last_24_hours(p_account text, at timestamptz, p_limit integer,
-    OUT used integer, OUT opens_at timestamptz, OUT marketing_opens_at timestamptz)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    SELECT coalesce(max(w.total), 0),
-           CASE WHEN max(w.total) >= p_limit THEN min(w.leaves_at) FILTER (WHERE w.rest < p_limit) END,
-           CASE WHEN max(w.total) >= kliv_mail._marketing_share(p_limit)
-                THEN min(w.leaves_at) FILTER (WHERE w.rest < kliv_mail._marketing_share(p_limit)) END
-    INTO used, opens_at, marketing_opens_at
-    FROM (SELECT u.window_end + interval '24 hours' AS leaves_at, sum(u.used) OVER () AS total,
-                 sum(u.used) OVER () - sum(u.used) OVER (ORDER BY u.window_end) AS rest
-          FROM kliv_mail._usage AS u
-          WHERE u.account = p_account AND u.window_name = 'hour' AND u.window_end > at - interval '24 hours' AND u.window_start <= at) AS w;
 END;
 $$;
 
@@ -130,6 +101,8 @@ CREATE FUNCTION kliv_mail._availability(
     OUT shares_room boolean,            -- the own accounts could together claim more than that leaves
     OUT opens_at timestamptz,           -- when all windows have room: now, if they have
     OUT marketing_opens_at timestamptz,
+    OUT hour_generation integer,        -- of the present windows' rows in _usage
+    OUT day_generation integer,
     OUT marketing_reason text)          -- what stops marketing mail alone, until resume()
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -160,17 +133,18 @@ BEGIN
     SELECT coalesce(sum(u.used) FILTER (WHERE u.window_name = 'hour'), 0),
            coalesce(sum(u.used) FILTER (WHERE u.window_name = 'day'), 0),
            coalesce(max(u.window_end) FILTER (WHERE u.window_name = 'hour' AND u.used > 0), hour_end),
-           coalesce(max(u.window_end) FILTER (WHERE u.window_name = 'day' AND u.used > 0), day_end)
-    INTO hour_used, day_used, hour_open_at, day_open_at
-    FROM kliv_mail._usage AS u
-    WHERE u.account = p_account AND u.window_start <= at AND u.window_end > at;
+           coalesce(max(u.window_end) FILTER (WHERE u.window_name = 'day' AND u.used > 0), day_end),
+           coalesce(max(u.generation) FILTER (WHERE u.window_name = 'hour'), 0),
+           coalesce(max(u.generation) FILTER (WHERE u.window_name = 'day'), 0)
+    INTO hour_used, day_used, hour_open_at, day_open_at, hour_generation, day_generation
+    FROM (VALUES ('hour', hour_start), ('day', day_start)) AS w (window_name, window_start),
+         kliv_mail._windows(p_account, w.window_name, w.window_start, at) AS u;
     day_room := greatest(0, day_limit - day_used);
     shares_room := false;
     IF a.own THEN
         -- An account's limit can have been lowered below what it used, and another's raised by as much.
         SELECT sum(x.used), sum(greatest(0, x.daily_limit - x.used)) INTO v_all, v_claimable
-        FROM (SELECT o.daily_limit, coalesce((SELECT sum(u.used) FROM kliv_mail._usage AS u
-                         WHERE u.account = o.name AND u.window_name = 'day' AND u.window_start <= at AND u.window_end > at), 0) AS used
+        FROM (SELECT o.daily_limit, coalesce((SELECT sum(u.used) FROM kliv_mail._windows(o.name, 'day', day_start, at) AS u), 0) AS used
               FROM kliv_mail._snapshot_rows(NULL::kliv_mail._account) AS o) AS x;
         v_others := v_all - day_used;
         shares_room := v_all + v_claimable > v_cap;

@@ -141,16 +141,18 @@ BEGIN
                    format('goes by the account "%s" instead of "%s", which is in trouble', p_account, c.instead_of)
             FROM claimed AS c WHERE c.instead_of IS NOT NULL),
         counted AS (
-            INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, used, used_marketing)
-            SELECT p_account, w.window_name, w.window_start, w.window_end, count(*), count(*) FILTER (WHERE c.priority = 2)
-            FROM claimed AS c, (VALUES ('hour', v.hour_start, v.hour_end), ('day', v.day_start, v.day_end))
-                AS w (window_name, window_start, window_end)
-            GROUP BY 1, 2, 3, 4
+            -- Nobody else gives the account's rows another generation while we have its lock; a recipient's have one.
+            INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, generation, updates, used, used_marketing)
+            SELECT p_account COLLATE "C", w.window_name, w.window_start, w.window_end, w.generation, 1, count(*), count(*) FILTER (WHERE c.priority = 2)
+            FROM claimed AS c, (VALUES ('hour', v.hour_start, v.hour_end, v.hour_generation), ('day', v.day_start, v.day_end, v.day_generation))
+                AS w (window_name, window_start, window_end, generation)
+            GROUP BY 1, 2, 3, 4, 5
             UNION ALL
-            SELECT '@' || c.recipient, 'hour', v.hour_start, v.hour_end, count(*), 0 FROM claimed AS c WHERE v_cap > 0 GROUP BY 1
+            SELECT '@' || c.recipient, 'hour', v.hour_start, v.hour_end, 0, 0, count(*), 0 FROM claimed AS c WHERE v_cap > 0 GROUP BY 1
             ORDER BY 1, 2, 3
-            ON CONFLICT (account, window_name, window_start) DO UPDATE
-            SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing)
+            ON CONFLICT (account, window_name, window_start, generation) DO UPDATE
+            SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing,
+                updates = u.updates + excluded.updates, generation = (u.updates + excluded.updates) / 50)
         SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts,
                coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = c.message_id), 0),
                CASE WHEN v_any_suppressed AND kliv_mail._any_suppressed(ARRAY[c.recipient])

@@ -41,25 +41,35 @@ END;
 -- So the share of a recipient's hour, whose rows other accounts' claims take in the same order.
 CREATE FUNCTION kliv_mail._refund(p_epoch bigint, p_ids bigint[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_accounts text[];
+    v_names text[];
+    v_starts timestamptz[];
+    v_generations integer[];
+    v_counts bigint[];
+    v_marketing bigint[];
 BEGIN
     IF p_ids = '{}' THEN
         RETURN;
     END IF;
-    WITH given AS MATERIALIZED (
-        SELECT w.account, w.window_name, w.window_start, count(*) AS n, count(*) FILTER (WHERE x.priority = 2) AS marketing
-        FROM kliv_mail._outbox AS x,
-             LATERAL (VALUES (x.account, 'hour', x.hour_start), (x.account, 'day', x.day_start), ('@' || x.recipient, 'hour', x.hour_start))
-                 AS w (account, window_name, window_start)
-        WHERE x.id = ANY (p_ids) AND x.epoch = p_epoch
-        GROUP BY 1, 2, 3),
-    taken AS MATERIALIZED (
-        SELECT u.account, u.window_name, u.window_start, g.n, g.marketing
-        FROM kliv_mail._usage AS u JOIN given AS g ON u.account = g.account AND u.window_name = g.window_name AND u.window_start = g.window_start
-        ORDER BY 1, 2, 3 FOR NO KEY UPDATE OF u)
+    SELECT array_agg(x.account), array_agg(x.window_name), array_agg(x.window_start), array_agg(x.generation), array_agg(x.n), array_agg(x.marketing)
+    INTO v_accounts, v_names, v_starts, v_generations, v_counts, v_marketing
+    FROM (SELECT g.*, u.generation
+          FROM (SELECT w.account, w.window_name, w.window_start, count(*) AS n, count(*) FILTER (WHERE x.priority = 2) AS marketing
+                FROM kliv_mail._outbox AS x,
+                     LATERAL (VALUES (x.account, 'hour', x.hour_start), (x.account, 'day', x.day_start), ('@' || x.recipient, 'hour', x.hour_start))
+                         AS w (account, window_name, window_start)
+                WHERE x.id = ANY (p_ids) AND x.epoch = p_epoch
+                GROUP BY 1, 2, 3 ORDER BY w.account COLLATE "C", 2, 3) AS g,
+               LATERAL (SELECT u.generation FROM kliv_mail._usage AS u
+                        WHERE u.account = g.account AND u.window_name = g.window_name AND u.window_start = g.window_start
+                        ORDER BY u.generation DESC LIMIT 1 FOR NO KEY UPDATE) AS u) AS x;
+    -- A snapshot of its own, which sees the generations that were locked.
     UPDATE kliv_mail._usage AS u
     SET used = greatest(0, u.used - t.n), used_marketing = greatest(0, u.used_marketing - t.marketing)
-    FROM taken AS t
-    WHERE u.account = t.account AND u.window_name = t.window_name AND u.window_start = t.window_start;
+    FROM unnest(v_accounts, v_names, v_starts, v_generations, v_counts, v_marketing)
+        AS t (account, window_name, window_start, generation, n, marketing)
+    WHERE u.account = t.account AND u.window_name = t.window_name AND u.window_start = t.window_start AND u.generation = t.generation;
 END;
 $$;
 

@@ -113,6 +113,33 @@ cmp_ok($session->query(q{SELECT (100 * n_tup_hot_upd / n_tup_upd)::integer FROM 
     $holder->quit;
 }
 
+# Each claim updates what is used of the present windows, and gives back what was not sent: also
+# beside a snapshot that keeps each version they find the last one.
+{
+    $session->query('TRUNCATE kliv_mail._outbox, kliv_mail._message, claimed; DELETE FROM kliv_mail._usage');
+    my $holder = $node->background_psql('postgres', on_error_stop => 1);
+    $holder->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM kliv_mail._usage');
+    $session->query(q{SELECT count(kliv_mail.send('a' || n || '@example.com', 'Costs', 'x')) FROM generate_series(1, 1500) AS n});
+    my $claims = sub { $session->query("DO \$\$ BEGIN FOR i IN 1 .. $_[0] LOOP PERFORM FROM kliv_mail._claim(77, 1, 100000000); COMMIT; END LOOP; END \$\$") };
+    my $blocks = sub { return $session->query(q{SELECT sum(pg_stat_get_xact_blocks_fetched(c)) FROM unnest(ARRAY['kliv_mail._usage', 'kliv_mail._usage_pkey']::regclass[]) AS c}) };
+    $claims->(1400);
+    cmp_ok($session->query(q{SELECT pg_relation_size('kliv_mail._usage') / 8192}), '>=', 20, 'fourteen hundred claims leave their versions');
+    for ([ 'a claim' => 'SELECT FROM kliv_mail._claim(77, 1, 100000000)', 40 ],
+        [ 'a refund' => 'SELECT kliv_mail._refund(77, ARRAY(SELECT o.id FROM kliv_mail._outbox AS o WHERE o.epoch = 77 ORDER BY o.id DESC LIMIT 1))', 20 ])
+    {
+        my ($name, $step, $most) = @$_;
+        $session->query('BEGIN');
+        my $before = $blocks->();
+        $session->query($step);
+        my $read = $blocks->() - $before;
+        note("$name reads $read pages");
+        cmp_ok($read, '<=', $most, "$name reads the last of them only");
+        $session->query('COMMIT');
+    }
+    is($session->query(q{SELECT string_agg(window_name || ' ' || used, ', ' ORDER BY window_name) FROM kliv_mail._usage}), 'day 1400, hour 1400', '... and all are counted in one row a window');
+    $holder->quit;
+}
+
 $session->quit;
 $node->stop;
 
