@@ -22,11 +22,11 @@ $$;
 -- p_room of them and (but for the first, when p_first) p_bytes octets.  Counts
 -- them in the windows in the same transaction.  sender: whose mail it is, where
 -- another account of ours is in trouble.  p_dues and p_ids: of each priority, where in
--- the line to begin (src/worker/sender_line.c).  p_known: the account, where the caller has
+-- the line to begin, p_untils: and the last due time to look at (src/worker/sender_line.c).  p_known: the account, where the caller has
 -- looked at it.
 CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean,
                                          p_dues timestamptz[] DEFAULT '{-infinity,-infinity,-infinity}', p_ids bigint[] DEFAULT '{0,0,0}',
-                                         p_known kliv_mail._known_account DEFAULT NULL)
+                                         p_known kliv_mail._known_account DEFAULT NULL, p_untils timestamptz[] DEFAULT '{infinity,infinity,infinity}')
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer,
                suppressed text, sender text, sender_name text, expires_at timestamptz, priority smallint, due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
@@ -49,9 +49,9 @@ DECLARE
 BEGIN
     -- A glance without a lock, so that a look in vain writes nothing: is anything
     -- waiting at all, and may it leave?
-    IF NOT EXISTS (SELECT FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids) AS p (priority, due, id), LATERAL (
+    IF NOT EXISTS (SELECT FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids, p_untils) AS p (priority, due, id, until), LATERAL (
             SELECT FROM kliv_mail._outbox AS o
-            WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority AND (o.due, o.id) >= (p.due, p.id)
+            WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority AND (o.due, o.id) >= (p.due, p.id) AND o.due <= p.until
               AND o.epoch IS NULL LIMIT 1) AS x) THEN
         RETURN;
     END IF;
@@ -92,7 +92,7 @@ BEGIN
     -- Until what a claim would take has none any more that had its share.
     IF v_cap > 0 THEN
         FOR i IN 1 .. 20 LOOP
-            v_put_off := kliv_mail._cap_recipients(v_routes, p_dues, p_ids, 1000, v_cap, v_at, v.hour_start, v.hour_end);
+            v_put_off := kliv_mail._cap_recipients(v_routes, p_dues, p_ids, p_untils, 1000, v_cap, v_at, v.hour_start, v.hour_end);
             EXIT WHEN v_put_off = 0;
         END LOOP;
         IF v_put_off > 0 THEN
@@ -107,10 +107,10 @@ BEGIN
     FROM (SELECT z.id, z.size, z.priority, z.keyed, row_number() OVER w AS n, sum(z.size) OVER w AS upto
           FROM (SELECT y.*, coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = y.message_id), 0) AS size
                 FROM (SELECT c.id, c.due, c.message_id, c.keyed, p.priority
-                      FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids) AS p (priority, due, id), LATERAL (
+                      FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids, p_untils) AS p (priority, due, id, until), LATERAL (
                           SELECT o.id, o.message_id, o.due, o.replace_key IS NOT NULL AS keyed FROM kliv_mail._outbox AS o
                           WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
-                            AND (o.due, o.id) >= (p.due, p.id) AND o.due <= v_at AND o.epoch IS NULL
+                            AND (o.due, o.id) >= (p.due, p.id) AND o.due <= least(v_at, p.until) AND o.epoch IS NULL
                             -- _expire() ends them, a thousand at a time
                             AND (o.expires_at IS NULL OR o.expires_at > v_at)
                             -- another account's mail only if its From may leave here
@@ -165,7 +165,7 @@ $$;
 
 -- recipient_hourly_limit: who had their share of this hour waits for the next
 -- one.  Looks at the first p_room of each route and priority; how many it sent there.
-CREATE FUNCTION kliv_mail._cap_recipients(p_routes text[], p_dues timestamptz[], p_ids bigint[], p_room integer, p_cap integer, at timestamptz,
+CREATE FUNCTION kliv_mail._cap_recipients(p_routes text[], p_dues timestamptz[], p_ids bigint[], p_untils timestamptz[], p_room integer, p_cap integer, at timestamptz,
                                           p_hour_start timestamptz, p_hour_end timestamptz) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -176,10 +176,10 @@ BEGIN
     WHERE o.id = ANY (ARRAY(
         SELECT x.id FROM (
             SELECT c.id, c.recipient, row_number() OVER (PARTITION BY c.recipient ORDER BY c.priority, c.due, c.id) AS n
-            FROM unnest(p_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids) AS p (priority, due, id), LATERAL (
+            FROM unnest(p_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids, p_untils) AS p (priority, due, id, until), LATERAL (
                 SELECT o.id, o.recipient, o.priority, o.due FROM kliv_mail._outbox AS o
                 WHERE o.origin = kliv_mail._origin() AND o.route = r.route AND o.priority = p.priority
-                  AND (o.due, o.id) >= (p.due, p.id) AND o.due <= at AND o.epoch IS NULL
+                  AND (o.due, o.id) >= (p.due, p.id) AND o.due <= least(at, p.until) AND o.epoch IS NULL
                 ORDER BY o.due, o.id LIMIT p_room FOR NO KEY UPDATE SKIP LOCKED) AS c) AS x
         LEFT JOIN kliv_mail._usage AS u ON u.account = '@' || x.recipient AND u.window_name = 'hour'
             AND u.window_start = p_hour_start
@@ -192,13 +192,14 @@ $$;
 -- Claim for all accounts in turn, p_bytes octets in all; NULL: a single row of any
 -- size.  p_accounts, p_busy and p_held: how many deliveries and octets the sender
 -- already has of some of them; p_rooms: how many it is to have, p_room of the others; p_dues and
--- p_ids: three for each, where in the line to begin.  An account gets no more than half of what the
+-- p_ids: three for each, where in the line to begin, and p_untils where to end.  An account gets no more than half of what the
 -- others leave, so that one that hangs cannot fill the sender's memory, and one
 -- that has nothing gets a mail of any size.
 -- settings changes whenever the account was changed in any way.
 CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint,
                                  p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}',
-                                 p_rooms integer[] DEFAULT '{}', p_dues timestamptz[] DEFAULT '{}', p_ids bigint[] DEFAULT '{}')
+                                 p_rooms integer[] DEFAULT '{}', p_dues timestamptz[] DEFAULT '{}', p_ids bigint[] DEFAULT '{}',
+                                 p_untils timestamptz[] DEFAULT '{}')
 RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, size integer, suppressed text,
                sender text, sender_name text, settings text, expires_at timestamptz, priority smallint, due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -215,14 +216,15 @@ BEGIN
     FOR a IN
         SELECT x.name, coalesce(b.room, p_room) - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) = 0 AS idle, coalesce(b.held, 0) AS held,
                md5(x::text) AS settings, x AS known, coalesce(nullif(p_dues[3 * b.n - 2 : 3 * b.n], '{}'), '{-infinity,-infinity,-infinity}') AS dues,
-               coalesce(nullif(p_ids[3 * b.n - 2 : 3 * b.n], '{}'), '{0,0,0}') AS ids
+               coalesce(nullif(p_ids[3 * b.n - 2 : 3 * b.n], '{}'), '{0,0,0}') AS ids,
+               coalesce(nullif(p_untils[3 * b.n - 2 : 3 * b.n], '{}'), '{infinity,infinity,infinity}') AS untils
         FROM kliv_mail._accounts() AS x
         LEFT JOIN unnest(p_accounts, p_busy, p_held, p_rooms) WITH ORDINALITY AS b (name, busy, held, room, n) ON b.name = x.name
         WHERE x.in_use AND x.problem IS NULL AND coalesce(b.room, p_room) > coalesce(b.busy, 0)
         ORDER BY coalesce(b.busy, 0), x.route_order, x.name
     LOOP
         FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room,
-                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL, a.dues, a.ids, a.known) LOOP
+                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL, a.dues, a.ids, a.known, a.untils) LOOP
             id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
             size := c.size; suppressed := c.suppressed;
             sender := c.sender; sender_name := c.sender_name; settings := a.settings; expires_at := c.expires_at;

@@ -90,7 +90,8 @@ static void add_text_lossy(KlmCall *call, const char *utf8);
 static void add_texts(KlmCall *call, const char *const *values, int count);
 static void add_int8s(KlmCall *call, const int64 *values, int count);
 static void add_int4s(KlmCall *call, const int *values, int count);
-static void add_places(KlmCall *call, const KlmPlace *places, int count);
+static void add_times(KlmCall *call, const TimestampTz *values, int count);
+static void add_stretches(KlmCall *call, const KlmStretch *stretches, int count);
 static void add_outcomes(KlmCall *call, const KlmOutcome *outcomes, int count);
 
 void
@@ -339,7 +340,7 @@ klm_outbox_recover(void)
 
 List *
 klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy, int64 *held,
-				 int *rooms, const KlmPlace *places, int count, int64 **ids, int *id_count)
+				 int *rooms, const KlmStretch *stretches, int count, int64 **ids, int *id_count)
 {
 	KlmCall		call = {0};
 	List	   *claims = NIL;
@@ -351,7 +352,7 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 	add_int4s(&call, busy, count);
 	add_int8s(&call, held, count);
 	add_int4s(&call, rooms, count);
-	add_places(&call, places, count * KLM_PRIORITIES);
+	add_stretches(&call, stretches, count * KLM_PRIORITIES);
 	klm_run(&call, "claim", false);
 
 	/* Before their texts, any of which may be unreadable. */
@@ -627,23 +628,36 @@ add_int8s(KlmCall *call, const int64 *values, int count)
 			false);
 }
 
-/* Two arrays: times and ids. */
 static void
-add_places(KlmCall *call, const KlmPlace *places, int count)
+add_times(KlmCall *call, const TimestampTz *values, int count)
 {
-	Datum	   *dues = palloc(Max(1, count) * sizeof(Datum));
+	Datum	   *elements = palloc(Max(1, count) * sizeof(Datum));
+
+	for (int i = 0; i < count; i++)
+		elements[i] = TimestampTzGetDatum(values[i]);
+	klm_add(call, TIMESTAMPTZARRAYOID,
+			PointerGetDatum(construct_array(elements, count, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL,
+											TYPALIGN_DOUBLE)),
+			false);
+}
+
+/* Three arrays: times and ids to begin at, and times to end at. */
+static void
+add_stretches(KlmCall *call, const KlmStretch *stretches, int count)
+{
+	TimestampTz *dues = palloc(Max(1, count) * sizeof(TimestampTz));
+	TimestampTz *untils = palloc(Max(1, count) * sizeof(TimestampTz));
 	int64	   *ids = palloc(Max(1, count) * sizeof(int64));
 
 	for (int i = 0; i < count; i++)
 	{
-		dues[i] = TimestampTzGetDatum(places[i].due);
-		ids[i] = places[i].id;
+		dues[i] = stretches[i].from.due;
+		ids[i] = stretches[i].from.id;
+		untils[i] = stretches[i].until;
 	}
-	klm_add(call, TIMESTAMPTZARRAYOID,
-			PointerGetDatum(construct_array(dues, count, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL,
-											TYPALIGN_DOUBLE)),
-			false);
+	add_times(call, dues, count);
 	add_int8s(call, ids, count);
+	add_times(call, untils, count);
 }
 
 static void

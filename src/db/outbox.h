@@ -31,6 +31,19 @@ typedef struct KlmPlace
 	int64		id;
 } KlmPlace;
 
+static inline bool
+klm_place_before(KlmPlace a, KlmPlace b)
+{
+	return a.due < b.due || (a.due == b.due && a.id < b.id);
+}
+
+/* A part of a line: from a place up to a time, and all that is due then. */
+typedef struct KlmStretch
+{
+	KlmPlace	from;
+	TimestampTz until;
+} KlmStretch;
+
 typedef struct KlmClaim
 {
 	int64		id;
@@ -153,11 +166,11 @@ extern int64 klm_outbox_recover(void);
 /*
  * List of KlmClaim.  bytes < 0: a single row.  busy and held: the deliveries and
  * octets of each of the accounts that are in hand; rooms: how many of each are to
- * be, room: of any other account; places: where in the line of each priority of
- * each of them to begin.  The claimed ids are in *ids even where an error ends the call.
+ * be, room: of any other account; stretches: what to look at of the line of each
+ * priority of each of them.  The claimed ids are in *ids even where an error ends the call.
  */
 extern List *klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
-							  int64 *held, int *rooms, const KlmPlace *places, int count,
+							  int64 *held, int *rooms, const KlmStretch *stretches, int count,
 							  int64 **ids, int *id_count);
 
 /* List of KlmAccountState. */

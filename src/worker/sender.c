@@ -709,14 +709,17 @@ forget_recorded(bool claimed)
 	if (klm_sender.outcome_count == 0)
 		return;
 	notify();
-	/* What went back to the line, or a hold, changes when the next is due. */
+	/* What is tried again, or a hold, changes when the next is due. */
 	for (int i = 0; i < klm_sender.outcome_count; i++)
 	{
-		if (strcmp(klm_sender.outcomes[i].verdict, klm_verdict_name(KLM_ACCEPTED)) == 0)
+		const KlmOutcome *outcome = &klm_sender.outcomes[i];
+
+		if (strcmp(outcome->verdict, klm_verdict_name(KLM_ACCEPTED)) == 0)
 			continue;
-		klm_line_changed();
 		klm_sender.claim_wanted |= !claimed;
-		break;
+		/* Another account may take over what waits of this one, whose places it has passed. */
+		if (strcmp(outcome->scope, klm_scope_name(KLM_SCOPE_ACCOUNT)) == 0)
+			klm_line_changed();
 	}
 	klm_drop_outcomes();
 	klm_sender_recorded();

@@ -40,6 +40,7 @@ typedef struct KlmLine
 	KlmPlace	from;
 	KlmPlace	next;			/* and will, once no transaction below that runs; */
 	TransactionId until;		/* invalid: there is no next */
+	int64		next_at;		/* since when there is */
 	KlmPlace	taken;			/* of what the last claim took, the last */
 	bool		reached;		/* when it was made, none below until ran */
 } KlmLine;
@@ -120,6 +121,7 @@ typedef struct KlmBatch
 	int		   *rooms;			/* and was to have */
 	int			offered;		/* so many pools there were */
 	bool		whole;			/* from the beginning of each line */
+	bool		back;			/* in front of where claims begin, which looked there only */
 	TimestampTz seen;			/* when it was made, */
 	TransactionId oldest;		/* the oldest transaction that ran then, */
 	TransactionId next_xid;		/* and the first that had not begun behind it */
@@ -145,6 +147,8 @@ typedef struct KlmDelivery
 	KlmGrant   *grant;			/* NULL: it may not begin yet */
 	KlmPool	   *pool;
 	KlmStoredMessage *message;
+	int			priority;
+	KlmPlace	place;			/* in the line of that priority */
 	int			size;
 	const char *recipient;
 	TimestampTz expires_at;		/* 0: never */
@@ -187,7 +191,10 @@ typedef struct KlmSender
 
 extern KlmSender klm_sender;
 
-/* An outcome that no server gave: "returned", or what is wrong with the row. */
+/* What nothing that counts was done with goes back as it was, to its place in the line. */
+extern void klm_give_back(int64 id, KlmPool *pool, int priority, KlmPlace place);
+
+/* An outcome that no server gave: what is wrong with the row. */
 extern void klm_add_local_outcome(int64 id, const KlmPool *pool, const char *verdict,
 								  const char *reason);
 extern void klm_add_outcome(KlmDelivery *delivery, const KlmAccount *account,
@@ -241,14 +248,22 @@ extern bool klm_has_room(void);
 
 /* ---- sender_line.c ---- */
 
-/* In a transaction: where the claim is to begin, three places for each pool. */
-extern KlmPlace *klm_line_begin(KlmBatch *batch);
+/*
+ * In a transaction, three stretches for each pool: the next of what lies in front of
+ * where claims begin, with began == when such a look did; NULL: it has looked at enough.
+ * Behind a claim of it: whether it found something.
+ */
+extern KlmStretch *klm_line_back(int64 began);
+extern void klm_line_looked(bool found);
+
+/* And where the claim is to begin. */
+extern KlmStretch *klm_line_begin(KlmBatch *batch);
 
 /* Behind the claim, and behind its commit. */
 extern void klm_line_end(KlmBatch *batch);
 extern void klm_line_move(const KlmBatch *batch);
 
-/* Something may have gone back into a line: the next claim is to look at all of it. */
+/* Something may stand in a line where nothing was: the next claim is to look at all of it. */
 extern void klm_line_changed(void);
 
 /* When a claim will look at all of it. */

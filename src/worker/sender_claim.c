@@ -45,6 +45,8 @@ static int64 chores_at = 0;
 static bool look_wanted = false;	/* at the accounts */
 
 static void offer_room(KlmBatch *batch);
+static List *claim_stretches(KlmBatch *batch, char **names, int64 *held,
+							 const KlmStretch *stretches);
 static void load_accounts(List *claims);
 static List *read_messages(List *claims);
 static int	compare_ids(const void *a, const void *b);
@@ -157,7 +159,9 @@ klm_queue_claimed(KlmBatch *batch, KlmGrant *grant)
 	bool		key_trouble = false;
 	ListCell   *lc;
 
-	klm_sender.claim_wanted = klm_sender.recovery_wanted = false;
+	klm_sender.recovery_wanted = false;
+	/* (Who looked back has not looked at what called for the claim.) */
+	klm_sender.claim_wanted = batch->back;
 	klm_line_move(batch);
 	open_accounts();
 	if (batch->claims != NIL)
@@ -243,11 +247,11 @@ klm_has_room(void)
 static void
 offer_room(KlmBatch *batch)
 {
-	int64		memory = (int64) klm_sender_memory * 1024;
 	int			count = 0;
 	char	  **names;
 	int64	   *held;
-	KlmPlace   *places;
+	int64		began = klm_clock_ms();
+	KlmStretch *stretches;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &klm_sender.pools)
@@ -270,13 +274,29 @@ offer_room(KlmBatch *batch)
 		batch->busy[count++] = pool->queued + pool->open;
 	}
 	batch->offered = count;
-	places = klm_line_begin(batch);
-	batch->claims = klm_outbox_claim(klm_sender.epoch, batch->room,
-									 klm_sender.isolating ? -1
-									 : Max(0, memory - klm_sender.claimed_bytes),
-									 names, batch->busy, held, batch->rooms, places, count,
-									 &klm_sender.tried_ids, &klm_sender.tried_count);
+	while (batch->claims == NIL && (stretches = klm_line_back(began)) != NULL)
+	{
+		batch->claims = claim_stretches(batch, names, held, stretches);
+		klm_line_looked(batch->claims != NIL);
+	}
+	if (batch->claims != NIL)
+	{
+		batch->back = true;
+		return;
+	}
+	batch->claims = claim_stretches(batch, names, held, klm_line_begin(batch));
 	klm_line_end(batch);
+}
+
+static List *
+claim_stretches(KlmBatch *batch, char **names, int64 *held, const KlmStretch *stretches)
+{
+	int64		memory = (int64) klm_sender_memory * 1024;
+
+	return klm_outbox_claim(klm_sender.epoch, batch->room,
+							klm_sender.isolating ? -1 : Max(0, memory - klm_sender.claimed_bytes),
+							names, batch->busy, held, batch->rooms, stretches, batch->offered,
+							&klm_sender.tried_ids, &klm_sender.tried_count);
 }
 
 static void
@@ -564,7 +584,7 @@ prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *m
 
 	if (pool->settings == NULL)
 	{
-		klm_add_local_outcome(claimed->id, pool, "returned", "");
+		klm_give_back(claimed->id, pool, claimed->priority, claimed->place);
 		return;
 	}
 	if (claimed->suppressed)
@@ -595,6 +615,8 @@ prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *m
 	delivery->batch = batch;
 	delivery->pool = pool;
 	delivery->message = message;
+	delivery->priority = claimed->priority;
+	delivery->place = claimed->place;
 	delivery->size = claimed->size;
 	delivery->recipient = claimed->recipient;
 	delivery->expires_at = claimed->expires_at;

@@ -263,7 +263,7 @@ next_delivery(KlmPool *pool)
 		pool->granted--;
 		if (delivery->expires_at == 0 || delivery->expires_at > klm_now())
 			return delivery;
-		klm_add_local_outcome(delivery->id, pool, "returned", "");
+		klm_give_back(delivery->id, pool, delivery->priority, delivery->place);
 		klm_finish_delivery(delivery);
 	}
 	return NULL;
@@ -528,7 +528,7 @@ take_results(KlmLink *link)
 			pause_chunks(pool);
 		decide(link, delivery, &result, &decision);
 		if (is_nobodys(link, &result))
-			klm_add_local_outcome(delivery->id, pool, "returned", "");
+			klm_give_back(delivery->id, pool, delivery->priority, delivery->place);
 		else if (delivery->signed_path && decision.sender)
 		{
 			/* Not the account's address is refused, but ours for its bounces. */
@@ -538,12 +538,12 @@ take_results(KlmLink *link)
 								pool->name, klm_bounce_domain),
 						 errdetail("Its mail leaves with the sender's address there, and its bounces are known by their Message-ID alone.")));
 			pool->own_path = true;
-			klm_add_local_outcome(delivery->id, pool, "returned", "");
+			klm_give_back(delivery->id, pool, delivery->priority, delivery->place);
 			klm_return_queue(pool);
 		}
 		else if (is_local(&result) && delivery->account_smtputf8 && !link->smtputf8)
 		{
-			klm_add_local_outcome(delivery->id, pool, "returned", "");
+			klm_give_back(delivery->id, pool, delivery->priority, delivery->place);
 			klm_note_hold(pool, link->settings, klm_verdict_name(KLM_ACCOUNT_TROUBLE), 0,
 						  KLM_STAGE_MAIL,
 						  "an address of the account itself (from_address or reply_to) is not ASCII before the @, and its server has no SMTPUTF8",

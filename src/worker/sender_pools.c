@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "lib/ilist.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -59,6 +60,18 @@ klm_add_local_outcome(int64 id, const KlmPool *pool, const char *verdict, const 
 	outcome->verdict = verdict;
 	outcome->scope = klm_scope_name(KLM_SCOPE_MESSAGE);
 	outcome->reason = MemoryContextStrdup(klm_sender.outcome_context, reason);
+}
+
+void
+klm_give_back(int64 id, KlmPool *pool, int priority, KlmPlace place)
+{
+	KlmLine    *line = &pool->lines[priority];
+
+	if (klm_place_before(place, line->from))
+		line->from = place;
+	if (TransactionIdIsValid(line->until) && klm_place_before(place, line->next))
+		line->until = InvalidTransactionId;
+	klm_add_local_outcome(id, pool, "returned", "");
 }
 
 /*
@@ -131,7 +144,7 @@ klm_return_queue(KlmPool *pool)
 												  dlist_pop_head_node(&pool->queue));
 
 		pool->queued--;
-		klm_add_local_outcome(delivery->id, pool, "returned", "");
+		klm_give_back(delivery->id, pool, delivery->priority, delivery->place);
 		klm_finish_delivery(delivery);
 	}
 }

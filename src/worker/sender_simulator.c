@@ -111,7 +111,7 @@ klm_play(KlmPool *pool)
 		pool->begun++;
 		if (delivery->expires_at != 0 && delivery->expires_at <= klm_now())
 		{
-			klm_add_local_outcome(delivery->id, pool, "returned", "");
+			klm_give_back(delivery->id, pool, delivery->priority, delivery->place);
 			klm_finish_delivery(delivery);
 		}
 		else

@@ -31,6 +31,14 @@ SELECT count(r) FROM kliv_mail._record(78, ARRAY(SELECT ROW(c.id, 'scale', 'acce
 SELECT rows_read('kliv_mail._outbox') - :before_outbox < 300 AS outbox, rows_read('kliv_mail._delivery') - :before_delivery < 300 AS delivery;
 COMMIT;
 
+-- A claim looks at a stretch of the line, and what is due behind its end is left to another.
+BEGIN;
+SELECT min(due) AS first, max(due) AS last FROM kliv_mail._outbox WHERE route = 'scale' AND epoch IS NULL \gset
+SELECT u.what, (SELECT count(*) FROM kliv_mail._claim(78, 50, 1000000, '{scale}', '{0}', '{0}', '{50}',
+    array_fill('-infinity'::timestamptz, '{3}'), '{0,0,0}', array_fill(u.until, '{3}'))) AS claimed
+FROM (VALUES ('before it', :'first'::timestamptz - interval '1 second'), ('to its last', :'last')) AS u (what, until);
+ROLLBACK;
+
 -- A long line behind an account that is held costs another account's claim
 -- nothing, and a look at one message no more than its own rows and the first
 -- 10,000 in line: with the statistics of before, and with new ones.

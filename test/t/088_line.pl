@@ -8,10 +8,11 @@ use strict;
 use warnings;
 use KlivMail::Cluster;
 use KlivMail::SmtpServer;
+use PostgreSQL::Test::Utils ();
 use Test::More;
 
 my $smtp = KlivMail::SmtpServer->start;
-my $node = KlivMail::Cluster->new('main', conf => { 'kliv_mail.allowed_hosts' => '127.0.0.1', 'kliv_mail.max_daily_limit' => 1_000_000 });
+my $node = KlivMail::Cluster->new('main', conf => { 'kliv_mail.allowed_hosts' => '127.0.0.1', 'kliv_mail.max_daily_limit' => 1_000_000, log_min_messages => 'debug1' });
 my $session = $node->session;
 $session->sql("SELECT count(*) FROM kliv_mail.configure_smtp(host => '127.0.0.1', port => " . $smtp->port
       . ", encryption => 'none', username => '', from_address => 'shop\@shop.example', test => false, hourly_limit => 1000000, daily_limit => 1000000)");
@@ -38,6 +39,9 @@ sub sent { my ($local) = @_; return scalar $smtp->accepted("$local\@x.example");
 # More than a claim takes has left behind what waits.
 sub more_left { my $goal = $smtp->count + 400; busy_until('400 more have left', sub { $smtp->count >= $goal }); return; }
 
+# Claims that looked at all of it, which may take long and is for a sender that has nothing to do.
+sub fronts { return scalar(() = PostgreSQL::Test::Utils::slurp_file($node->logfile) =~ /a claim began at the front of each line/g); }
+
 # Due in a while, so that it is locked before any claim.
 my ($late, $locker) = ($node->session, $node->session);
 my $ahead = 5 + $node->seconds_ahead;
@@ -49,6 +53,9 @@ $late->sql(q{SELECT kliv_mail.send('late@x.example', 'x', 'x')});
 busy_until('it is due', sub { $session->sql(q{SELECT due < now() FROM kliv_mail._outbox WHERE recipient = 'locked@x.example'}) eq 't' });
 more_left();
 is(sent('late') + sent('locked'), 0, 'neither has left, while others go on');
+my $waited = fronts();
+more_left() for 1 .. 3;
+cmp_ok(fronts() - $waited, '<=', 1, 'a transaction that writes for long does not keep claims at the front');
 $late->sql('COMMIT');
 busy_until('what was committed late has left', sub { sent('late') });
 is(sent('late'), 1, 'what was committed late leaves by a sender that is busy');
@@ -57,6 +64,10 @@ is(sent('locked'), 0, 'what is locked is passed over');
 $locker->sql('COMMIT');
 busy_until('what was locked has left', sub { sent('locked') });
 is(sent('locked'), 1, 'what was locked leaves by a sender that is busy');
+my $fronts = fronts();
+cmp_ok($fronts, '>=', 1, 'a sender begins at the front');
+more_left() for 1 .. 3;
+cmp_ok(fronts() - $fronts, '<=', 1, '... which claims where it had come to all the time, and looks back at what is before it');
 
 # What was refused and is asked for again stands where it stood.
 $smtp->set(rcpt_reply => '550 5.1.1 no such user');
