@@ -72,12 +72,19 @@
 /* Mail that has waited so long for a connection is worth another sender. */
 #define BACKLOG_MS			1000
 
+/*
+ * With more in hand than half of what is claimed ahead, and more behind it, new mail is
+ * claimed along with that, or this much later: a claim for each commit would take a few.
+ */
+#define WAKE_WAITS_MS		50
+
 static WaitEventSet *wait_set;
 static List *changes = NIL;	/* for NOTIFY: KlmChange */
 static int	failures;			/* transactions failed in a row */
 static int64 retry_at;
 
 static uint64 seen_wakes;
+static bool wake_waits;			/* for the claim of WAKE_WAITS_MS */
 static uint32 seen_deaths;
 static int64 idle_since;
 static int64 next_retain;
@@ -344,7 +351,13 @@ notice_changes(int64 now)
 	if (klm_sender.shared.wakes != seen_wakes)
 	{
 		seen_wakes = klm_sender.shared.wakes;
-		klm_sender.claim_wanted = true;
+		if (klm_sender.claim_again && !klm_has_room())
+		{
+			wake_waits = true;
+			klm_sender.next_claim = Min(klm_sender.next_claim, now + WAKE_WAITS_MS);
+		}
+		else
+			klm_sender.claim_wanted = true;
 	}
 	if (klm_sender.shared.deaths != seen_deaths)
 	{
@@ -636,7 +649,11 @@ run_transaction(bool wanted)
 			}
 		}
 		if (may_claim)
+		{
+			klm_sender.claim_wanted |= wake_waits;
+			wake_waits = false;
 			batch = klm_claim();
+		}
 		if (!mailbox_told)
 			tell_of_mailbox();
 		/* Whatever fails from here on is no row's fault. */
