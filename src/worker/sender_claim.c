@@ -40,6 +40,9 @@
 /* What can wait does so for so long at most, where mail is to leave. */
 #define CHORES_EVERY_MS		1000
 
+/* So often who has not planned the next claim looks for what has fallen due. */
+#define CLAIM_EVERY_MS		1000
+
 static int	vain_claims;		/* in a row, though something was due */
 static int64 chores_at = 0;
 static bool look_wanted = false;	/* at the accounts */
@@ -99,7 +102,7 @@ klm_claim(void)
 	else if (batch->whole)
 		plan_next_claim();
 	else
-		klm_sender.next_claim = klm_line_whole_at();
+		klm_sender.next_claim = Min(klm_line_whole_at(), klm_clock_ms() + CLAIM_EVERY_MS);
 
 	/* Behind the claim, so that this sees all that the claim saw. */
 	look_wanted |= klm_sender.claim_wanted;
@@ -189,7 +192,7 @@ klm_queue_claimed(KlmBatch *batch, KlmGrant *grant)
 	if (klm_sender.isolating && ++klm_sender.isolated > batch->room)
 		klm_sender.isolating = false;
 	/* What falls due meanwhile at an account without room here, or without a pool yet. */
-	klm_sender.next_claim = klm_clock_ms() + 1000;
+	klm_sender.next_claim = klm_clock_ms() + CLAIM_EVERY_MS;
 	foreach(lc, batch->claims)
 	{
 		KlmClaim   *claimed = lfirst(lc);

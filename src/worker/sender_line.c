@@ -67,6 +67,7 @@ static struct
 	TimestampTz first;			/* what this sender has claimed was due then or later */
 	int64		width;
 	int64		stretch_at;
+	bool		found;			/* something: the next claim is one of what has come since */
 	int64		least_ms;		/* that any stretch has taken: a claim that finds nothing does */
 }			back = {
 	.done = DT_NOBEGIN, .first = DT_NOEND, .width = BACK_WIDTH_MAX, .least_ms = BACK_MS
@@ -96,8 +97,11 @@ klm_line_back(int64 began)
 	dlist_iter	iter;
 
 	back.stretch_at = klm_clock_ms();
-	if (back.stretch_at < back.at || is_whole_due())
+	if (back.found || back.stretch_at < back.at || is_whole_due())
+	{
+		back.found = false;
 		return NULL;
+	}
 	dlist_foreach(iter, &klm_sender.pools)
 	{
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
@@ -143,7 +147,8 @@ klm_line_looked(bool found)
 {
 	int64		took = klm_clock_ms() - back.stretch_at;
 
-	/* There may be more of it. */
+	/* There may be more of it, but what is more urgent may have come meanwhile. */
+	back.found = found;
 	if (found)
 		return;
 	back.least_ms = Min(back.least_ms, took);
