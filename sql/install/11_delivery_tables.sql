@@ -59,7 +59,9 @@ CREATE TABLE kliv_mail._batch (
     id         bigint NOT NULL,                 -- the sender's own count
     begun      boolean NOT NULL,                -- a server may have it
     deliveries bigint[] NOT NULL,
-    PRIMARY KEY (epoch, id)
+    -- By the id first, which each statement of a sender names: without statistics a search for
+    -- ids could read all rows of the epoch, and the dead ones a held snapshot keeps.
+    PRIMARY KEY (id, epoch)
 );
 ALTER TABLE kliv_mail._batch SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
