@@ -22,8 +22,8 @@ $$;
 -- p_room of them and (but for the first, when p_first) p_bytes octets.  Counts
 -- them in the windows in the same transaction.  sender: whose mail it is, where
 -- another account of ours is in trouble.  p_dues and p_ids: of each priority, where in
--- the line to begin, p_untils: and the last due time to look at (src/worker/sender_line.c).  p_known: the account, where the caller has
--- looked at it.
+-- the line to begin, p_untils: the last due time to look at (src/worker/sender_line.c).
+-- p_known: the account, where the caller has looked at it.
 CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean,
                                          p_dues timestamptz[] DEFAULT '{-infinity,-infinity,-infinity}', p_ids bigint[] DEFAULT '{0,0,0}',
                                          p_known kliv_mail._known_account DEFAULT NULL, p_untils timestamptz[] DEFAULT '{infinity,infinity,infinity}')
@@ -192,9 +192,9 @@ $$;
 -- Claim for all accounts in turn, p_bytes octets in all; NULL: a single row of any
 -- size.  p_accounts, p_busy and p_held: how many deliveries and octets the sender
 -- already has of some of them; p_rooms: how many it is to have, p_room of the others; p_dues and
--- p_ids: three for each, where in the line to begin, and p_untils where to end.  An account gets no more than half of what the
--- others leave, so that one that hangs cannot fill the sender's memory, and one
--- that has nothing gets a mail of any size.
+-- p_ids: three for each, where in the line to begin, p_untils: and where to end.  An account gets
+-- no more than half of what the others leave, so that one that hangs cannot fill the sender's
+-- memory, and one that has nothing gets a mail of any size.
 -- settings changes whenever the account was changed in any way.
 CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint,
                                  p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}',

@@ -80,14 +80,6 @@ is_whole_due(void)
 		klm_sender.recovery_wanted;
 }
 
-static void
-end_look(int64 began)
-{
-	int64		now = klm_clock_ms();
-
-	back.at = now + Max(WHOLE_EVERY_MS, WHOLE_SHARE * (now - began));
-}
-
 KlmStretch *
 klm_line_back(int64 began)
 {
@@ -110,15 +102,11 @@ klm_line_back(int64 began)
 			latest = Max(latest, pool->lines[i].from.due);
 		count += KLM_PRIORITIES;
 	}
-	if (back.done >= latest)
+	if (back.done >= latest || back.stretch_at >= began + BACK_MS)
 	{
-		back.done = DT_NOBEGIN;
-		end_look(began);
-		return NULL;
-	}
-	if (back.stretch_at >= began + BACK_MS)
-	{
-		end_look(began);
+		if (back.done >= latest)
+			back.done = DT_NOBEGIN;
+		back.at = back.stretch_at + Max(WHOLE_EVERY_MS, WHOLE_SHARE * (back.stretch_at - began));
 		return NULL;
 	}
 	/* What others have left within a day is as much as what this sender has. */

@@ -136,6 +136,7 @@ cmp_ok($session->query(q{SELECT (100 * n_tup_hot_upd / n_tup_upd)::integer FROM 
         cmp_ok($read, '<=', $most, "$name reads the last of them only");
         $session->query('COMMIT');
     }
+    is($session->query(q{SELECT string_agg(window_name || ' ' || used, ', ' ORDER BY window_name) FROM kliv_mail._usage}), 'day 1400, hour 1400', '... and all are counted in one row a window');
     # The same of what senders have in hand, behind a vacuum that found no living row.
     $session->query(q{INSERT INTO kliv_mail._batch (epoch, id, begun, deliveries) SELECT 77, n, false, '{1}' FROM generate_series(1, 100000) AS n; DELETE FROM kliv_mail._batch; VACUUM kliv_mail._batch});
     $session->query(q{INSERT INTO kliv_mail._batch (epoch, id, begun, deliveries) SELECT 77, n, false, '{1}' FROM generate_series(100001, 100004) AS n});
@@ -145,7 +146,6 @@ cmp_ok($session->query(q{SELECT (100 * n_tup_hot_upd / n_tup_upd)::integer FROM 
     $session->query(q{SELECT kliv_mail._stamp(77, 100005, '{1}', '{2}', '{100001, 100002}')});
     cmp_ok($stamped->() - $read, '<=', 100, 'a stamp reads no more of what senders had in hand than it needs');
     $session->query('COMMIT');
-    is($session->query(q{SELECT string_agg(window_name || ' ' || used, ', ' ORDER BY window_name) FROM kliv_mail._usage}), 'day 1400, hour 1400', '... and all are counted in one row a window');
     $holder->quit;
 }
 

@@ -1,9 +1,9 @@
 # Where in the line a claim begins (src/worker/sender_line.c): while a sender is
 # busy and passes over what it has sent, mail that comes to stand before that place
-# leaves all the same: by the transactions that a place waits for, or by a look from
-# the front, of which either is enough for what is tried here.  And the rows of
-# send() are rows as any INSERT's (src/db/rows.c): triggers that somebody put on the
-# tables run.
+# leaves all the same: by the transactions that a place waits for, or by looking back,
+# of which either is enough for what is tried here; and no claim begins at the front
+# while there is mail.  And the rows of send() are rows as any INSERT's (src/db/rows.c):
+# triggers that somebody put on the tables run.
 use strict;
 use warnings;
 use KlivMail::Cluster;
