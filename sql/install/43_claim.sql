@@ -86,7 +86,10 @@ BEGIN
     IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
         RETURN;
     END IF;
-    PERFORM kliv_mail._settle_clock(v_at);
+    -- Once the clock was set back, what comes lies in front of the places, where it is looked for apart.
+    IF '-infinity' = ALL (p_dues) OR 'infinity' > ANY (p_untils) THEN
+        PERFORM kliv_mail._settle_clock(v_at);
+    END IF;
     -- After trouble, one delivery tries whether it has ended.
     v_room := least(p_room, v.probe_room, v.remaining);
     -- Until what a claim would take has none any more that had its share.

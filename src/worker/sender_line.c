@@ -16,11 +16,14 @@
  *
  * What else comes to stand there (who commits later still, retry(), a lock that was
  * passed over and is free again, a clock set back) is found by who looks back, each
- * second, at what lies in front of these places, stretch by stretch, for some
- * milliseconds: so long that a round takes a twentieth of the time at most, and nobody
- * waits for it.  Once there has been nothing to claim for a second a claim begins at the
- * front, and a sender rests only after such a one.  What was claimed and goes back moves
- * its place.
+ * second, at what lies in front of these places, stretch by stretch: some milliseconds
+ * at once, and a twentieth of the time at most, so that nobody waits for it.  How much a
+ * stretch holds shows only when it is looked at, and changes while mail is sent, vacuum
+ * passes and snapshots end: one that took long is cut in two for the next round, and
+ * short ones become one.
+ *
+ * Once there has been nothing to claim for a second a claim begins at the front, and a
+ * sender rests only after such a one.  What was claimed and goes back moves its place.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -31,6 +34,7 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "lib/ilist.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -44,9 +48,11 @@
 /* So long one look back takes, as far as its stretches allow, */
 #define BACK_MS			10
 
-/* which are as wide, in microseconds of due times. */
-#define BACK_WIDTH_MIN	INT64CONST(10000)
-#define BACK_WIDTH_MAX	USECS_PER_DAY
+/* of which none is cut below so many microseconds of due times. */
+#define NARROW			INT64CONST(10000)
+
+/* Before this nothing is due: what a look there takes is what any takes that finds nothing. */
+#define BACK_ORIGIN		0
 
 /* So long a place waits for transactions. */
 #define LATE_MS			1000
@@ -58,19 +64,28 @@ static int64 whole_at = 0;
 static bool whole_wanted = true;
 static int64 began_at;
 
+/* From the end of the one before, the first from the origin. */
+typedef struct Stretch
+{
+	TimestampTz end;
+	int64		ms;				/* beyond what one that holds nothing takes */
+} Stretch;
+
 /* The round of looking back. */
 static struct
 {
-	int64		at;				/* when it goes on */
-	TimestampTz done;			/* as far as it has come */
-	TimestampTz end;			/* of the stretch that is looked at */
-	TimestampTz first;			/* what this sender has claimed was due then or later */
-	int64		width;
-	int64		stretch_at;
+	Stretch    *stretches;		/* as the rounds before have cut them */
+	int			count;
+	int			size;
+	int			next;			/* to be looked at; -1: the one before the origin */
+	TimestampTz end;			/* of it */
 	bool		found;			/* something: the next claim is one of what has come since */
-	int64		least_ms;		/* that any stretch has taken: a claim that finds nothing does */
+	int64		round_at;
+	int64		stretch_at;
+	int64		again_at;
+	int64		empty_ms;
 }			back = {
-	.done = DT_NOBEGIN, .first = DT_NOEND, .width = BACK_WIDTH_MAX, .least_ms = BACK_MS
+	.next = -1
 };
 
 static bool
@@ -80,16 +95,52 @@ is_whole_due(void)
 		klm_sender.recovery_wanted;
 }
 
+static TimestampTz
+back_start(void)
+{
+	if (back.next < 0)
+		return DT_NOBEGIN;
+	return back.next == 0 ? BACK_ORIGIN : back.stretches[back.next - 1].end;
+}
+
+/* Where to cut one.  The first begins with decades that hold nothing. */
+static TimestampTz
+middle_of(TimestampTz start, TimestampTz end)
+{
+	if (start == BACK_ORIGIN)
+		return Max(start, end - 8 * Max(klm_now() - end, USECS_PER_SEC));
+	return start + (end - start) / 2;
+}
+
+static Stretch *
+new_stretch(int at)
+{
+	if (back.stretches == NULL)
+	{
+		back.size = 64;
+		back.stretches = MemoryContextAlloc(TopMemoryContext, back.size * sizeof(Stretch));
+	}
+	else if (back.count == back.size)
+	{
+		back.stretches = repalloc_huge(back.stretches, 2 * (Size) back.size * sizeof(Stretch));
+		back.size *= 2;
+	}
+	memmove(back.stretches + at + 1, back.stretches + at, (back.count - at) * sizeof(Stretch));
+	back.count++;
+	return back.stretches + at;
+}
+
 KlmStretch *
 klm_line_back(int64 began)
 {
 	KlmStretch *stretches;
+	TimestampTz start = back_start();
 	TimestampTz latest = DT_NOBEGIN;
 	int			count = 0;
 	dlist_iter	iter;
 
 	back.stretch_at = klm_clock_ms();
-	if (back.found || back.stretch_at < back.at || is_whole_due())
+	if (back.found || back.stretch_at < back.again_at || is_whole_due())
 	{
 		back.found = false;
 		return NULL;
@@ -102,18 +153,20 @@ klm_line_back(int64 began)
 			latest = Max(latest, pool->lines[i].from.due);
 		count += KLM_PRIORITIES;
 	}
-	if (back.done >= latest || back.stretch_at >= began + BACK_MS)
+	if (back.next < 0)
+		back.round_at = back.stretch_at;
+	if (start >= latest || back.stretch_at >= began + BACK_MS)
 	{
-		if (back.done >= latest)
-			back.done = DT_NOBEGIN;
-		back.at = back.stretch_at + Max(WHOLE_EVERY_MS, WHOLE_SHARE * (back.stretch_at - began));
+		back.again_at = back.stretch_at + WHOLE_SHARE * (back.stretch_at - began);
+		if (start >= latest)
+		{
+			back.next = -1;
+			back.again_at = Max(back.again_at, back.round_at + WHOLE_EVERY_MS);
+		}
 		return NULL;
 	}
-	/* What others have left within a day is as much as what this sender has. */
-	if (back.done != DT_NOBEGIN)
-		back.end = back.done + back.width;
-	else
-		back.end = back.first == DT_NOEND ? DT_NOEND : back.first - USECS_PER_DAY;
+	back.end = back.next < 0 ? BACK_ORIGIN :
+		back.next < back.count ? back.stretches[back.next].end : latest;
 	stretches = palloc(count * sizeof(KlmStretch));
 	count = 0;
 	dlist_foreach(iter, &klm_sender.pools)
@@ -122,7 +175,7 @@ klm_line_back(int64 began)
 
 		for (int i = 0; i < KLM_PRIORITIES; i++)
 		{
-			stretches[count].from.due = back.done;
+			stretches[count].from.due = start;
 			stretches[count].from.id = 0;
 			stretches[count++].until = Min(back.end, pool->lines[i].from.due);
 		}
@@ -134,16 +187,43 @@ void
 klm_line_looked(bool found)
 {
 	int64		took = klm_clock_ms() - back.stretch_at;
+	TimestampTz start = back_start();
+	TimestampTz middle;
+	Stretch    *stretch;
 
 	/* There may be more of it, but what is more urgent may have come meanwhile. */
 	back.found = found;
 	if (found)
 		return;
-	back.least_ms = Min(back.least_ms, took);
-	if (back.done != DT_NOBEGIN)
-		back.width = Min(2 * back.width, back.width * BACK_MS / Max(1, took - back.least_ms));
-	back.width = Max(BACK_WIDTH_MIN, Min(back.width, BACK_WIDTH_MAX));
-	back.done = back.end;
+	ereport(DEBUG1,
+			(errmsg_internal("kliv_mail: a look back at stretch %d of %d: %lld ms", back.next + 1,
+							 back.count, (long long) took)));
+	if (back.next < 0)
+	{
+		back.empty_ms = took;
+		back.next = 0;
+		return;
+	}
+	if (back.next == back.count)
+		new_stretch(back.count)->end = back.end;
+	stretch = &back.stretches[back.next];
+	stretch->ms = Max(0, took - back.empty_ms);
+	middle = middle_of(start, stretch->end);
+	if (stretch->ms > BACK_MS && middle - start >= NARROW && stretch->end - middle >= NARROW)
+	{
+		stretch->ms /= 2;
+		new_stretch(back.next)->end = middle;
+		back.stretches[back.next].ms = back.stretches[back.next + 1].ms;
+		back.next += 2;
+	}
+	else if (back.next > 0 && stretch->ms + stretch[-1].ms <= BACK_MS / 2)
+	{
+		stretch[-1].end = stretch->end;
+		stretch[-1].ms += stretch->ms;
+		memmove(stretch, stretch + 1, (--back.count - back.next) * sizeof(Stretch));
+	}
+	else
+		back.next++;
 }
 
 KlmStretch *
@@ -197,16 +277,14 @@ klm_line_move(const KlmBatch *batch)
 	/* Not while there is mail that would wait for it. */
 	if (batch->claims != NIL)
 		whole_at = Max(whole_at, klm_clock_ms() + WHOLE_EVERY_MS);
-	foreach(lc, batch->claims)
-		back.first = Min(back.first, ((KlmClaim *) lfirst(lc))->place.due);
 	/* What lies behind the places was not looked at. */
 	if (batch->back)
 		return;
 	if (batch->whole)
 	{
 		whole_wanted = false;
-		back.done = DT_NOBEGIN;
-		back.at = klm_clock_ms() + WHOLE_EVERY_MS;
+		back.next = -1;
+		back.again_at = klm_clock_ms() + WHOLE_EVERY_MS;
 	}
 	dlist_foreach(iter, &klm_sender.pools)
 	{

@@ -39,8 +39,8 @@ $node->configure(
     'kliv_mail.sender_idle_timeout' => 0,
     'kliv_mail.platform_url'        => 'smtp://127.0.0.1:' . $smtp->port,
     'kliv_mail.platform_from'       => 'platform@platform.example',
-    'kliv_mail.platform_hourly_limit' => 100,
-    'kliv_mail.platform_daily_limit'  => 100);
+    'kliv_mail.platform_hourly_limit' => 10000,
+    'kliv_mail.platform_daily_limit'  => 10000);
 # From PostgreSQL 19 on the processor's own counter may be the clock, which no library can move.
 $node->configure(timing_clock_source => 'system') if $node->pg_version > 18.99;    # (19rc1 comes before 19)
 {
@@ -89,5 +89,30 @@ for my $minutes (4, 8, 12)
 $node->wait_until(q{SELECT count(*) = 0 FROM kliv_mail.deliveries WHERE status = 'sending'});
 is($node->sql(q{SELECT string_agg(recipient || ' ' || status, ', ' ORDER BY recipient) FROM kliv_mail.deliveries WHERE recipient ~ '^(drip|joins)'}),
     'drip-dot@example.com sent, joins@example.com sent', 'a reply that never ends is given up after its ten minutes, and counts as what it began with');
+
+# The clock is set back while a sender is busy: nothing makes it look at the whole line, and what waits for a retry leaves.
+$node->reconfigure('kliv_mail.sender_idle_timeout' => '1min');
+my $stream = 0;
+my $sending = $node->session;
+sub busy_until
+{
+    my ($condition) = @_;
+    return $smtp->wait_for(sub {
+        $stream++;
+        $sending->sql("SELECT kliv_mail.send('stream$stream\@example.com', 'x', 'x', account => 'platform')");
+        return $condition->();
+    });
+}
+sub left { my ($local) = @_; return scalar $smtp->accepted("$local\@example.com"); }
+ok(busy_until(sub { left('stream20') }), 'a sender is busy');
+$node->sql(q{
+    SELECT kliv_mail.send('retried-busy@example.com', 'x', 'x', account => 'platform', send_at => kliv_mail._now() + interval '60 seconds');
+    UPDATE kliv_mail._message SET send_at = NULL WHERE account = 'platform' AND send_at IS NOT NULL});
+my $later = $stream + 10;
+busy_until(sub { left("stream$later") });
+is(left('retried-busy'), 0, '... what is due in a minute waits');
+unlink "$folder/clock";
+ok(busy_until(sub { left('retried-busy') }), 'an hour back: it leaves by a sender that is busy');
+$sending->quit;
 $node->stop;
 done_testing();

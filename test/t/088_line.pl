@@ -69,6 +69,22 @@ cmp_ok($fronts, '>=', 1, 'a sender begins at the front');
 more_left() for 1 .. 3;
 cmp_ok(fronts() - $fronts, '<=', 1, '... which claims where it had come to all the time, and looks back at what is before it');
 
+# A look back takes some milliseconds, whatever a snapshot keeps of what was sent: stretches are cut until they do.
+sub stretches { my @all = PostgreSQL::Test::Utils::slurp_file($node->logfile) =~ /a look back at stretch \d+ of (\d+)/g; return $all[-1]; }
+my $holder = $node->session;
+$holder->sql('BEGIN ISOLATION LEVEL REPEATABLE READ');
+$holder->sql('SELECT count(*) FROM kliv_mail._outbox');
+$session->sql('SELECT kliv_mail.pause()');
+$session->wait_until('SELECT count(*) = 0 FROM kliv_mail._outbox WHERE epoch IS NOT NULL');
+$session->sql(q{INSERT INTO kliv_mail._outbox (id, message_id, recipient, kind, origin, route, priority, due, created_at)
+    SELECT -n, 0, '', 'to', kliv_mail._origin(), '', 1, now() - n * interval '2 ms', now() FROM generate_series(1, 250000) AS n});
+$session->sql('DELETE FROM kliv_mail._outbox WHERE id < 0');
+my $cut = stretches();
+$session->sql('SELECT kliv_mail.resume()');
+busy_until('it is cut', sub { stretches() >= $cut + 2 });
+cmp_ok(stretches(), '>=', $cut + 2, 'who looks back at much does so in stretches');
+$holder->quit;
+
 # What was refused and is asked for again stands where it stood.
 $smtp->set(rcpt_reply => '550 5.1.1 no such user');
 my $again = $session->sql(q{SELECT kliv_mail.send('again@x.example', 'x', 'x')});
