@@ -45,6 +45,8 @@ sub start
     my $tls = KlivMail::Tls->new("$folder/tls");
     my ($certificate, $key) = $tls->certificate('postfix');
 
+    # Postfix 3.9 makes one that nobody else may read.
+    KlivMail::Server::write_file("$folder/log", '');
     KlivMail::Server::write_file("$folder/conf/main.cf", <<"EOF");
 compatibility_level = 3.6
 queue_directory = $folder/queue
