@@ -45,21 +45,23 @@ COMMENT ON FUNCTION kliv_mail._snapshot_rows(anyelement, text, bigint, text[]) I
     'Rows of a table as the statement''s snapshot has them, read without locks of any kind.';
 
 -- Where rows were made in the future, the clock has been set back: what was due when it was made, or
--- waits for a retry, is due now.  It looks at the newest ones, among which those that came since are few,
--- and passes over no more than these where all were sent.
-CREATE FUNCTION kliv_mail._settle_clock(at timestamptz) RETURNS void
+-- waits for a retry, is due now.  It looks at those that were made behind p_after, the newest id of an earlier
+-- look (0: a sender begins), as far as these are the last of many; the newest id now.
+CREATE FUNCTION kliv_mail._settle_clock(at timestamptz, p_after bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     v_ahead timestamptz := at + interval '10 seconds';
+    v_newest bigint := (SELECT q.last_value FROM kliv_mail._delivery_id AS q);
 BEGIN
-    IF v_ahead < (SELECT max(x.created_at) FROM (
-            SELECT o.created_at FROM kliv_mail._outbox AS o WHERE o.id > (SELECT q.last_value FROM kliv_mail._delivery_id AS q) - 1000
-            ORDER BY o.id DESC LIMIT 100) AS x) THEN
+    IF EXISTS (SELECT FROM kliv_mail._outbox AS o
+               WHERE o.id > greatest(p_after, v_newest - CASE p_after WHEN 0 THEN 1000 ELSE 10000 END) AND o.created_at > v_ahead) THEN
         UPDATE kliv_mail._outbox AS o
         SET created_at = at,
             due = CASE WHEN o.due > at AND o.due < 'infinity' AND coalesce(m.send_at <= o.created_at, true) THEN at ELSE o.due END
         FROM kliv_mail._message AS m
-        WHERE m.id = o.message_id AND o.epoch IS NULL AND o.created_at > v_ahead;
+        WHERE m.id = o.message_id AND o.id IN (
+            SELECT x.id FROM kliv_mail._outbox AS x WHERE x.epoch IS NULL AND x.created_at > v_ahead FOR NO KEY UPDATE SKIP LOCKED);
     END IF;
+    RETURN v_newest;
 END;
 $$;

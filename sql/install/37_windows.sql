@@ -12,8 +12,8 @@ END;
 $$;
 
 -- The rows that count at a moment: of the window that begins at p_start, and of others that contain
--- the moment, which another clock or another quota_timezone has left.  No window is longer than 25
--- hours.  The newest generation of the present window is found first, and what a held snapshot keeps
+-- the moment, which another clock or another quota_timezone has left.  No window is longer than 26
+-- hours (Troll's, by two).  The newest generation of the present window is found first, and what a held snapshot keeps
 -- of those before it is not looked at: it grows by what each claim counts.
 CREATE FUNCTION kliv_mail._windows(p_account text, p_window_name text, p_start timestamptz, at timestamptz)
 RETURNS TABLE (window_name text, window_end timestamptz, used integer, generation integer)
@@ -29,7 +29,7 @@ BEGIN ATOMIC
     UNION ALL
     SELECT u.window_name, u.window_end, u.used, 0 FROM kliv_mail._usage AS u
     WHERE u.account = p_account AND u.window_name = p_window_name AND u.window_end > at
-      AND u.window_start < p_start AND u.window_start > at - CASE p_window_name WHEN 'hour' THEN interval '1 hour' ELSE interval '25 hours' END;
+      AND u.window_start < p_start AND u.window_start > at - CASE p_window_name WHEN 'hour' THEN interval '1 hour' ELSE interval '26 hours' END;
 END;
 
 -- Where the provider counts the last 24 hours: what they have used, and when

@@ -123,7 +123,7 @@ BEGIN
     zone := current_setting('kliv_mail.quota_timezone');
     hour_start := date_trunc('hour', at, zone);
     hour_end := hour_start + interval '1 hour';
-    -- A day has 23 or 25 hours where the zone changes its clocks.
+    -- A day has 22 to 26 hours where the zone changes its clocks.
     v_day := date_trunc('day', at AT TIME ZONE zone);
     day_start := kliv_mail._midnight(v_day, zone);
     day_end := kliv_mail._midnight(v_day + interval '1 day', zone);
@@ -264,9 +264,9 @@ BEGIN
 END;
 $$;
 
--- No reply asks for more than a day, and a day of a zone that sets its clocks back has 25 hours.
+-- No reply asks for more than a day, and a day of a zone that sets its clocks back has 26 hours at most.
 CREATE FUNCTION kliv_mail._longest_hold() RETURNS interval
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 BEGIN ATOMIC
-    SELECT interval '25 hours';
+    SELECT interval '26 hours';
 END;

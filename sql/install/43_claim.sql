@@ -86,10 +86,6 @@ BEGIN
     IF v.blocked_until > v_at OR v.remaining = 0 OR v.probe_room = 0 THEN
         RETURN;
     END IF;
-    -- Once the clock was set back, what comes lies in front of the places, where it is looked for apart.
-    IF '-infinity' = ALL (p_dues) OR 'infinity' > ANY (p_untils) THEN
-        PERFORM kliv_mail._settle_clock(v_at);
-    END IF;
     -- After trouble, one delivery tries whether it has ended.
     v_room := least(p_room, v.probe_room, v.remaining);
     -- Until what a claim would take has none any more that had its share.
@@ -197,7 +193,8 @@ $$;
 -- already has of some of them; p_rooms: how many it is to have, p_room of the others; p_dues and
 -- p_ids: three for each, where in the line to begin, p_untils: and where to end.  An account gets
 -- no more than half of what the others leave, so that one that hangs cannot fill the sender's
--- memory, and one that has nothing gets a mail of any size.
+-- memory, and one that has nothing gets a mail of any size; so does who looks back, behind whom
+-- nobody would look for it, where the account has little.
 -- settings changes whenever the account was changed in any way.
 CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint,
                                  p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}',
@@ -227,7 +224,8 @@ BEGIN
         ORDER BY coalesce(b.busy, 0), x.route_order, x.name
     LOOP
         FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room,
-                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL, a.dues, a.ids, a.known, a.untils) LOOP
+                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL OR 'infinity' <> ALL (a.untils) AND a.held <= v_bytes / 4,
+                a.dues, a.ids, a.known, a.untils) LOOP
             id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
             size := c.size; suppressed := c.suppressed;
             sender := c.sender; sender_name := c.sender_name; settings := a.settings; expires_at := c.expires_at;

@@ -378,6 +378,11 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 		claim->settings = column_text(i, 9);
 		claim->expires_at = column_int64(i, 10);	/* microseconds, too */
 		claim->priority = (int) column_int64(i, 11);
+		if (claim->priority < 0 || claim->priority >= KLM_PRIORITIES)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("delivery %lld has the priority %d, which is none",
+							(long long) claim->id, claim->priority)));
 		claim->place.due = column_int64(i, 12);
 		claim->place.id = claim->id;
 	}
@@ -481,6 +486,17 @@ klm_outbox_set_aside(int64 id, const char *reason)
 	klm_add_int8(&call, id);
 	add_text_lossy(&call, reason);
 	klm_run(&call, "set_aside", false);
+}
+
+int64
+klm_outbox_settle_clock(int64 after)
+{
+	KlmCall		call = {0};
+
+	klm_add_time(&call, klm_now());
+	klm_add_int8(&call, after);
+	klm_run_one(&call, "settle_clock", false);
+	return klm_result_int8(1);
 }
 
 int64

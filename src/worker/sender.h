@@ -67,6 +67,7 @@ typedef struct KlmPool
 	int			allowed;		/* connections now; grows on success, shrinks on trouble */
 	int64		next_begin;		/* where the provider takes only so many a second */
 	KlmLine		lines[KLM_PRIORITIES];
+	int			claimed;		/* of its lines, by the last claim that did not look back */
 	bool		more;			/* its last claim found something */
 	bool		stale;			/* the queue was composed for other settings */
 	bool		looked_at;		/* at whether it is paused, at least once */
@@ -130,6 +131,7 @@ typedef struct KlmBatch
 	char	   *url;			/* the brand's unsubscribe URL, or NULL */
 	KlmDomain	domain;			/* where unsubscribe links are wanted */
 	int64		recovered;		/* deliveries of senders that died */
+	int64		newest;			/* id when it looked whether the clock was set back; 0: not */
 } KlmBatch;
 
 /* What one commit said may begin: a row of _batch until all of it has an outcome. */

@@ -40,11 +40,17 @@
 /* What can wait does so for so long at most, where mail is to leave. */
 #define CHORES_EVERY_MS		1000
 
+/* So often it looks whether the clock has been set back. */
+#define CLOCK_EVERY_MS	1000
+
 /* So often who has not planned the next claim looks for what has fallen due. */
 #define CLAIM_EVERY_MS		1000
 
 static int	vain_claims;		/* in a row, though something was due */
 static int64 chores_at = 0;
+static int64 clock_at = 0;
+static int64 settled = 0;		/* what came up to this id was looked at, */
+static int64 settling = 0;		/* and up to that once: a commit may come late */
 static bool look_wanted = false;	/* at the accounts */
 
 static void offer_room(KlmBatch *batch);
@@ -80,6 +86,8 @@ klm_claim(void)
 	batch->context = context;
 	if (klm_sender.recovery_wanted)
 		batch->recovered = klm_outbox_recover();
+	if (klm_clock_ms() >= clock_at)
+		batch->newest = klm_outbox_settle_clock(settled);
 	offer_room(batch);
 	do_chores(batch);
 	if (batch->claims != NIL)
@@ -163,6 +171,12 @@ klm_queue_claimed(KlmBatch *batch, KlmGrant *grant)
 	ListCell   *lc;
 
 	klm_sender.recovery_wanted = false;
+	if (batch->newest > 0)
+	{
+		settled = settling;
+		settling = batch->newest;
+		clock_at = klm_clock_ms() + CLOCK_EVERY_MS;
+	}
 	/* (Who looked back has not looked at what called for the claim.) */
 	klm_sender.claim_wanted = batch->back;
 	klm_line_move(batch);
@@ -548,6 +562,14 @@ look_at_accounts(void)
 	ListCell   *lc;
 	dlist_iter	iter;
 
+	/* One without a pool has no place in its lines, and each claim would pass over all of them. */
+	foreach(lc, accounts)
+	{
+		KlmAccountState *state = lfirst(lc);
+
+		if (!state->stopped)
+			(void) klm_find_pool(state->name);
+	}
 	dlist_foreach(iter, &klm_sender.pools)
 	{
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);

@@ -267,10 +267,20 @@ klm_line_end(KlmBatch *batch)
 	}
 }
 
+/* Was there room for all that waits of the n-th pool?  (What memory kept out shows nowhere.) */
+static bool
+had_room(const KlmBatch *batch, const KlmPool *pool, int n)
+{
+	return n < batch->offered && batch->busy[n] + pool->claimed < batch->rooms[n] &&
+		!klm_sender.isolating &&
+		klm_sender.claimed_bytes <= (int64) klm_sender_memory * 1024 / 8;
+}
+
 void
 klm_line_move(const KlmBatch *batch)
 {
 	KlmPlace	latest = {batch->seen - WRITE_WITHIN_MS * INT64CONST(1000), 0};
+	int			n = 0;
 	dlist_iter	iter;
 	ListCell   *lc;
 
@@ -290,6 +300,7 @@ klm_line_move(const KlmBatch *batch)
 	{
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
 
+		pool->claimed = 0;
 		for (int i = 0; i < KLM_PRIORITIES; i++)
 		{
 			KlmLine    *line = &pool->lines[i];
@@ -303,8 +314,10 @@ klm_line_move(const KlmBatch *batch)
 	foreach(lc, batch->claims)
 	{
 		KlmClaim   *claim = lfirst(lc);
-		KlmLine    *line = &klm_find_pool(claim->account)->lines[claim->priority];
+		KlmPool	   *pool = klm_find_pool(claim->account);
+		KlmLine    *line = &pool->lines[claim->priority];
 
+		pool->claimed++;
 		if (klm_place_before(claim->place, line->from))
 			line->from = claim->place;
 		/* There may be more where it found something in front of the place to come. */
@@ -326,6 +339,9 @@ klm_line_move(const KlmBatch *batch)
 				line->from = line->next;
 				line->until = InvalidTransactionId;
 			}
+			/* What it holds was sent by others, or is found by looking back. */
+			if (line->taken.due == DT_NOBEGIN && had_room(batch, pool, n))
+				line->taken = latest;
 			if (line->taken.due != DT_NOBEGIN && !TransactionIdIsValid(line->until))
 			{
 				line->next = klm_place_before(latest, line->taken) ? latest : line->taken;
@@ -336,6 +352,7 @@ klm_line_move(const KlmBatch *batch)
 				}
 			}
 		}
+		n++;
 	}
 }
 

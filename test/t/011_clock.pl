@@ -24,6 +24,7 @@ is($session->sql(q{SELECT held_by, code FROM kliv_mail.deliveries WHERE recipien
 $session->sql('RESET kliv_mail.test_clock_offset');
 is($session->sql(q{SELECT blocked_until IS NULL FROM kliv_mail._availability('custom', kliv_mail._now())}), 't', 'right again: a hold that reaches further ahead than any does is void');
 $session->sql(q{SELECT kliv_mail.send('fresh@example.com', 'x', 'x')});
+$session->sql('SELECT kliv_mail._settle_clock(kliv_mail._now(), 0)');
 is($session->sql(q{SELECT count(*) FROM kliv_mail._claim_account(1, 'custom', 10, 1000000, true)}), 2, 'what was to leave at once is claimed, also behind what came since');
 is($session->sql(q{SELECT string_agg(status, ' ' ORDER BY recipient) FROM kliv_mail.deliveries}), 'sending sending scheduled', '... and what was scheduled waits for its time');
 $session->quit;
@@ -113,6 +114,15 @@ busy_until(sub { left("stream$later") });
 is(left('retried-busy'), 0, '... what is due in a minute waits');
 unlink "$folder/clock";
 ok(busy_until(sub { left('retried-busy') }), 'an hour back: it leaves by a sender that is busy');
+
+# It was ahead for one mail, while a long line keeps the claims from where that stands.
+$smtp->set(delay_dot => 10);
+$sending->sql(q{SELECT count(kliv_mail.send('line' || i || '@example.com', 'x', 'x', account => 'platform')) FROM generate_series(1, 400) AS i});
+append_to_file("$folder/clock", '3600');
+$sending->sql(q{SELECT kliv_mail.send('ahead@example.com', 'x', 'x', account => 'platform')});
+unlink "$folder/clock";
+is(left('ahead'), 0, 'a mail is queued by a clock that is an hour ahead');
+ok(busy_until(sub { left('ahead') }), '... it leaves by a sender that is busy');
 $sending->quit;
 $node->stop;
 done_testing();
