@@ -139,6 +139,14 @@ for my $case ([ 'Atlantic/Azores', '2025-10-26 00:00Z', '2025-10-27 01:00Z' ], [
     is($session->sql(q{SELECT used FROM kliv_mail.usage WHERE account = 'few' AND window_name = 'day'}), 3, '... usage counts them');
     is($session->sql(qq{SELECT string_agg(n::text, ' ' ORDER BY at) FROM (SELECT estimated_send_at AS at, count(*) AS n FROM kliv_mail._line() GROUP BY 1 ORDER BY 1 LIMIT 1) AS l WHERE at = '$end'}), 3, '... three go with the next day');
 }
+
+# The longest day of all has 26 hours, and counts to its end in another zone.
+$session->sql("SET kliv_mail.quota_timezone = 'Antarctica/Troll'");
+$session->sql(q{INSERT INTO kliv_mail._usage (account, window_name, window_start, window_end, used)
+    SELECT 'plain', 'day', day_start, day_end, 7 FROM kliv_mail._availability('plain', '2026-10-25 12:00Z')});
+is($session->sql(q{SELECT day_end - day_start FROM kliv_mail._availability('plain', '2026-10-25 12:00Z')}), '1 day 02:00:00', 'Troll has a day of 26 hours');
+$session->sql("SET kliv_mail.quota_timezone = 'UTC'");
+is($session->sql(q{SELECT day_used FROM kliv_mail._availability('plain', '2026-10-25 23:30Z')}), 7, '... which another zone opens no second window in');
 $session->quit;
 $node->stop;
 done_testing();

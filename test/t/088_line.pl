@@ -135,6 +135,20 @@ is($session->sql("SELECT subject FROM kliv_mail.messages WHERE id = $id"), 'Trig
 $session->sql(q{CREATE OR REPLACE FUNCTION sees() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$});
 like($session->try(q{SELECT kliv_mail.send('c@x.example', 'x', 'x')})->{err}, qr/not today/, 'one that raises ends the call');
 is($session->sql('SHOW search_path'), 'public', '... and the path is the caller\'s all the same');
+$session->sql(q{
+    DROP TRIGGER before_message ON kliv_mail._message;
+    DROP TRIGGER after_outbox ON kliv_mail._outbox;
+    CREATE OR REPLACE FUNCTION sees() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF NEW.epoch IS NOT NULL AND NEW.recipient ~ '^none' THEN NEW.priority := 32000; END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER before_outbox BEFORE UPDATE ON kliv_mail._outbox FOR EACH ROW EXECUTE FUNCTION sees();
+    ALTER TABLE kliv_mail._outbox ENABLE ALWAYS TRIGGER before_outbox;
+    SELECT kliv_mail.send('none@x.example', 'x', 'x')});
+busy_until('other mail has left', sub { sent('none') || PostgreSQL::Test::Utils::slurp_file($node->logfile) =~ /has the priority 32000, which is none/ });
+more_left();
+is(sent('none'), 0, 'a row that gets a priority which is none does not leave');
+unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/terminated by signal/, '... others do, and no process ends');
 $session->quit;
 $node->stop;
 done_testing();
