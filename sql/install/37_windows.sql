@@ -20,8 +20,9 @@ RETURNS TABLE (window_name text, window_end timestamptz, used integer, generatio
 LANGUAGE sql STABLE
 BEGIN ATOMIC
     -- The planner puts it into what calls it.
-    (SELECT u.window_name, u.window_end, u.used, u.generation FROM kliv_mail._usage AS u
-     WHERE u.account = p_account AND u.window_name = p_window_name AND u.window_start = p_start AND u.window_end > at
+    -- (One that another zone had ended by now is the present one's, too.)
+    (SELECT u.window_name, CASE WHEN u.window_end > at THEN u.window_end END, u.used, u.generation FROM kliv_mail._usage AS u
+     WHERE u.account = p_account AND u.window_name = p_window_name AND u.window_start = p_start
      ORDER BY u.generation DESC LIMIT 1)
     UNION ALL
     SELECT u.window_name, u.window_end, u.used, 0 FROM kliv_mail._usage AS u

@@ -151,7 +151,7 @@ BEGIN
             ORDER BY 1, 2, 3
             ON CONFLICT (account, window_name, window_start, generation) DO UPDATE
             SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing,
-                updates = u.updates + excluded.updates, generation = (u.updates + excluded.updates) / 50)
+                window_end = excluded.window_end, updates = u.updates + excluded.updates, generation = (u.updates + excluded.updates) / 50)
         SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts,
                coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = c.message_id), 0),
                CASE WHEN v_any_suppressed AND kliv_mail._any_suppressed(ARRAY[c.recipient])

@@ -140,6 +140,20 @@ for my $case ([ 'Atlantic/Azores', '2025-10-26 00:00Z', '2025-10-27 01:00Z' ], [
     is($session->sql(qq{SELECT string_agg(n::text, ' ' ORDER BY at) FROM (SELECT estimated_send_at AS at, count(*) AS n FROM kliv_mail._line() GROUP BY 1 ORDER BY 1 LIMIT 1) AS l WHERE at = '$end'}), 3, '... three go with the next day');
 }
 
+# A day that another zone ended an hour ago, and that begins when this one does: its row goes on.
+$session->sql(q{
+    SET kliv_mail.quota_timezone = 'UTC';
+    RESET kliv_mail.test_clock_offset;
+    UPDATE kliv_mail._account SET hourly_limit = 50, daily_limit = 50;
+    DELETE FROM kliv_mail._usage;
+    DELETE FROM kliv_mail._outbox;
+    INSERT INTO kliv_mail._usage (account, window_name, window_start, window_end, used, updates, generation)
+        SELECT 'few', 'day', day_start, kliv_mail._now() - interval '1 second', 8, 100, 2 FROM kliv_mail._availability('few', kliv_mail._now());
+    SELECT kliv_mail.send('w@x.example', 'x', 'x', account => 'few');
+    SELECT FROM kliv_mail._claim_account(1, 'few', 100, 1000000, true)});
+is($session->sql(q{SELECT day_used, day_generation, day_end = day_open_at FROM kliv_mail._availability('few', kliv_mail._now())}), '9|2|t', 'a window that another zone had ended by now goes on');
+is($session->sql(q{SELECT count(*), bool_and(window_end > kliv_mail._now()) FROM kliv_mail._usage WHERE window_name = 'day'}), '1|t', '... in one row');
+
 # The longest day of all has 26 hours, and counts to its end in another zone.
 $session->sql("SET kliv_mail.quota_timezone = 'Antarctica/Troll'");
 $session->sql(q{INSERT INTO kliv_mail._usage (account, window_name, window_start, window_end, used)
