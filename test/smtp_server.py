@@ -100,8 +100,10 @@ DEFAULTS = {
     "eightbitmime": True,
     "dsn": False,
     "size": 52428800,               # 0: SIZE without a number; -1: no SIZE
-    "messages_per_connection": 0,   # then 421 at MAIL
+    "messages_per_connection": 0,   # then limit_reply at limit_stage
     "limit_close": False,           # then close after the reply instead
+    "limit_reply": "421 4.7.0 Too many messages on this connection",
+    "limit_stage": "mail",          # where it is said: mail, rcpt, data (and BDAT) or dot
     "max_connections": 0,           # then 421 as the greeting
     "lax_data": False,              # 354 though no recipient was accepted
     "delay_dot": 0,                 # ms; the connection waits as a real one does
@@ -713,9 +715,8 @@ class Connection(asyncio.Protocol):
         elif self.idled:
             self.reply("451 4.4.2 Timeout waiting for data from client.")
             self.close("idled")
-        elif config["messages_per_connection"] and \
-                self.messages >= config["messages_per_connection"]:
-            self.reply("421 4.7.0 Too many messages on this connection")
+        elif self.is_spent("mail"):
+            self.reply(config["limit_reply"])
         else:
             sender = match[2].decode("utf-8", "surrogateescape")
             parameters = match[3].decode("utf-8", "replace").strip()
@@ -731,6 +732,11 @@ class Connection(asyncio.Protocol):
             if self.answer("mail", address, "250 2.1.0 Ok"):
                 self.sender = sender
                 self.parameters = parameters
+
+    def is_spent(self, stage):
+        """Has it carried as many messages as it may, and is this where it says so?"""
+        limit = self.config["messages_per_connection"]
+        return limit and self.messages >= limit and self.config["limit_stage"] == stage
 
     def check_parameters(self, parameters, path):
         config = self.config
@@ -765,6 +771,8 @@ class Connection(asyncio.Protocol):
             self.reply("555 5.5.4 Unsupported option")
         elif not match[2].isascii() and not self.utf8:
             self.reply("553 5.6.7 Non-ASCII address without SMTPUTF8")
+        elif self.is_spent("rcpt"):
+            self.reply(self.config["limit_reply"])
         else:
             address = match[2].decode("utf-8", "replace")
             if self.answer("rcpt", address, "250 2.1.5 Ok"):
@@ -779,6 +787,9 @@ class Connection(asyncio.Protocol):
                 self.reply("554 5.5.1 no valid recipients")
                 return
             self.reply("354 go on, for nobody")
+        elif self.is_spent("data"):
+            self.reply(self.config["limit_reply"])
+            return
         else:
             address = self.recipients[0]
             fault = self.server.fault("data", address, self.config)
@@ -837,7 +848,10 @@ class Connection(asyncio.Protocol):
         if not last:
             self.reply("250 2.0.0 Ok: %d octets" % octets)
             return True
-        if fault and fault[0] == "early":
+        if self.is_spent("data"):
+            self.reply(self.config["limit_reply"])
+            self.reset()
+        elif fault and fault[0] == "early":
             self.reply("%d 5.3.4 Message too big" % fault[1])
             self.close("early")
         elif fault and not (fault[0] == "reply" and fault[1][0] == "3") \
@@ -881,6 +895,10 @@ class Connection(asyncio.Protocol):
             return
         if config["size"] > 0 and len(body) > config["size"]:
             self.reply("552 5.3.4 Message size exceeds fixed limit")
+            self.reset()
+            return
+        if self.is_spent("dot"):
+            self.reply(config["limit_reply"])
             self.reset()
             return
         address = self.recipients[0]

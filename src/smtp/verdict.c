@@ -294,6 +294,58 @@ classify_words(const KlmReply *reply, const char *provider, const char *words,
 		classify_without_rule(reply, decision);
 }
 
+/* Where text goes on behind one of the pieces, if it begins with it. */
+static const char *
+skip_one(const char *text, const char *const *pieces, int count)
+{
+	for (int i = 0; i < count; i++)
+	{
+		Size		length = strlen(pieces[i]);
+
+		if (strncmp(text, pieces[i], length) == 0)
+			return text + length;
+	}
+	return NULL;
+}
+
+/*
+ * What is counted, and in what: "messages per session", "mail limit for this SMTP
+ * connection".  A day's mails and the number of connections are other limits.
+ */
+bool
+klm_connection_used_up(const KlmReply *reply, const char *recipient)
+{
+	static const char *const counted[] = {"message", "mail", "recipient"};
+	static const char *const between[] = {" limit", " count", " sent", " allowed", " exceeded"};
+	static const char *const within[] = {" per ", " in this ", " for this ", " on this "};
+	static const char *const whole[] = {"session", "connection"};
+	char	   *words;
+	bool		found = false;
+
+	if (reply->code < 400 || reply->code > 499 || reply->text == NULL)
+		return false;
+	words = klm_evidence(reply->text, recipient);
+	for (const char *p = words; *p && !found; p++)
+	{
+		const char *at = skip_one(p, counted, lengthof(counted));
+		const char *next;
+
+		if (at == NULL)
+			continue;
+		if (*at == 's')
+			at++;
+		while ((next = skip_one(at, between, lengthof(between))) != NULL)
+			at = next;
+		at = skip_one(at, within, lengthof(within));
+		if (at != NULL && strncmp(at, "smtp ", 5) == 0)
+			at += 5;
+		at = at ? skip_one(at, whole, lengthof(whole)) : NULL;
+		found = at != NULL && (*at < 'a' || *at > 'z');
+	}
+	pfree(words);
+	return found;
+}
+
 bool
 klm_filters_by_recipient(const char *address)
 {

@@ -41,6 +41,12 @@ extern void klm_classify_reply(const KlmReply *reply, const char *provider,
 							   KlmDecision *decision);
 
 /*
+ * Does a refusal for now say that the connection has carried as many mails as it
+ * may?  A new one is the cure then.  recipient as above.
+ */
+extern bool klm_connection_used_up(const KlmReply *reply, const char *recipient);
+
+/*
  * Japan's mobile carriers let their subscribers refuse mail by its sender's domain,
  * and answer for those as if there were no such mailbox.  Is the address at one?
  */

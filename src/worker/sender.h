@@ -109,6 +109,7 @@ typedef struct KlmLink
 	int			largest;		/* octets of its largest message */
 	int			begun;			/* deliveries handed to it */
 	int			served;			/* of them, with a reply */
+	int			accepted;		/* of them, by the server */
 } KlmLink;
 
 /* What one claim brought, all of it in one context. */

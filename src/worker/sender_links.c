@@ -51,6 +51,7 @@ static int64 starved_until;		/* idle connections make room for others */
 
 static void take_back_waiting(KlmPool *pool);
 static bool is_spent(KlmLink *link);
+static bool is_silent(const KlmLink *link);
 static bool keep_pace(KlmPool *pool);
 static KlmDelivery *next_delivery(KlmPool *pool);
 static void begin(KlmLink *link, KlmDelivery *delivery);
@@ -63,7 +64,7 @@ static void take_results(KlmLink *link);
 static void set_deadline(KlmLink *link);
 static void learn_limit(KlmPool *pool, int connections);
 static bool is_local(const KlmSmtpResult *result);
-static bool is_nobodys(KlmLink *link, const KlmSmtpResult *result);
+static bool is_nobodys(KlmLink *link, const KlmSmtpResult *result, const char *recipient);
 static void decide(const KlmLink *link, const KlmDelivery *delivery, const KlmSmtpResult *result,
 				   KlmDecision *decision);
 static int	reply_time(KlmStage stage);
@@ -142,7 +143,7 @@ klm_feed(KlmPool *pool)
 					   pool->settings->account->fingerprint) != 0 ||
 				is_spent(link) || pool->link_count > limit)
 			{
-				if (klm_smtp_open_count(link->smtp) == 0)
+				if (is_silent(link))
 					klm_close_link(link, NULL);
 				continue;
 			}
@@ -218,6 +219,15 @@ is_spent(KlmLink *link)
 	return link->spent ||
 		(provider && provider->messages_per_connection > 0 &&
 		 link->begun >= provider->messages_per_connection);
+}
+
+/* Is nothing open, and no reply due to what has failed, so that QUIT may follow? */
+static bool
+is_silent(const KlmLink *link)
+{
+	KlmStage	stage;
+
+	return klm_smtp_open_count(link->smtp) == 0 && !klm_smtp_awaits(link->smtp, &stage);
 }
 
 /*
@@ -496,6 +506,8 @@ read_link(KlmLink *link)
 		return;
 	}
 	flush_link(link);
+	if (link->spent && is_silent(link))
+		klm_close_link(link, NULL);
 }
 
 /* What fails within the pause had left before it. */
@@ -527,7 +539,7 @@ take_results(KlmLink *link)
 		if (result.chunk_failed)
 			pause_chunks(pool);
 		decide(link, delivery, &result, &decision);
-		if (is_nobodys(link, &result))
+		if (is_nobodys(link, &result, delivery->smtp.rcpt_to))
 			klm_give_back(delivery->id, pool, delivery->priority, delivery->place);
 		else if (delivery->signed_path && decision.sender)
 		{
@@ -555,7 +567,10 @@ take_results(KlmLink *link)
 		{
 			klm_add_outcome(delivery, link->settings->account, &result.reply, &decision);
 			if (decision.verdict == KLM_ACCEPTED)
+			{
+				link->accepted++;
 				pool->allowed = Min(klm_sender.connections, pool->allowed + 1);
+			}
 			else
 			{
 				if (result.reply.code == 421 || result.reply.code == 451)
@@ -582,19 +597,24 @@ is_local(const KlmSmtpResult *result)
 /*
  * Given back, with nobody's attempt burned: what put nothing on the wire that
  * counts, such as an envelope on a used connection that the server had closed
- * or closes now, also with the words that it has idled too long.  The same
- * where we have to go in the middle of it: that is no fault of anybody there.
+ * or closes now, also with the words that it has idled too long.  So what is
+ * refused because the connection has carried as many mails as it may; one that
+ * has carried none has another reason, and would be followed by the next for ever.
+ * The same where we have to go in the middle of it: that is no fault of anybody there.
  */
 static bool
-is_nobodys(KlmLink *link, const KlmSmtpResult *result)
+is_nobodys(KlmLink *link, const KlmSmtpResult *result, const char *recipient)
 {
 	if (!result->started && (result->lost || result->reply.code == 421))
 		return true;
 	if (result->lost && result->reply.stage != KLM_STAGE_DOT &&
 		(ShutdownRequestPending || klm_sender_must_leave() || link->pool->paused))
 		return true;
-	if (!result->lost && link->served > 0 && result->reply.stage == KLM_STAGE_MAIL &&
-		result->reply.code == 451 && strcmp(result->reply.enhanced, "4.4.2") == 0)
+	if (result->lost)
+		return false;
+	if ((link->served > 0 && result->reply.stage == KLM_STAGE_MAIL &&
+		 result->reply.code == 451 && strcmp(result->reply.enhanced, "4.4.2") == 0) ||
+		(link->accepted > 0 && klm_connection_used_up(&result->reply, recipient)))
 	{
 		link->spent = true;
 		return true;

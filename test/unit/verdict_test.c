@@ -272,6 +272,54 @@ static const struct
 	{KLM_STAGE_DOT, "550", NULL, "some words that no rule knows"},
 };
 
+/* What says that a connection has carried as many mails as it may, and what is of another limit. */
+static const struct
+{
+	const char *raw;
+	bool		used_up;
+}			limits[] = {
+	{"452 4.4.5 Maximum number of messages per session exceeded\r\n", true},
+	{"451-Requested action aborted\r\n451 Mails per session limit exceeded\r\n", true},
+	{"452 4.3.2 Too many messages in this session\r\n", true},
+	{"421 too many messages in this connection\r\n", true},
+	{"421 4.7.0 TOO MANY MESSAGES ON THIS CONNECTION\r\n", true},
+	{"421 Max message per connection reached, closing transmission channel\r\n", true},
+	{"450 message limit per connection\r\n", true},
+	{"452 4.5.3 Too many recipients for this SMTP session\r\n", true},
+	{"452-Too many e-mails sent in this\r\n452 session\r\n", true},
+	{"452 4.4.5 Try again later\r\n", false},
+	{"451 too many messages from you today\r\n", false},
+	{"450 4.7.1 Too many messages per hour in this session's account\r\n", false},
+	{"421 4.7.0 Error: too many connections from 192.0.2.1\r\n", false},
+	{"421 too many sessions\r\n", false},
+	{"451 4.7.1 rate limit exceeded for this connection\r\n", false},
+	{"452 Too many messages per sessionless client\r\n", false},
+	{"552 5.5.3 Maximum number of messages per session exceeded\r\n", false},
+	{"250 2.0.0 Ok: 10 messages in this session\r\n", false},
+	{"450 4.1.1 <\"messages per session\"@x.example> is not known yet\r\n", false},
+	{"450 4.1.1 messages per session@x.example is not known yet\r\n", false},
+};
+
+static void
+test_limits(void)
+{
+	for (int i = 0; i < lengthof(limits); i++)
+	{
+		static const char recipient[] = "\"messages per session\"@x.example";
+		KlmReply	reply;
+
+		klm_read_reply(KLM_STAGE_MAIL, limits[i].raw, strlen(limits[i].raw), &reply);
+		if (klm_connection_used_up(&reply, recipient) == limits[i].used_up)
+			passed++;
+		else
+		{
+			failed++;
+			printf("not ok: %s: %s", limits[i].used_up ? "a connection's end" : "another limit",
+				   limits[i].raw);
+		}
+	}
+}
+
 int
 main(void)
 {
@@ -295,6 +343,8 @@ main(void)
 	for (int i = 0; i < lengthof(said); i++)
 		test_reply(said[i].stage, said[i].code, said[i].status, said[i].words, said[i].provider,
 				   lengthof(echoes));
+
+	test_limits();
 
 	/* The name alone, and hosts of the domain, once the recipient is known. */
 	decide(KLM_STAGE_RCPT, "550 Unknown user sendasdenied", NULL, "sendasdenied@x.example", &decision);
