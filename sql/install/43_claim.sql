@@ -102,27 +102,27 @@ BEGIN
     -- far as it leaves its share of the windows free.  The rows are chosen first and
     -- then taken by their ids, since the outbox's statistics are mostly of a moment
     -- when it was empty: a join would read all of it for each claim.
-    SELECT array_agg(s.id ORDER BY s.n), bool_or(s.keyed) INTO v_ids, v_keyed
-    FROM (SELECT z.id, z.size, z.priority, z.keyed, row_number() OVER w AS n, sum(z.size) OVER w AS upto
-          FROM (SELECT y.*, coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = y.message_id), 0) AS size
-                FROM (SELECT c.id, c.due, c.message_id, c.keyed, p.priority
-                      FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids, p_untils) AS p (priority, due, id, until), LATERAL (
-                          SELECT o.id, o.message_id, o.due, o.replace_key IS NOT NULL AS keyed FROM kliv_mail._outbox AS o
-                          WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
-                            AND (o.due, o.id) >= (p.due, p.id) AND o.due <= least(v_at, p.until) AND o.epoch IS NULL
-                            -- _expire() ends them, a thousand at a time
-                            AND (o.expires_at IS NULL OR o.expires_at > v_at)
-                            -- another account's mail only if its From may leave here
-                            AND (r.route = ANY (v_own) OR coalesce((SELECT m.from_address IS NULL OR kliv_mail._may_send(p_account, m.from_address)
-                                                                    FROM kliv_mail._message AS m WHERE m.id = o.message_id), true))
-                          ORDER BY o.due, o.id LIMIT v_room FOR NO KEY UPDATE SKIP LOCKED) AS c
-                      ORDER BY p.priority, c.due, c.id LIMIT v_room) AS y OFFSET 0) AS z
-          WINDOW w AS (ORDER BY z.priority, z.due, z.id)) AS s
-    WHERE (s.upto <= p_bytes OR (p_first AND s.n = 1)) AND (s.priority < 2 OR s.n <= v.remaining_marketing);
-    -- What was committed since this claim looked for it: the rows are ours now, and go.
-    IF v_keyed THEN
-        PERFORM kliv_mail._replace_rest(v_at);
-    END IF;
+    FOR i IN 1 .. 20 LOOP
+        SELECT array_agg(s.id ORDER BY s.n), bool_or(s.keyed) INTO v_ids, v_keyed
+        FROM (SELECT z.id, z.size, z.priority, z.keyed, row_number() OVER w AS n, sum(z.size) OVER w AS upto
+              FROM (SELECT y.*, coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = y.message_id), 0) AS size
+                    FROM (SELECT c.id, c.due, c.message_id, c.keyed, p.priority
+                          FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids, p_untils) AS p (priority, due, id, until), LATERAL (
+                              SELECT o.id, o.message_id, o.due, o.replace_key IS NOT NULL AS keyed FROM kliv_mail._outbox AS o
+                              WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
+                                AND (o.due, o.id) >= (p.due, p.id) AND o.due <= least(v_at, p.until) AND o.epoch IS NULL
+                                -- _expire() ends them, a thousand at a time
+                                AND (o.expires_at IS NULL OR o.expires_at > v_at)
+                                -- another account's mail only if its From may leave here
+                                AND (r.route = ANY (v_own) OR coalesce((SELECT m.from_address IS NULL OR kliv_mail._may_send(p_account, m.from_address)
+                                                                        FROM kliv_mail._message AS m WHERE m.id = o.message_id), true))
+                              ORDER BY o.due, o.id LIMIT v_room FOR NO KEY UPDATE SKIP LOCKED) AS c
+                          ORDER BY p.priority, c.due, c.id LIMIT v_room) AS y OFFSET 0) AS z
+              WINDOW w AS (ORDER BY z.priority, z.due, z.id)) AS s
+        WHERE (s.upto <= p_bytes OR (p_first AND s.n = 1)) AND (s.priority < 2 OR s.n <= v.remaining_marketing);
+        -- What has been replaced is ours now, and goes; what stands behind it is looked for.
+        EXIT WHEN v_keyed IS NOT TRUE OR NOT kliv_mail._replace_chosen(v_ids, v_at);
+    END LOOP;
     IF v.probe_room = 1 THEN
         UPDATE kliv_mail._quota AS q SET probe = v_ids[1] WHERE q.account = p_account;
     END IF;

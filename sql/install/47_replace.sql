@@ -24,21 +24,21 @@ BEGIN
 END;
 $$;
 
--- What still waits of a role's messages with a key that are earlier than one.
+-- What still waits of a role's messages with a key that are earlier than one.  Inlined; looked for by the key
+-- alone, since where a vacuum found no living row an index by message costs as little and reads all that is earlier.
 CREATE FUNCTION kliv_mail._earlier(p_sender name, p_key text, p_message bigint) RETURNS SETOF bigint
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
-BEGIN
-    RETURN QUERY SELECT o.id FROM kliv_mail._outbox AS o
-    WHERE o.replace_key = p_key AND o.message_id < p_message AND o.epoch IS NULL
-      AND (SELECT m.sender_role FROM kliv_mail._message AS m WHERE m.id = o.message_id) = p_sender;
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT e.id FROM (SELECT o.id, o.message_id, o.epoch FROM kliv_mail._outbox AS o WHERE o.replace_key = p_key OFFSET 0) AS e
+    WHERE e.message_id < p_message AND e.epoch IS NULL
+      AND (SELECT m.sender_role FROM kliv_mail._message AS m WHERE m.id = e.message_id) = p_sender;
 END;
-$$;
 
 -- Stop it, but for what somebody has locked; how many.
 CREATE FUNCTION kliv_mail._replace(p_sender name, p_key text, p_message bigint, at timestamptz) RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
-    v_earlier bigint[] := ARRAY(SELECT kliv_mail._earlier(p_sender, p_key, p_message));
+    v_earlier bigint[] := ARRAY(SELECT e FROM kliv_mail._earlier(p_sender, p_key, p_message) AS e);
     v_ids bigint[];
 BEGIN
     IF v_earlier = '{}' THEN
@@ -59,7 +59,7 @@ $$;
 -- somebody else may still commit, and, above READ COMMITTED, what is newer than the
 -- snapshot.  How many were stopped.
 CREATE FUNCTION kliv_mail._replace_earlier(p_sender name, p_key text, p_message bigint, at timestamptz) RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     v_idle boolean;
     v_stopped integer := 0;
@@ -71,37 +71,82 @@ BEGIN
             RETURN v_stopped;
         END IF;
     END IF;
-    INSERT INTO kliv_mail._replacement (message_id) VALUES (p_message);
+    INSERT INTO kliv_mail._replacement (message_id, sender_role, replace_key) VALUES (p_message, p_sender, p_key);
     RETURN v_stopped;
 END;
 $$;
 
--- What callers left: a sender does it before each claim, and again behind the choice of rows
--- that have a key, until nobody can commit an earlier one any more and nothing is locked.
+-- What callers left.  That nothing stale leaves is _replace_chosen()'s, which asks for each row that a claim has
+-- chosen; this, before each claim, stops the rest, and forgets those whose earlier ones nobody can commit any
+-- more and nobody has locked.  While a transaction that stays open keeps them, there may be tens of thousands: a claim looks
+-- at a hundred, another time at others, and goes on only as long as most of what it meets is done with.
 CREATE FUNCTION kliv_mail._replace_rest(at timestamptz) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+    SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_idle integer[];
+    v_first bigint;
+    v_last bigint;
+    v_ids bigint[];
+    v_count integer;
     m record;
 BEGIN
-    IF NOT EXISTS (SELECT FROM kliv_mail._replacement) THEN
-        RETURN;
-    END IF;
-    -- Before the look at what they have committed.
-    v_idle := ARRAY(SELECT b.bucket FROM generate_series(0, 63) AS b (bucket) WHERE kliv_mail._key_idle(b.bucket));
-    FOR m IN SELECT x.message_id, y.sender_role, y.replace_key
-             FROM kliv_mail._replacement AS x JOIN kliv_mail._message AS y ON y.id = x.message_id
-             WHERE EXISTS (SELECT FROM kliv_mail._outbox AS o WHERE o.replace_key = y.replace_key AND o.message_id < x.message_id AND o.epoch IS NULL
-                             AND (SELECT z.sender_role FROM kliv_mail._message AS z WHERE z.id = o.message_id) = y.sender_role) LOOP
-        PERFORM kliv_mail._replace(m.sender_role, m.replace_key, m.message_id, at);
+    FOR i IN 1 .. 50 LOOP
+        -- (replace_key <> '' always holds and lets _replacement_message be read.)
+        v_first := (SELECT x.message_id FROM kliv_mail._replacement AS x WHERE x.replace_key <> '' ORDER BY x.message_id LIMIT 1);
+        IF v_first IS NULL THEN
+            RETURN;
+        END IF;
+        v_last := (SELECT x.message_id FROM kliv_mail._replacement AS x WHERE x.replace_key <> '' ORDER BY x.message_id DESC LIMIT 1);
+        -- Before the look at what they have committed.
+        v_idle := coalesce(v_idle, ARRAY(SELECT b.bucket FROM generate_series(0, 63) AS b (bucket) WHERE kliv_mail._key_idle(b.bucket)));
+        v_first := v_first + floor(random() * (v_last - v_first + 1))::bigint;
+        v_ids := ARRAY(
+            SELECT y.message_id FROM (
+                (SELECT x.message_id FROM kliv_mail._replacement AS x WHERE x.replace_key <> '' AND x.message_id >= v_first
+                 ORDER BY x.message_id LIMIT 100)
+                UNION ALL
+                (SELECT x.message_id FROM kliv_mail._replacement AS x WHERE x.replace_key <> '' AND x.message_id < v_first
+                 ORDER BY x.message_id LIMIT 100)) AS y LIMIT 100);
+        FOR m IN SELECT x.message_id, x.sender_role, x.replace_key
+                 FROM unnest(v_ids) AS i (id), LATERAL (
+                     SELECT * FROM kliv_mail._replacement AS r WHERE r.replace_key <> '' AND r.message_id = i.id OFFSET 0) AS x
+                 WHERE EXISTS (SELECT FROM kliv_mail._earlier(x.sender_role, x.replace_key, x.message_id) OFFSET 0) LOOP
+            PERFORM kliv_mail._replace(m.sender_role, m.replace_key, m.message_id, at);
+        END LOOP;
+        EXIT WHEN v_idle = '{}';
+        v_ids := ARRAY(
+            SELECT x.message_id
+            FROM unnest(v_ids) AS i (id), LATERAL (
+                SELECT * FROM kliv_mail._replacement AS r WHERE r.replace_key <> '' AND r.message_id = i.id OFFSET 0) AS x
+            WHERE kliv_mail._key_bucket(x.sender_role, x.replace_key) = ANY (v_idle)
+              AND NOT EXISTS (SELECT FROM kliv_mail._earlier(x.sender_role, x.replace_key, x.message_id) OFFSET 0));
+        DELETE FROM kliv_mail._replacement AS r
+        WHERE r.replace_key <> '' AND r.message_id = ANY (ARRAY(
+            SELECT x.message_id FROM kliv_mail._replacement AS x WHERE x.replace_key <> '' AND x.message_id = ANY (v_ids) FOR UPDATE SKIP LOCKED));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        EXIT WHEN v_count < 50;
     END LOOP;
-    DELETE FROM kliv_mail._replacement AS r
-    WHERE r.message_id IN (
-        SELECT x.message_id
-        FROM kliv_mail._replacement AS x LEFT JOIN kliv_mail._message AS y ON y.id = x.message_id
-        WHERE y.id IS NULL
-           OR kliv_mail._key_bucket(y.sender_role, y.replace_key) = ANY (v_idle)
-              AND NOT EXISTS (SELECT FROM kliv_mail._earlier(y.sender_role, y.replace_key, x.message_id))
-        FOR UPDATE OF x SKIP LOCKED);
+END;
+$$;
+
+-- Of what a claim has chosen and locked, stop what a message that is committed by now replaces.  Did it?
+CREATE FUNCTION kliv_mail._replace_chosen(p_ids bigint[], at timestamptz) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+    SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+    m record;
+    v_stopped integer := 0;
+BEGIN
+    FOR m IN SELECT y.sender_role, c.replace_key, n.message_id
+             FROM unnest(p_ids) AS i (id),
+                  LATERAL (SELECT o.message_id, o.replace_key FROM kliv_mail._outbox AS o WHERE o.id = i.id OFFSET 0) AS c,
+                  LATERAL (SELECT z.sender_role FROM kliv_mail._message AS z WHERE z.id = c.message_id OFFSET 0) AS y,
+                  LATERAL (SELECT x.message_id FROM kliv_mail._replacement AS x
+                           WHERE x.replace_key = c.replace_key AND x.sender_role = y.sender_role AND x.message_id > c.message_id
+                           ORDER BY x.message_id DESC LIMIT 1) AS n LOOP
+        v_stopped := v_stopped + kliv_mail._replace(m.sender_role, m.replace_key, m.message_id, at);
+    END LOOP;
+    RETURN v_stopped > 0;
 END;
 $$;

@@ -74,7 +74,7 @@ sub contents
     return $contents;
 }
 $source->sql(q{INSERT INTO kliv_mail._platform_test (tested_at, ok) VALUES (now(), true);
-    INSERT INTO kliv_mail._replacement VALUES (-1);
+    INSERT INTO kliv_mail._replacement VALUES (-1, 'app', 'code');
     INSERT INTO kliv_mail._webhook (provider, public_key, updated_at, updated_by) VALUES ('sendgrid', 'x', now(), 'me');
     INSERT INTO kliv_mail._report (source, key, at, kind) VALUES ('sendgrid', 'x', now(), 'delivered');
     INSERT INTO kliv_mail._ignored_report VALUES ('bounce', 'no report', now(), 1, now())}, @in);

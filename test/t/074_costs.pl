@@ -149,6 +149,33 @@ cmp_ok($session->query(q{SELECT (100 * n_tup_hot_upd / n_tup_upd)::integer FROM 
     $holder->quit;
 }
 
+# Beside a transaction that stays open, what is sent with a replace_key waits to be looked at again: a claim
+# looks at some of it, however much there is, and at that which it takes.
+{
+    $session->query('TRUNCATE kliv_mail._outbox, kliv_mail._message, claimed; VACUUM kliv_mail._outbox, kliv_mail._message, kliv_mail._replacement');
+    my $sends = sub { my ($by, $key, $n) = @_; $by->query("SELECT count(kliv_mail.send('a' || n || '\@example.com', 'Costs', 'x', replace_key => '$key' || n)) FROM generate_series(1, $n) AS n") };
+    my $holder = $node->background_psql('postgres', on_error_stop => 1);
+    $holder->query('SET client_min_messages = warning; BEGIN');
+    $sends->($holder, 'code', 1000);
+    $sends->($session, 'digest', 5000);
+    is($session->query('SELECT count(*) FROM kliv_mail._replacement'), 5000, 'five thousand keys wait for who holds all of their buckets');
+    my $pages = sub { return $session->query(q{SELECT sum(pg_stat_get_xact_blocks_fetched(oid)) FROM pg_class WHERE relnamespace = 'kliv_mail'::regnamespace AND relkind IN ('r', 'i')}) };
+    for ('a claim', 'another one')
+    {
+        $session->query('BEGIN');
+        my $before = $pages->();
+        is($session->query('SELECT count(*) FROM kliv_mail._claim(77, 16, 100000000)'), 16, "$_ beside them");
+        my $read = $pages->() - $before;
+        note("$_ reads $read pages");
+        cmp_ok($read, '<=', 4000, '... reads some of them and not all');
+        $session->query('COMMIT');
+    }
+    $holder->query('COMMIT');
+    $session->query('SELECT FROM kliv_mail._claim(77, 16, 100000000)');
+    is($session->query('SELECT count(*) FROM kliv_mail._replacement'), 0, 'all are done with where nobody holds them');
+    $holder->quit;
+}
+
 $session->quit;
 $node->stop;
 

@@ -61,4 +61,19 @@ $_->query('COMMIT') for $two, $one;
 is($node->sql(q{SET kliv_mail.test_in_session = on; SET kliv_mail.delivery = on; BEGIN; SELECT kliv_mail._epoch_lock(77);
     SELECT string_agg(m.subject, ', ') FROM kliv_mail._claim_account(77, 'platform', 10, 1000000, true) AS c JOIN kliv_mail._message AS m ON m.id = c.message_id;
     ROLLBACK}) =~ s/^.*\n//sr, 'later', 'a claim takes no mail whose successor it can see');
+
+# So many that no claim looks at all of them, while somebody else keeps all buckets.
+$node->sql('DELETE FROM kliv_mail._outbox; DELETE FROM kliv_mail._replacement');
+my $three = $node->session(role => 'app');
+$_->sql('SET client_min_messages = error; BEGIN') for $one, $two, $three;
+is($one->query(sprintf($digests, 'earlier', '')), '1200', 'what is queued first');
+is($two->query(sprintf($digests, 'later', '-')), '1200', '... and is replaced before it is there');
+is($three->query(q{SELECT count(kliv_mail.send('u@x.example', 'x', 'x', replace_key => 'other:' || i)) FROM generate_series(1, 1200) AS i}), '1200', '... beside a third');
+$_->query('COMMIT') for $two, $one;
+is($node->sql(q{SET kliv_mail.test_in_session = on; SET kliv_mail.delivery = on; BEGIN; SELECT kliv_mail._epoch_lock(77);
+    SELECT string_agg(x.claimed, ', ' ORDER BY n) FROM (
+        SELECT n, count(*) || ' ' || string_agg(DISTINCT split_part(m.subject, ' ', 1), ' ') AS claimed
+        FROM generate_series(1, 3) AS n, kliv_mail._claim(77, 100, 10000000) AS c JOIN kliv_mail._message AS m ON m.id = c.message_id GROUP BY n) AS x;
+    ROLLBACK}) =~ s/^.*\n//sr, '100 later, 100 later, 100 later', 'three claims take none that has been replaced');
+$three->query('ROLLBACK');
 done_testing();
