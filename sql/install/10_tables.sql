@@ -226,8 +226,8 @@ CREATE TABLE kliv_mail._idempotency (
 );
 CREATE INDEX _idempotency_message ON kliv_mail._idempotency (message_id);
 
--- Messages with a replace_key whose earlier ones a sender is to stop before it claims
--- anything: their caller's transaction could not see or lock all of them.
+-- Messages with a replace_key whose earlier ones a sender is to stop, and never to claim:
+-- their caller's transaction could not see or lock all of them.
 CREATE TABLE kliv_mail._replacement (
     message_id  bigint NOT NULL,
     sender_role name NOT NULL,

@@ -20,11 +20,11 @@ Mail trouble never raises: the mail waits, and a NOTICE and kliv_mail.deliveries
 Example: SELECT kliv_mail.send('ana@example.com', 'Welcome', 'Hello Ana');$$;
 
 -- How many more recipients of that priority fit behind what waits already, and
--- what stops the account (problem) whether they fit or not.  p_exact: false where only
--- a NOTICE depends on it, which is not worth counting a long line: where there is room
--- for hundreds, the mail leaves soon.
+-- what stops the account (problem) whether they fit or not.  p_wanted: so many have to fit, and
+-- where they do, room may tell of more than there is; NULL: only a NOTICE depends on it, which is
+-- not worth counting a long line: where there is room for hundreds, the mail leaves soon.
 CREATE FUNCTION kliv_mail._send_room(
-    p_account text, p_priority smallint, p_exact boolean,
+    p_account text, p_priority smallint, p_wanted integer,
     OUT room integer, OUT problem text, OUT hint text, OUT quota_problem text, OUT quota_hint text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
     -- A LIMIT that is a variable makes a plan of its own look cheaper each time, and planning is most of a send().
@@ -34,6 +34,8 @@ DECLARE
     v record;
     v_left integer;
     v_waiting integer;
+    v_serializable boolean := current_setting('transaction_isolation') = 'serializable';
+    v_old bigint;
     v_origin text := kliv_mail._origin();
 BEGIN
     SELECT * INTO v FROM kliv_mail._availability(p_account, v_at);
@@ -46,9 +48,23 @@ BEGIN
     END IF;
     -- What is queued before this takes its share; counted only as far as it matters.
     v_left := CASE WHEN p_priority = 2 THEN v.remaining_marketing ELSE v.remaining END;
-    IF NOT p_exact AND v_left > 200 THEN
+    IF p_wanted IS NULL AND v_left > 200 THEN
         v_waiting := 0;
-    ELSIF current_setting('transaction_isolation') = 'serializable' THEN
+    ELSIF v_left - p_wanted > 200 THEN
+        -- No id is given twice: where fewer than 200 rows of all that there are have one up to v_old, all together are fewer
+        -- than 200 and the ids that were given since, which is what fits.
+        v_old := coalesce(pg_sequence_last_value('kliv_mail._delivery_id'), 0) - (v_left - p_wanted - 200);
+        IF v_serializable THEN
+            SELECT CASE WHEN count(*) < 200 THEN 0 END INTO v_waiting
+            FROM kliv_mail._snapshot_rows(NULL::kliv_mail._outbox, '_outbox_pkey', 200) AS o WHERE o.id <= v_old;
+        ELSE
+            SELECT CASE WHEN count(*) < 200 THEN 0 END INTO v_waiting
+            FROM (SELECT FROM kliv_mail._outbox AS o WHERE o.id <= v_old LIMIT 200) AS x;
+        END IF;
+    END IF;
+    IF v_waiting = 0 THEN
+        NULL;
+    ELSIF v_serializable THEN
         -- Other callers add to the line; rows taken whole cost four times as much.
         SELECT count(*) INTO v_waiting
         FROM unnest(kliv_mail._own_routes(p_account)) AS r (route), generate_series(0, p_priority) AS p (priority),

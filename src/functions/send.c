@@ -864,7 +864,7 @@ ask_room(FunctionCallInfo fcinfo, const SendRequest *request, SendCheck *check)
 	PushActiveSnapshot(GetLatestSnapshot());
 	klm_add_text(&call, check->account);
 	klm_add(&call, INT2OID, Int16GetDatum(request->priority), false);
-	klm_add_bool(&call, request->error_on_limit);
+	klm_add(&call, INT4OID, Int32GetDatum(request->recipient_count), !request->error_on_limit);
 	klm_run_one(&call, "send_room", true);
 	check->room = klm_result_int8(1);
 	check->problem = klm_result_text(2, TopTransactionContext);

@@ -176,6 +176,44 @@ cmp_ok($session->query(q{SELECT (100 * n_tup_hot_upd / n_tup_upd)::integer FROM 
     $holder->quit;
 }
 
+# Whether a send() fits is not asked of each row that waits, where there is room for all; and where there is
+# not, it is told to the last one.
+{
+    $session->query('TRUNCATE kliv_mail._outbox, kliv_mail._message, kliv_mail._replacement, claimed; DELETE FROM kliv_mail._usage; VACUUM kliv_mail._outbox');
+    my $blocks = sub { return $session->query(q{SELECT sum(pg_stat_get_xact_blocks_fetched(oid)) + pg_stat_get_xact_tuples_returned('kliv_mail._outbox_ready'::regclass) FROM pg_class WHERE relname LIKE E'\\\\_outbox%'}) };
+    my $send = sub { my ($n) = @_; return q{SELECT kliv_mail.send('} . join(',', map { "b$_\@example.com" } 1 .. $n) . q{', 'Costs', 'x', on_limit => 'error') > 0} };
+    my $refused = sub { my ($n) = @_; return $session->query("DO \$\$ BEGIN PERFORM FROM (" . $send->($n) . ") AS x; RAISE division_by_zero; EXCEPTION WHEN configuration_limit_exceeded THEN PERFORM set_config('test.said', 'refused', false);
+        WHEN division_by_zero THEN PERFORM set_config('test.said', 'fits', false); END \$\$; SELECT current_setting('test.said')") };
+    my %read;
+    for my $waiting (0, 20000)
+    {
+        $session->query("SELECT count(kliv_mail.send('a' || n || '\@example.com', 'Costs', 'x')) FROM generate_series(1, $waiting) AS n");
+        for my $isolation ('READ COMMITTED', 'SERIALIZABLE')
+        {
+            $session->query("BEGIN ISOLATION LEVEL $isolation");
+            $session->query($send->(1));    # plans
+            my $before = $blocks->();
+            $session->query($send->(1));
+            $read{$isolation}[$waiting > 0] = $blocks->() - $before;
+            $session->query('ROLLBACK');
+        }
+    }
+    for (sort keys %read)
+    {
+        my ($alone, $behind) = @{ $read{$_} };
+        note("a send() that has to fit, $_: $alone, behind 20,000 $behind");
+        cmp_ok($behind, '<=', 400 + $alone, "a send() that has to fit looks at few of 20,000, $_");
+    }
+    my $waiting = $session->query('SELECT count(*) FROM kliv_mail._outbox WHERE epoch IS NULL');
+    for my $room (3, 190, 230, 1000)
+    {
+        $node->reconfigure(map { ("kliv_mail.platform_${_}_limit" => $waiting + $room) } 'hourly', 'daily');
+        my $most = $room < 50 ? $room : 50;
+        is($refused->($most), 'fits', "$most fit where there is room for $room");
+        is($refused->(4), 'refused', '... and no more') if $room == 3;
+    }
+}
+
 $session->quit;
 $node->stop;
 
