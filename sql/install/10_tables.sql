@@ -234,8 +234,6 @@ CREATE TABLE kliv_mail._replacement (
     replace_key text COLLATE "C" NOT NULL,
     PRIMARY KEY (replace_key, sender_role, message_id)
 );
--- The predicate always holds, and keeps the index from whoever looks for a key (as _outbox_ready's).
-CREATE INDEX _replacement_message ON kliv_mail._replacement (message_id) WHERE replace_key <> '';
 ALTER TABLE kliv_mail._replacement SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- What the view events cannot derive: settings changed, holds, failovers, copies.

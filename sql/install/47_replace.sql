@@ -11,6 +11,8 @@ BEGIN ATOMIC
     SELECT hashtext((p_sender || ' ' || p_key) COLLATE "C") & 63;
 END;
 
+CREATE INDEX _replacement_bucket ON kliv_mail._replacement (kliv_mail._key_bucket(sender_role, replace_key), message_id);
+
 -- Before the message has its id (src/functions/epoch.c).
 CREATE FUNCTION kliv_mail._key_share(bucket integer) RETURNS void
     AS 'MODULE_PATHNAME', 'kliv_mail__key_share' LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp;
@@ -78,54 +80,54 @@ $$;
 
 -- What callers left.  That nothing stale leaves is _replace_chosen()'s, which asks for each row that a claim has
 -- chosen; this, before each claim, stops the rest, and forgets those whose earlier ones nobody can commit any
--- more and nobody has locked.  While a transaction that stays open keeps them, there may be tens of thousands: a claim looks
--- at a hundred, another time at others, and goes on only as long as most of what it meets is done with.
+-- more and nobody has locked.  While a transaction that stays open keeps buckets, tens of thousands may wait there: of
+-- these a claim looks at a hundred, each time at others.
 CREATE FUNCTION kliv_mail._replace_rest(at timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
     SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_idle integer[];
-    v_first bigint;
-    v_last bigint;
-    v_ids bigint[];
+    v_rows kliv_mail._replacement[];
     v_count integer;
     m record;
 BEGIN
-    FOR i IN 1 .. 50 LOOP
-        -- (replace_key <> '' always holds and lets _replacement_message be read.)
-        v_first := (SELECT x.message_id FROM kliv_mail._replacement AS x WHERE x.replace_key <> '' ORDER BY x.message_id LIMIT 1);
-        IF v_first IS NULL THEN
-            RETURN;
-        END IF;
-        v_last := (SELECT x.message_id FROM kliv_mail._replacement AS x WHERE x.replace_key <> '' ORDER BY x.message_id DESC LIMIT 1);
-        -- Before the look at what they have committed.
-        v_idle := coalesce(v_idle, ARRAY(SELECT b.bucket FROM generate_series(0, 63) AS b (bucket) WHERE kliv_mail._key_idle(b.bucket)));
-        v_first := v_first + floor(random() * (v_last - v_first + 1))::bigint;
-        v_ids := ARRAY(
-            SELECT y.message_id FROM (
-                (SELECT x.message_id FROM kliv_mail._replacement AS x WHERE x.replace_key <> '' AND x.message_id >= v_first
-                 ORDER BY x.message_id LIMIT 100)
-                UNION ALL
-                (SELECT x.message_id FROM kliv_mail._replacement AS x WHERE x.replace_key <> '' AND x.message_id < v_first
-                 ORDER BY x.message_id LIMIT 100)) AS y LIMIT 100);
-        FOR m IN SELECT x.message_id, x.sender_role, x.replace_key
-                 FROM unnest(v_ids) AS i (id), LATERAL (
-                     SELECT * FROM kliv_mail._replacement AS r WHERE r.replace_key <> '' AND r.message_id = i.id OFFSET 0) AS x
+    IF NOT EXISTS (SELECT FROM kliv_mail._replacement) THEN
+        RETURN;
+    END IF;
+    -- Before the look at what they have committed.
+    v_idle := ARRAY(SELECT b.bucket FROM generate_series(0, 63) AS b (bucket) WHERE kliv_mail._key_idle(b.bucket));
+    v_rows := ARRAY(
+        SELECT z.x FROM (SELECT b.bucket FROM generate_series(0, 63) AS b (bucket) WHERE b.bucket <> ALL (v_idle) ORDER BY random()) AS h, LATERAL (
+            SELECT e.first + floor(random() * (e.last - e.first + 1))::bigint AS start FROM (
+                SELECT (SELECT x.message_id FROM kliv_mail._replacement AS x WHERE kliv_mail._key_bucket(x.sender_role, x.replace_key) = h.bucket
+                        ORDER BY x.message_id LIMIT 1) AS first,
+                       (SELECT x.message_id FROM kliv_mail._replacement AS x WHERE kliv_mail._key_bucket(x.sender_role, x.replace_key) = h.bucket
+                        ORDER BY x.message_id DESC LIMIT 1) AS last OFFSET 0) AS e OFFSET 0) AS s, LATERAL (
+            (SELECT x FROM kliv_mail._replacement AS x
+             WHERE kliv_mail._key_bucket(x.sender_role, x.replace_key) = h.bucket AND x.message_id >= s.start ORDER BY x.message_id LIMIT 100)
+            UNION ALL
+            (SELECT x FROM kliv_mail._replacement AS x
+             WHERE kliv_mail._key_bucket(x.sender_role, x.replace_key) = h.bucket AND x.message_id < s.start ORDER BY x.message_id LIMIT 100)) AS z
+        LIMIT 100);
+    FOR i IN 0 .. 50 LOOP
+        FOR m IN SELECT x.* FROM unnest(v_rows) AS x
                  WHERE EXISTS (SELECT FROM kliv_mail._earlier(x.sender_role, x.replace_key, x.message_id) OFFSET 0) LOOP
             PERFORM kliv_mail._replace(m.sender_role, m.replace_key, m.message_id, at);
         END LOOP;
-        EXIT WHEN v_idle = '{}';
-        v_ids := ARRAY(
-            SELECT x.message_id
-            FROM unnest(v_ids) AS i (id), LATERAL (
-                SELECT * FROM kliv_mail._replacement AS r WHERE r.replace_key <> '' AND r.message_id = i.id OFFSET 0) AS x
-            WHERE kliv_mail._key_bucket(x.sender_role, x.replace_key) = ANY (v_idle)
-              AND NOT EXISTS (SELECT FROM kliv_mail._earlier(x.sender_role, x.replace_key, x.message_id) OFFSET 0));
-        DELETE FROM kliv_mail._replacement AS r
-        WHERE r.replace_key <> '' AND r.message_id = ANY (ARRAY(
-            SELECT x.message_id FROM kliv_mail._replacement AS x WHERE x.replace_key <> '' AND x.message_id = ANY (v_ids) FOR UPDATE SKIP LOCKED));
-        GET DIAGNOSTICS v_count = ROW_COUNT;
-        EXIT WHEN v_count < 50;
+        IF i > 0 THEN
+            DELETE FROM kliv_mail._replacement AS r WHERE r.ctid = ANY (ARRAY(
+                SELECT y.ctid
+                FROM unnest(v_rows) AS x, LATERAL (
+                    SELECT z.ctid FROM kliv_mail._replacement AS z
+                    WHERE z.replace_key = x.replace_key AND z.sender_role = x.sender_role AND z.message_id = x.message_id
+                    FOR UPDATE SKIP LOCKED) AS y
+                WHERE NOT EXISTS (SELECT FROM kliv_mail._earlier(x.sender_role, x.replace_key, x.message_id) OFFSET 0)));
+            GET DIAGNOSTICS v_count = ROW_COUNT;
+            -- (The rest is locked.)
+            EXIT WHEN v_count < 50;
+        END IF;
+        v_rows := ARRAY(SELECT x FROM kliv_mail._replacement AS x WHERE kliv_mail._key_bucket(x.sender_role, x.replace_key) = ANY (v_idle) LIMIT 100);
+        EXIT WHEN v_rows = '{}';
     END LOOP;
 END;
 $$;
