@@ -77,7 +77,7 @@ sub new
     # A sender claims four mails a connection; a few more stay in line.
     # A sender claims at least four mails a connection, and what it gets rid of in a tenth
     # of a second: there are more, where another one is to have some, too.
-    $self->{claimed} = 4 * $self->{connections} * $self->{senders} + ($self->{senders} > 1 ? 200 : 0);
+    $self->{claimed} = 4 * $self->{connections} * $self->{senders} + ($self->{senders} > 1 ? 1100 : 0);
     $self->{mails} = $self->{claimed} + 12;
     $self->{smtp} = KlivMail::SmtpServer->start(no_transcript => 1);
     # Nothing here fails but processes, so nothing needs to be on a disk: fsync is off.
