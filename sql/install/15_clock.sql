@@ -54,7 +54,7 @@ DECLARE
     v_newest bigint := (SELECT q.last_value FROM kliv_mail._delivery_id AS q);
 BEGIN
     IF EXISTS (SELECT FROM kliv_mail._outbox AS o
-               WHERE o.id > greatest(p_after, v_newest - CASE p_after WHEN 0 THEN 1000 ELSE 10000 END) AND o.created_at > v_ahead) THEN
+               WHERE o.id > greatest(p_after, v_newest - 10000) AND o.created_at > v_ahead) THEN
         UPDATE kliv_mail._outbox AS o
         SET created_at = at,
             due = CASE WHEN o.due > at AND o.due < 'infinity' AND coalesce(m.send_at <= o.created_at, true) THEN at ELSE o.due END

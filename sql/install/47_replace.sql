@@ -26,17 +26,18 @@ BEGIN
 END;
 $$;
 
--- What still waits of a role's messages with a key that are earlier than one.  Inlined; looked for by the key
+-- What is not finished of a role's messages with a key that are earlier than one: what a sender has in
+-- hand may come back.  Inlined; looked for by the key
 -- alone, since where a vacuum found no living row an index by message costs as little and reads all that is earlier.
 CREATE FUNCTION kliv_mail._earlier(p_sender name, p_key text, p_message bigint) RETURNS SETOF bigint
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-    SELECT e.id FROM (SELECT o.id, o.message_id, o.epoch FROM kliv_mail._outbox AS o WHERE o.replace_key = p_key OFFSET 0) AS e
-    WHERE e.message_id < p_message AND e.epoch IS NULL
+    SELECT e.id FROM (SELECT o.id, o.message_id FROM kliv_mail._outbox AS o WHERE o.replace_key = p_key OFFSET 0) AS e
+    WHERE e.message_id < p_message
       AND (SELECT m.sender_role FROM kliv_mail._message AS m WHERE m.id = e.message_id) = p_sender;
 END;
 
--- Stop it, but for what somebody has locked; how many.
+-- Stop it, but for what somebody has locked or in hand; how many.
 CREATE FUNCTION kliv_mail._replace(p_sender name, p_key text, p_message bigint, at timestamptz) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE

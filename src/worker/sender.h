@@ -45,6 +45,8 @@ typedef struct KlmLine
 	bool		reached;		/* when it was made, none below until ran */
 } KlmLine;
 
+#define KLM_REFUSED		32
+
 typedef struct KlmPool
 {
 	dlist_node	node;
@@ -68,6 +70,10 @@ typedef struct KlmPool
 	int64		next_begin;		/* where the provider takes only so many a second */
 	KlmLine		lines[KLM_PRIORITIES];
 	int			claimed;		/* of its lines, by the last claim that did not look back */
+	/* Deliveries that met a connection that was used up, and how often; the last ones. */
+	int64		refused_ids[KLM_REFUSED];
+	int			refused_times[KLM_REFUSED];
+	int			refused_next;
 	bool		more;			/* its last claim found something */
 	bool		stale;			/* the queue was composed for other settings */
 	bool		looked_at;		/* at whether it is paused, at least once */

@@ -47,6 +47,9 @@
 /* A server that takes a message more slowly than 10 kB a second does not get all of it. */
 #define BODY_BYTES_PER_MS	10
 
+/* So often a mail goes back because a connection was used up. */
+#define MAX_REFUSED		5
+
 static int64 starved_until;		/* idle connections make room for others */
 
 static void take_back_waiting(KlmPool *pool);
@@ -64,7 +67,8 @@ static void take_results(KlmLink *link);
 static void set_deadline(KlmLink *link);
 static void learn_limit(KlmPool *pool, int connections);
 static bool is_local(const KlmSmtpResult *result);
-static bool is_nobodys(KlmLink *link, const KlmSmtpResult *result, const char *recipient);
+static bool is_nobodys(KlmLink *link, const KlmSmtpResult *result, const KlmDelivery *delivery);
+static bool meets_limit(KlmPool *pool, int64 id);
 static void decide(const KlmLink *link, const KlmDelivery *delivery, const KlmSmtpResult *result,
 				   KlmDecision *decision);
 static int	reply_time(KlmStage stage);
@@ -539,7 +543,7 @@ take_results(KlmLink *link)
 		if (result.chunk_failed)
 			pause_chunks(pool);
 		decide(link, delivery, &result, &decision);
-		if (is_nobodys(link, &result, delivery->smtp.rcpt_to))
+		if (is_nobodys(link, &result, delivery))
 			klm_give_back(delivery->id, pool, delivery->priority, delivery->place);
 		else if (delivery->signed_path && decision.sender)
 		{
@@ -603,7 +607,7 @@ is_local(const KlmSmtpResult *result)
  * The same where we have to go in the middle of it: that is no fault of anybody there.
  */
 static bool
-is_nobodys(KlmLink *link, const KlmSmtpResult *result, const char *recipient)
+is_nobodys(KlmLink *link, const KlmSmtpResult *result, const KlmDelivery *delivery)
 {
 	if (!result->started && (result->lost || result->reply.code == 421))
 		return true;
@@ -614,12 +618,30 @@ is_nobodys(KlmLink *link, const KlmSmtpResult *result, const char *recipient)
 		return false;
 	if ((link->served > 0 && result->reply.stage == KLM_STAGE_MAIL &&
 		 result->reply.code == 451 && strcmp(result->reply.enhanced, "4.4.2") == 0) ||
-		(link->accepted > 0 && klm_connection_used_up(&result->reply, recipient)))
+		(link->accepted > 0 &&
+		 klm_connection_used_up(&result->reply, delivery->smtp.rcpt_to) &&
+		 meets_limit(link->pool, delivery->id)))
 	{
 		link->spent = true;
 		return true;
 	}
 	return false;
+}
+
+/*
+ * A few times: a mail may be the one too many of several connections, but one whose
+ * own address is answered so would otherwise never end.
+ */
+static bool
+meets_limit(KlmPool *pool, int64 id)
+{
+	for (int i = 0; i < KLM_REFUSED; i++)
+		if (pool->refused_ids[i] == id)
+			return ++pool->refused_times[i] <= MAX_REFUSED;
+	pool->refused_ids[pool->refused_next] = id;
+	pool->refused_times[pool->refused_next] = 1;
+	pool->refused_next = (pool->refused_next + 1) % KLM_REFUSED;
+	return true;
 }
 
 /* What the reply means, and whether it may be about the account, which _record() finds out. */

@@ -76,4 +76,17 @@ is($node->sql(q{SET kliv_mail.test_in_session = on; SET kliv_mail.delivery = on;
         FROM generate_series(1, 3) AS n, kliv_mail._claim(77, 100, 10000000) AS c JOIN kliv_mail._message AS m ON m.id = c.message_id GROUP BY n) AS x;
     ROLLBACK}) =~ s/^.*\n//sr, '100 later, 100 later, 100 later', 'three claims take none that has been replaced');
 $three->query('ROLLBACK');
+
+# What a sender has in hand while its successor is queued may come back, and does not leave then.
+$node->sql('DELETE FROM kliv_mail._outbox; DELETE FROM kliv_mail._replacement');
+$node->sql(q{SELECT kliv_mail.send('hand@x.example', 'earlier', 'x', replace_key => 'hand')}, role => 'app');
+my $hand = $node->session;
+$hand->query($_) for 'SET kliv_mail.test_in_session = on', 'SET kliv_mail.delivery = on', 'SELECT kliv_mail._epoch_lock(77)';
+is($hand->query('SELECT count(*) FROM kliv_mail._claim(77, 10, 1000000)'), 1, 'a sender has a mail in hand');
+$node->sql(q{SELECT kliv_mail.send('hand@x.example', 'later', 'x', replace_key => 'hand')}, role => 'app');
+$hand->query('SELECT kliv_mail._replace_rest(kliv_mail._now())');
+$hand->query('UPDATE kliv_mail._outbox SET epoch = NULL, attempts = 0 WHERE epoch = 77');
+is($hand->query(q{SELECT string_agg(m.subject, ', ') FROM kliv_mail._claim(77, 10, 1000000) AS c JOIN kliv_mail._message AS m ON m.id = c.message_id}),
+    'later', '... which came back, and does not leave behind the one that replaces it');
+$hand->quit;
 done_testing();

@@ -10,7 +10,7 @@ use Test::More;
 use Time::HiRes 'time';
 
 my $smtp = KlivMail::SmtpServer->start(plain => 1);
-my $node = KlivMail::Cluster->new('main', conf => { 'kliv_mail.allowed_hosts' => '127.0.0.1', 'kliv_mail.connections_per_account' => 2 });
+my $node = KlivMail::Cluster->new('main', conf => { 'kliv_mail.allowed_hosts' => '127.0.0.1', 'kliv_mail.connections_per_account' => 2, 'kliv_mail.max_daily_limit' => 100000 });
 
 sub account
 {
@@ -84,4 +84,16 @@ ok(eval { $node->wait_until(q{SELECT count(*) = 60 FROM kliv_mail.deliveries WHE
 ok(eval { $node->wait_until(q{SELECT status = 'deferred' AND attempts = 1 FROM kliv_mail.deliveries WHERE recipient = 'poor@example.com'}); 1 }, '... and its own attempt counts')
   or diag($node->sql(q{SELECT status, attempts, last_reply FROM kliv_mail.deliveries WHERE recipient = 'poor@example.com'}));
 
+# The same beside traffic that does not end, where it is never the first of a connection.
+account('poor');
+$node->sql("SELECT FROM kliv_mail.set_limits(account => 'poor', hourly_limit => 10000, daily_limit => 10000)");
+$smtp->set(delay_dot => 5);
+$node->sql('SELECT kliv_mail.pause()');
+$node->sql(q{SELECT count(kliv_mail.send('r1-' || i || '@example.com', 'x', 'x', account => 'poor')) FROM generate_series(1, 50) AS i});
+my $id = $node->sql(q{SELECT kliv_mail.send('poor@example.com', 'x', 'x', account => 'poor')});
+$node->sql(q{SELECT count(kliv_mail.send('r2-' || i || '@example.com', 'x', 'x', account => 'poor')) FROM generate_series(1, 6000) AS i});
+$node->sql('SELECT kliv_mail.resume()');
+ok(eval { $node->wait_until("SELECT attempts = 1 AND status = 'deferred' FROM kliv_mail.deliveries WHERE message_id = $id"); 1 }, 'beside a long line its attempt counts, too');
+cmp_ok($node->sql(q{SELECT count(*) FROM kliv_mail._outbox WHERE recipient LIKE 'r2-%'}), '>', 500, '... while others still wait');
+$node->stop('immediate');
 done_testing();
