@@ -116,12 +116,14 @@ unlink "$folder/clock";
 ok(busy_until(sub { left('retried-busy') }), 'an hour back: it leaves by a sender that is busy');
 
 # It was ahead for one mail, while a long line keeps the claims from where that stands.
-$smtp->set(delay_dot => 10);
+$smtp->set(delay_dot => 10, dot_reply => 'hold');
 $sending->sql(q{SELECT count(kliv_mail.send('line' || i || '@example.com', 'x', 'x', account => 'platform')) FROM generate_series(1, 400) AS i});
 append_to_file("$folder/clock", '3600');
 $sending->sql(q{SELECT kliv_mail.send('ahead@example.com', 'x', 'x', account => 'platform')});
 unlink "$folder/clock";
 is(left('ahead'), 0, 'a mail is queued by a clock that is an hour ahead');
+$smtp->set(dot_reply => '');
+$smtp->resume;
 ok(busy_until(sub { left('ahead') }), '... it leaves by a sender that is busy');
 $sending->quit;
 $node->stop;
