@@ -45,8 +45,8 @@ COMMENT ON FUNCTION kliv_mail._snapshot_rows(anyelement, text, bigint, text[]) I
     'Rows of a table as the statement''s snapshot has them, read without locks of any kind.';
 
 -- Where rows were made in the future, the clock has been set back: what was due when it was made, or
--- waits for a retry, is due now.  It looks at those that were made behind p_after, the newest id of an earlier
--- look (0: a sender begins), as far as these are the last of many; the newest id now.
+-- waits for a retry, is due now.  It looks at those that came behind the id p_after, which an earlier look had
+-- returned, and at no more than the last ten thousand ids.  The newest id now.
 CREATE FUNCTION kliv_mail._settle_clock(at timestamptz, p_after bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE

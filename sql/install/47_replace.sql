@@ -124,7 +124,7 @@ BEGIN
                     FOR UPDATE SKIP LOCKED) AS y
                 WHERE NOT EXISTS (SELECT FROM kliv_mail._earlier(x.sender_role, x.replace_key, x.message_id) OFFSET 0)));
             GET DIAGNOSTICS v_count = ROW_COUNT;
-            -- (The rest is locked.)
+            -- (The rest is locked, or in a sender's hands.)
             EXIT WHEN v_count < 50;
         END IF;
         v_rows := ARRAY(SELECT x FROM kliv_mail._replacement AS x WHERE kliv_mail._key_bucket(x.sender_role, x.replace_key) = ANY (v_idle) LIMIT 100);

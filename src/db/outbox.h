@@ -195,7 +195,7 @@ extern void klm_outbox_stamp(int64 epoch, int64 batch, const int64 *claimed, int
 							 const int64 *done, int done_count);
 
 extern void klm_outbox_set_aside(int64 id, const char *reason);
-/* Has the clock been set back, by what came behind an id (0: at first)?  The newest id. */
+/* Mends what a clock that was ahead has made, of what came behind an id.  The newest id. */
 extern int64 klm_outbox_settle_clock(int64 after);
 
 /* A batch each; of how many deliveries. */

@@ -45,6 +45,7 @@ typedef struct KlmLine
 	bool		reached;		/* when it was made, none below until ran */
 } KlmLine;
 
+/* So many mails that met a used-up connection an account's pool knows. */
 #define KLM_REFUSED		32
 
 typedef struct KlmPool
@@ -70,7 +71,7 @@ typedef struct KlmPool
 	int64		next_begin;		/* where the provider takes only so many a second */
 	KlmLine		lines[KLM_PRIORITIES];
 	int			claimed;		/* of its lines, by the last claim that did not look back */
-	/* Deliveries that met a connection that was used up, and how often; the last ones. */
+	/* the last deliveries that did, how often, and where the next one goes */
 	int64		refused_ids[KLM_REFUSED];
 	int			refused_times[KLM_REFUSED];
 	int			refused_next;

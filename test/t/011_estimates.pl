@@ -140,7 +140,7 @@ for my $case ([ 'Atlantic/Azores', '2025-10-26 00:00Z', '2025-10-27 01:00Z' ], [
     is($session->sql(qq{SELECT string_agg(n::text, ' ' ORDER BY at) FROM (SELECT estimated_send_at AS at, count(*) AS n FROM kliv_mail._line() GROUP BY 1 ORDER BY 1 LIMIT 1) AS l WHERE at = '$end'}), 3, '... three go with the next day');
 }
 
-# A day that another zone ended an hour ago, and that begins when this one does: its row goes on.
+# A day that another zone has just ended, and that begins when this one does: its row goes on.
 $session->sql(q{
     SET kliv_mail.quota_timezone = 'UTC';
     RESET kliv_mail.test_clock_offset;

@@ -10,7 +10,8 @@ use Test::More;
 use Time::HiRes 'time';
 
 my $smtp = KlivMail::SmtpServer->start(plain => 1);
-my $node = KlivMail::Cluster->new('main', conf => { 'kliv_mail.allowed_hosts' => '127.0.0.1', 'kliv_mail.connections_per_account' => 2, 'kliv_mail.max_daily_limit' => 100000 });
+my $node = KlivMail::Cluster->new('main', conf => { 'kliv_mail.allowed_hosts' => '127.0.0.1', 'kliv_mail.connections_per_account' => 2, 'kliv_mail.max_daily_limit' => 100000,
+    'kliv_mail.sender_idle_timeout' => '1s' });
 
 sub account
 {
@@ -67,7 +68,8 @@ account('fresh');
 my $before = $smtp->ledger;
 $node->sql(q{SELECT count(kliv_mail.send('fresh-' || i || '@example.com', 'x', 'x', account => 'fresh')) FROM generate_series(1, 20) AS i});
 $node->wait_until(q{SELECT count(*) = 20 FROM kliv_mail.deliveries WHERE recipient LIKE 'fresh-%' AND status = 'deferred'});
-sleep 4;
+# A sender that tried again and again would not be idle.
+$node->wait_until(q{SELECT worker = 'idle' FROM kliv_mail.status});
 my @events = $smtp->ledger;
 splice @events, 0, $before;
 my $connects = grep { $_->{event} eq 'connect' } @events;

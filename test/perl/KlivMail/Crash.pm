@@ -74,7 +74,6 @@ sub new
         runs        => 0,
         limit       => 0
     }, $class;
-    # A sender claims four mails a connection; a few more stay in line.
     # A sender claims at least four mails a connection, and what it gets rid of in a tenth
     # of a second: there are more, where another one is to have some, too.
     $self->{claimed} = 4 * $self->{connections} * $self->{senders} + ($self->{senders} > 1 ? 1100 : 0);
