@@ -58,8 +58,10 @@ BEGIN
     INSERT INTO kliv_mail._quota (account) VALUES ((p_outcome).account) ON CONFLICT DO NOTHING;
     SELECT q.*, q.fingerprint IS NOT DISTINCT FROM v_print AS of_these INTO v_held
     FROM kliv_mail._quota AS q WHERE q.account = (p_outcome).account FOR NO KEY UPDATE;
-    -- A hold that was met with other settings is over.
-    v_failures := CASE WHEN v_held.of_these THEN v_held.failures ELSE 0 END;
+    -- A hold that was met with other settings is over.  Where there was none yet, what one alone met last was no
+    -- trouble of the account, or was this one, which counts once.
+    v_failures := CASE WHEN NOT v_held.of_these THEN 0 WHEN v_held.held_until IS NULL THEN greatest(v_held.failures - 1, 0)
+                       ELSE v_held.failures END;
     -- What was under way when the hold began meets the same trouble, and is no further failure.
     v_counts := p_failure AND NOT coalesce(v_failures > 0 AND v_held.held_until > v_at, false);
     v_failures := v_failures + v_counts::integer;
@@ -172,10 +174,6 @@ BEGIN
         v_held := false;
     END IF;
     v_failures := coalesce(q.failures, 0) + (v_refused AND NOT v_held AND cardinality(v_suspects) = 1)::integer;
-    -- What one alone met was no trouble of the account yet.
-    IF v_refused AND q.held_until IS NULL AND cardinality(v_suspects) > 1 THEN
-        v_failures := greatest(v_failures - 1, 0);
-    END IF;
     IF v_suspects = '{}' AND q.held_until IS NULL THEN
         v_failures := 0;
     END IF;

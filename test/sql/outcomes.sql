@@ -104,6 +104,16 @@ SELECT held_until, failures, suspects FROM kliv_mail._quota WHERE account = 'out
 SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 SELECT reset();
 
+-- one alone loses its connection, then none can be opened: the account's first failure; the next one counts anew
+SELECT recipient, status, held_by FROM play('{q1@x.example}', 'temporary', 'account', 'rcpt', 0);
+SELECT held_until, failures FROM kliv_mail._quota WHERE account = 'out';
+SELECT count(*) FROM kliv_mail._record(77, ARRAY[outcome(NULL, 'account_trouble', 'account', 'greeting', 554)]);
+SELECT held_until > kliv_mail._now() AS held, failures FROM kliv_mail._quota WHERE account = 'out';
+UPDATE kliv_mail._quota SET held_until = kliv_mail._now() WHERE account = 'out';
+SELECT count(*) FROM kliv_mail._record(77, ARRAY[outcome(NULL, 'account_trouble', 'account', 'greeting', 554)]);
+SELECT held_until > kliv_mail._now() AS held, failures FROM kliv_mail._quota WHERE account = 'out';
+SELECT reset();
+
 -- all that is left loses its connection: nothing tells whose fault it is, and each has its time to try in
 SELECT recipient, status, held_by, attempts, used FROM play('{r1@x.example,r2@x.example}', 'temporary', 'account', 'rcpt', 0);
 SELECT set_config('kliv_mail.test_clock_offset', (timestamptz '2090-01-04 16:00:00+00' - clock_timestamp())::text, false) <> '' AS clock;
