@@ -1137,7 +1137,6 @@ klm_connection_recv(KlmConnection *connection, char *buffer, Size length)
 {
 	size_t		received = 0;
 	CURLcode	code;
-	int			on = 1;
 
 	if (!connection->open)
 		return -1;
@@ -1154,11 +1153,14 @@ klm_connection_recv(KlmConnection *connection, char *buffer, Size length)
 		return 0;
 	if (code != CURLE_OK || received == 0)
 		return -1;
-
-	/*
-	 * A server that holds back its reply to the next envelope until we have
-	 * acknowledged the one to the dot would wait 40 ms for each mail.
-	 */
-	setsockopt(connection->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
 	return received;
+}
+
+void
+klm_connection_acknowledge(KlmConnection *connection)
+{
+	int			on = 1;
+
+	if (connection->open)
+		setsockopt(connection->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
 }

@@ -116,6 +116,13 @@ extern bool klm_connection_repeats_secret(const KlmConnection *connection, const
 extern ssize_t klm_connection_send(KlmConnection *connection, const char *data, Size length);
 extern ssize_t klm_connection_recv(KlmConnection *connection, char *buffer, Size length);
 
+/*
+ * Acknowledge at once what was received.  For who waits for more and sends nothing, which
+ * would carry it: a server that holds back its reply to the next envelope until we have
+ * acknowledged the one to the dot would wait 40 ms for each mail.
+ */
+extern void klm_connection_acknowledge(KlmConnection *connection);
+
 /* Has nothing come that was not received yet, the server's end included? */
 extern bool klm_connection_quiet(const KlmConnection *connection);
 extern void klm_connection_want_write(KlmConnection *connection, bool want);

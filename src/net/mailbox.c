@@ -234,6 +234,7 @@ take_what_came(KlmMailbox *mailbox, bool *anything)
 			return false;
 		*anything = true;
 		klm_imap_received(&mailbox->imap, buffer, count);
+		klm_connection_acknowledge(mailbox->connection);
 	}
 	/* TLS may hold more than the socket shows: come again at once. */
 	if (mailbox->imap.status == KLM_IMAP_WAITS)

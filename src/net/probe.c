@@ -108,7 +108,10 @@ ask_sender(KlmConnector *connector, KlmConnection *connection, const KlmSmtpCaps
 		klm_connection_want_write(connection, data != NULL && count == 0);
 
 		while ((count = klm_connection_recv(connection, buffer, sizeof(buffer))) > 0)
+		{
 			klm_smtp_received(smtp, buffer, count);
+			klm_connection_acknowledge(connection);
+		}
 		if (count < 0)
 			klm_smtp_closed(smtp, "the connection was closed by the server");
 

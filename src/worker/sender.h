@@ -112,7 +112,8 @@ typedef struct KlmLink
 	KlmStage	stage;			/* that the deadline is of */
 	bool		waiting;		/* for a reply, or to send; else idle */
 	bool		spent;			/* no more mail goes by it */
-	bool		smtputf8;		/* its server has that */
+	bool		smtputf8;		/* its server has that, */
+	bool		chunking;		/* and that */
 	int			largest;		/* octets of its largest message */
 	int			begun;			/* deliveries handed to it */
 	int			served;			/* of them, with a reply */

@@ -61,7 +61,7 @@ static void begin(KlmLink *link, KlmDelivery *delivery);
 static void open_link(KlmPool *pool);
 static void link_opened(KlmLink *link);
 static void link_failed(KlmLink *link);
-static void flush_link(KlmLink *link);
+static bool flush_link(KlmLink *link);
 static void read_link(KlmLink *link);
 static void take_results(KlmLink *link);
 static void set_deadline(KlmLink *link);
@@ -293,10 +293,11 @@ begin(KlmLink *link, KlmDelivery *delivery)
 	link->largest = Max(link->largest, delivery->size);
 	link->pool->open++;
 	/* What leaves as a chunk on a connection that has ended is in doubt; an envelope is not. */
-	delivery->smtp.chunk = now < link->heard + CHUNK_MS && now >= link->pool->chunks_from &&
+	delivery->smtp.chunk = link->chunking && now < link->heard + CHUNK_MS &&
+		now >= link->pool->chunks_from &&
 		(klm_smtp_open_count(link->smtp) > 0 || klm_connection_quiet(link->connection));
 	klm_smtp_begin(link->smtp, &delivery->smtp);
-	flush_link(link);
+	(void) flush_link(link);
 	take_results(link);			/* what could not even be begun */
 }
 
@@ -379,6 +380,7 @@ link_opened(KlmLink *link)
 	link->smtp = klm_smtp_create(&report.caps);
 	link->state = LINK_OPEN;
 	link->smtputf8 = report.caps.smtputf8;
+	link->chunking = report.caps.chunking;
 	link->pool->opening--;
 	MemoryContextSwitchTo(old);
 	/* Others were turned away, so that this was not about the account. */
@@ -446,9 +448,12 @@ link_failed(KlmLink *link)
 	klm_close_link(link, "not connected");
 }
 
-static void
+/* Has anything left? */
+static bool
 flush_link(KlmLink *link)
 {
+	bool		left = false;
+
 	for (;;)
 	{
 		Size		length;
@@ -474,8 +479,10 @@ flush_link(KlmLink *link)
 		}
 		klm_smtp_sent(link->smtp, sent);
 		link->moved = klm_clock_ms();
+		left = true;
 	}
 	set_deadline(link);
+	return left;
 }
 
 static void
@@ -509,7 +516,8 @@ read_link(KlmLink *link)
 		klm_close_link(link, "mail was paused");
 		return;
 	}
-	flush_link(link);
+	if (!flush_link(link) && !is_silent(link))
+		klm_connection_acknowledge(link->connection);
 	if (link->spent && is_silent(link))
 		klm_close_link(link, NULL);
 }
@@ -759,7 +767,7 @@ klm_drive_network(void)
 				read_link(link);
 				break;
 			case KLM_CONN_WRITABLE:
-				flush_link(link);
+				(void) flush_link(link);
 				break;
 			case KLM_CONN_NONE:
 				break;
