@@ -63,6 +63,8 @@ CREATE TABLE kliv_mail._batch (
     -- ids could read all rows of the epoch, and the dead ones a held snapshot keeps.
     PRIMARY KEY (id, epoch)
 );
+-- Read back once or never: not worth compressing.
+ALTER TABLE kliv_mail._batch ALTER deliveries SET STORAGE EXTERNAL;
 ALTER TABLE kliv_mail._batch SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 -- Finished deliveries, written once, touched again only by later reports.
@@ -73,8 +75,7 @@ CREATE TABLE kliv_mail._delivery (
     kind              text NOT NULL,
     priority          smallint NOT NULL,
     route             text COLLATE "C" NOT NULL,
-    status            text NOT NULL CHECK (status IN ('sent', 'delivered', 'bounced', 'complained',
-                          'failed', 'suppressed', 'cancelled', 'expired')),
+    status            text NOT NULL,            -- sent | delivered | bounced | complained | failed | suppressed | cancelled | expired
     created_at        timestamptz NOT NULL,
     expires_at        timestamptz,
     attempts          integer NOT NULL,

@@ -1,34 +1,10 @@
 -- What became of deliveries: the one way out of the outbox, and what the sender reports.
 
--- Deliveries that end: out of the outbox, into the history.  p_epoch: who has claimed them; NULL: nobody.
--- Where an outcome says nothing of a server, what a server said last stays.
-CREATE FUNCTION kliv_mail._finish(p_epoch bigint, p_outcomes kliv_mail._outcome[], at timestamptz)
+-- Deliveries that end: out of the outbox, into the history; what became of them.  p_epoch: who has claimed
+-- them; NULL: nobody.  Where an outcome says nothing of a server, what a server said last stays.
+CREATE FUNCTION kliv_mail._finish(p_epoch bigint, p_outcomes kliv_mail._outcome[], at timestamptz, p_change bigint DEFAULT kliv_mail._change())
 RETURNS TABLE (message_id bigint, status text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-    -- Each of the rows beside each outcome would be a thousand looks for thirty mails.
-    SET enable_nestloop = off AS $$
-DECLARE
-    -- Looked up by these, whatever the statistics say of a table that fills and empties all day.
-    v_ids bigint[] := ARRAY(SELECT x.id FROM unnest(p_outcomes) AS x);
-    v_change bigint := kliv_mail._change();
-BEGIN
-    RETURN QUERY
-        WITH r AS MATERIALIZED (SELECT x.* FROM unnest(p_outcomes) AS x),
-        gone AS (
-            DELETE FROM kliv_mail._outbox AS o USING r WHERE o.id = ANY (v_ids) AND o.id = r.id AND coalesce(o.epoch, 0) = coalesce(p_epoch, 0)
-            RETURNING o.*, r.simulated, r.verdict, r.bounce_type, r.stage, r.code, r.enhanced, r.reply, r.reason, r.hint, r.server_id, r.identity AS sent_identity)
-        INSERT INTO kliv_mail._delivery AS d (id, message_id, recipient, kind, priority, route, status, created_at, expires_at, attempts,
-            doubts, account, host, identity, bounce_type, last_stage, last_code, last_enhanced, last_reply, reason, hint, server_message_id,
-            sent_at, finished_at, simulated, changed)
-        SELECT g.id, g.message_id, g.recipient, g.kind, g.priority, g.route, CASE g.verdict WHEN 'accepted' THEN 'sent' ELSE g.verdict END,
-            g.created_at, g.expires_at, g.attempts, g.doubts, g.account, g.host, coalesce(g.sent_identity, g.identity), g.bounce_type,
-            coalesce(g.stage, g.last_stage), CASE WHEN g.stage IS NULL THEN g.last_code ELSE g.code END,
-            CASE WHEN g.stage IS NULL THEN g.last_enhanced ELSE g.enhanced END, CASE WHEN g.stage IS NULL THEN g.last_reply ELSE g.reply END,
-            g.reason, g.hint, g.server_id, CASE WHEN g.verdict = 'accepted' THEN at END, at, coalesce(g.simulated, false), v_change
-        FROM gone AS g
-        RETURNING d.message_id, d.status;
-END;
-$$;
+LANGUAGE c VOLATILE ROWS 100 AS 'MODULE_PATHNAME', 'kliv_mail__finish';
 
 -- The outcome of one that no server ended.
 CREATE FUNCTION kliv_mail._ended(id bigint, status text, reason text, hint text) RETURNS kliv_mail._outcome
@@ -84,9 +60,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     v_at timestamptz := kliv_mail._now();
-    v_retry_for interval := make_interval(secs => extract(epoch FROM current_setting('kliv_mail.retry_for')::interval));
-    v_doubts integer := CASE WHEN current_setting('kliv_mail.on_in_doubt') = 'hold' THEN 0
-                             ELSE current_setting('kliv_mail.max_in_doubt_retries')::integer END;
+    v_retry_for interval;
+    v_doubts integer;
     v_refused kliv_mail._outcome[] := ARRAY(SELECT x FROM unnest(p_outcomes) AS x WHERE x.verdict <> 'accepted');
     v_own bigint[] := '{}';
     v_waits bigint[] := '{}';
@@ -98,6 +73,9 @@ BEGIN
         RETURN QUERY SELECT * FROM kliv_mail._finish(p_epoch, p_outcomes, v_at);
         RETURN;
     END IF;
+    v_retry_for := make_interval(secs => extract(epoch FROM current_setting('kliv_mail.retry_for')::interval));
+    v_doubts := CASE WHEN current_setting('kliv_mail.on_in_doubt') = 'hold' THEN 0
+                     ELSE current_setting('kliv_mail.max_in_doubt_retries')::integer END;
 
     -- All locks of accounts first, in their order.
     INSERT INTO kliv_mail._quota (account)

@@ -81,6 +81,15 @@ extern int no_such_variable
 #define pg_attribute_noreturn() __attribute__((noreturn))
 #endif
 
+/* PostgreSQL 18 counts what a scan of an index does, for EXPLAIN. */
+#if PG_VERSION_NUM >= 180000
+#define klm_index_beginscan(table, index, snapshot, keys) \
+	index_beginscan(table, index, snapshot, NULL, keys, 0)
+#else
+#define klm_index_beginscan(table, index, snapshot, keys) \
+	index_beginscan(table, index, snapshot, keys, 0)
+#endif
+
 /*
  * PostgreSQL 19 takes one size of a hash table in shared memory, where the
  * first and the greatest were apart.

@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * rows.c
- *		New rows of our tables, without a statement.
+ *		Rows of our tables that come and go, without a statement.
  *
- * What the executor of an INSERT does with a row, as logical replication has it
- * done too: indexes, constraints, and triggers of each row.  Planning, rights and
+ * What the executor of an INSERT or a DELETE does with a row, as logical replication
+ * has it done too: indexes, constraints, and triggers of each row.  Planning, rights and
  * rules, which are not looked at, are the same for every row of ours.
  *
  * Copyright (c) 2026, the kliv_mail developers
@@ -13,6 +13,8 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -24,9 +26,11 @@
 #include "storage/bufmgr.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "base/compat.h"
@@ -38,6 +42,8 @@ struct KlmRows
 	EState	   *estate;
 	ResultRelInfo *target;
 	TupleTableSlot *slot;
+	Relation	index;			/* that rows are looked for by, or NULL */
+	IndexScanDesc scan;
 	int			count;
 	int			guc_level;		/* where there are triggers, else 0 */
 	AttrNumber	numbers[FLEXIBLE_ARRAY_MEMBER];
@@ -53,6 +59,9 @@ typedef struct KnownRelation
 static KnownRelation known[16];
 static int	known_count = 0;
 
+static void values_of(KlmRows *rows, Datum *values, bool *nulls);
+static bool delete_with_triggers(KlmRows *rows);
+static void refuse_change(TM_Result result);
 static void forget_relation(Datum arg, Oid relation);
 static void forget_relations(Datum arg, int cache, uint32 hash);
 
@@ -172,9 +181,110 @@ klm_rows_add(KlmRows *rows, const Datum *values, const bool *nulls)
 	ResetPerTupleExprContext(rows->estate);
 }
 
+bool
+klm_rows_find(KlmRows *rows, const char *index, int64 id, Datum *values, bool *nulls)
+{
+	ScanKeyData key;
+	MemoryContext old;
+
+	if (rows->scan == NULL)
+	{
+		rows->estate->es_snapshot = GetActiveSnapshot();
+		old = MemoryContextSwitchTo(rows->estate->es_query_cxt);
+		rows->index = index_open(klm_relation(index), RowExclusiveLock);
+		rows->scan = klm_index_beginscan(rows->table, rows->index, rows->estate->es_snapshot, 1);
+		MemoryContextSwitchTo(old);
+	}
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	index_rescan(rows->scan, &key, 1, NULL, 0);
+	if (!index_getnext_slot(rows->scan, ForwardScanDirection, rows->slot))
+		return false;
+	values_of(rows, values, nulls);
+	return true;
+}
+
+static void
+values_of(KlmRows *rows, Datum *values, bool *nulls)
+{
+	slot_getallattrs(rows->slot);
+	for (int i = 0; i < rows->count; i++)
+	{
+		values[i] = rows->slot->tts_values[rows->numbers[i]];
+		nulls[i] = rows->slot->tts_isnull[rows->numbers[i]];
+	}
+}
+
+KlmDeleted
+klm_rows_delete(KlmRows *rows, Datum *values, bool *nulls)
+{
+	ItemPointerData place = rows->slot->tts_tid;
+	TM_FailureData failure;
+	TM_Result	result;
+
+	if (rows->target->ri_TrigDesc == NULL)
+		result = table_tuple_delete(rows->table, &place, rows->estate->es_output_cid,
+									rows->estate->es_snapshot, InvalidSnapshot, true, &failure,
+									false);
+	else
+		/* Triggers want a row that nobody changes any more. */
+		result = table_tuple_lock(rows->table, &place, rows->estate->es_snapshot, rows->slot,
+								  rows->estate->es_output_cid, LockTupleExclusive, LockWaitBlock,
+								  0, &failure);
+	if (result == TM_Ok && rows->target->ri_TrigDesc)
+		return delete_with_triggers(rows) ? KLM_ROW_DELETED : KLM_ROW_GONE;
+	if (result == TM_Ok)
+		return KLM_ROW_DELETED;
+	if (result == TM_Updated)
+	{
+		refuse_change(result);
+		result = table_tuple_lock(rows->table, &place, rows->estate->es_snapshot, rows->slot,
+								  rows->estate->es_output_cid, LockTupleExclusive, LockWaitBlock,
+								  TUPLE_LOCK_FLAG_FIND_LAST_VERSION, &failure);
+		if (result == TM_Ok)
+		{
+			values_of(rows, values, nulls);
+			return KLM_ROW_CHANGED;
+		}
+	}
+	if (result == TM_Deleted)
+		refuse_change(result);
+	else if (result != TM_SelfModified)
+		elog(ERROR, "unexpected result of a deletion: %u", result);
+	return KLM_ROW_GONE;
+}
+
+/* false: one of them keeps the row. */
+static bool
+delete_with_triggers(KlmRows *rows)
+{
+	EPQState	epq;
+
+	EvalPlanQualInit(&epq, rows->estate, NULL, NIL, -1);
+	ExecSimpleRelationDelete(rows->target, rows->estate, &epq, rows->slot);
+	EvalPlanQualEnd(&epq);
+	ResetPerTupleExprContext(rows->estate);
+	return !table_tuple_satisfies_snapshot(rows->table, rows->slot, SnapshotSelf);
+}
+
+static void
+refuse_change(TM_Result result)
+{
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 result == TM_Updated ?
+				 errmsg("could not serialize access due to concurrent update") :
+				 errmsg("could not serialize access due to concurrent delete")));
+}
+
 void
 klm_rows_end(KlmRows *rows)
 {
+	if (rows->scan)
+	{
+		index_endscan(rows->scan);
+		index_close(rows->index, NoLock);
+	}
 	if (rows->guc_level > 0)
 	{
 		AfterTriggerEndQuery(rows->estate);

@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * rows.h
- *		New rows of our tables, without a statement.
+ *		Rows of our tables that come and go, without a statement.
  *
- * For what every send() does: an INSERT costs more to set up than to run.
+ * For what every mail does: a statement costs more to set up than to run.
  *
  * Copyright (c) 2026, the kliv_mail developers
  *
@@ -42,7 +42,27 @@ extern KlmRows *klm_rows_begin(const char *table, const KlmColumn *columns, int 
 /* A row of such values, by the columns' order. */
 extern void klm_rows_add(KlmRows *rows, const Datum *values, const bool *nulls);
 
-/* The rows are there for the next command of the transaction. */
+/*
+ * The row that has an id, as the active snapshot sees it: its values, which live until
+ * the next one is looked for.  index: of the table, by the id.  false: there is none.
+ */
+extern bool klm_rows_find(KlmRows *rows, const char *index, int64 id, Datum *values, bool *nulls);
+
+typedef enum KlmDeleted
+{
+	KLM_ROW_DELETED,
+	KLM_ROW_CHANGED,			/* by another one meanwhile: the values are the new ones, and it
+								 * is locked */
+	KLM_ROW_GONE				/* another one deleted it, or somebody's trigger keeps it */
+} KlmDeleted;
+
+/*
+ * Delete the row that was found; waits for who has locked it.  40001 where the
+ * transaction's isolation lets it see no change of another one.
+ */
+extern KlmDeleted klm_rows_delete(KlmRows *rows, Datum *values, bool *nulls);
+
+/* What was done is seen by the next command of the transaction. */
 extern void klm_rows_end(KlmRows *rows);
 
 #endif							/* KLM_ROWS_H */
