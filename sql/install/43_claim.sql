@@ -27,8 +27,8 @@ $$;
 CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean,
                                          p_dues timestamptz[] DEFAULT '{-infinity,-infinity,-infinity}', p_ids bigint[] DEFAULT '{0,0,0}',
                                          p_known kliv_mail._known_account DEFAULT NULL, p_untils timestamptz[] DEFAULT '{infinity,infinity,infinity}')
-RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, attempts integer, doubts integer, size integer,
-               suppressed text, sender text, sender_name text, expires_at timestamptz, priority smallint, due timestamptz)
+RETURNS TABLE (id bigint, message_id bigint, recipient text, suppressed text, sender text, sender_name text,
+               expires_at timestamptz, priority smallint, due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
     -- Planning anew for each LIMIT is a quarter of what one mail costs the sender.
     SET plan_cache_mode = force_generic_plan AS $$
@@ -44,6 +44,9 @@ DECLARE
     v_room integer;
     v_ids bigint[];
     v_keyed boolean;
+    v_foreign boolean;
+    v_count bigint;
+    v_marketing bigint;
     v_suspects bigint[];
     v_any_suppressed boolean := pg_relation_size('kliv_mail._suppression') > 0 OR pg_relation_size('kliv_mail._forgotten') > 0;
 BEGIN
@@ -103,10 +106,11 @@ BEGIN
     -- then taken by their ids, since the outbox's statistics are mostly of a moment
     -- when it was empty: a join would read all of it for each claim.
     FOR i IN 1 .. 20 LOOP
-        SELECT array_agg(s.id ORDER BY s.n), bool_or(s.keyed) INTO v_ids, v_keyed
-        FROM (SELECT z.id, z.size, z.priority, z.keyed, row_number() OVER w AS n, sum(z.size) OVER w AS upto
+        SELECT array_agg(s.id), bool_or(s.keyed), bool_or(s.foreign), count(*), count(*) FILTER (WHERE s.priority = 2)
+        INTO v_ids, v_keyed, v_foreign, v_count, v_marketing
+        FROM (SELECT z.id, z.size, z.priority, z.keyed, z.foreign, row_number() OVER w AS n, sum(z.size) OVER w AS upto
               FROM (SELECT y.*, coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = y.message_id), 0) AS size
-                    FROM (SELECT c.id, c.due, c.message_id, c.keyed, p.priority
+                    FROM (SELECT c.id, c.due, c.message_id, c.keyed, p.priority, NOT r.route = ANY (v_own) AS foreign
                           FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids, p_untils) AS p (priority, due, id, until), LATERAL (
                               SELECT o.id, o.message_id, o.due, o.replace_key IS NOT NULL AS keyed FROM kliv_mail._outbox AS o
                               WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority
@@ -126,41 +130,51 @@ BEGIN
     IF v.probe_room = 1 THEN
         UPDATE kliv_mail._quota AS q SET probe = v_ids[1] WHERE q.account = p_account;
     END IF;
+    IF v_count = 0 THEN
+        RETURN;
+    END IF;
+    -- The recipients first, as _refund() has them.
+    IF v_cap > 0 THEN
+        INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, used)
+        SELECT '@' || o.recipient, 'hour', v.hour_start, v.hour_end, count(*) FROM kliv_mail._outbox AS o WHERE o.id = ANY (v_ids) GROUP BY 1 ORDER BY 1
+        ON CONFLICT (account, window_name, window_start, generation) DO UPDATE SET used = u.used + excluded.used, window_end = excluded.window_end;
+    END IF;
+    -- Nobody else gives the account's rows another generation while we have its lock; a recipient's have one.
+    INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, generation, updates, used, used_marketing)
+    VALUES (p_account, 'day', v.day_start, v.day_end, v.day_generation, 1, v_count, v_marketing),
+           (p_account, 'hour', v.hour_start, v.hour_end, v.hour_generation, 1, v_count, v_marketing)
+    ON CONFLICT (account, window_name, window_start, generation) DO UPDATE
+    SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing,
+        window_end = excluded.window_end, updates = u.updates + 1, generation = (u.updates + 1) / 50;
+    IF v_foreign THEN
+        INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
+        SELECT nextval('kliv_mail._event_id'), v_at, 'failover', p_account, o.message_id, o.id,
+               format('goes by the account "%s" instead of "%s", which is in trouble', p_account, kliv_mail._own_account(o.route))
+        FROM kliv_mail._outbox AS o WHERE o.id = ANY (v_ids) AND NOT o.route = ANY (v_own);
+    END IF;
     RETURN QUERY
-        WITH claimed AS (
-            UPDATE kliv_mail._outbox AS o
-            SET epoch = p_epoch, account = p_account, host = p_known.host, hour_start = v.hour_start, day_start = v.day_start,
-                attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at), held_by = NULL
-            WHERE o.id = ANY (v_ids)
-            RETURNING o.id, o.message_id, o.recipient, o.attempts, o.doubts, o.priority, o.due, o.expires_at,
-                CASE WHEN o.route = ANY (v_own) THEN NULL WHEN o.route = '' THEN kliv_mail._default_account() ELSE o.route END AS instead_of),
-        told AS (
-            INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
-            SELECT nextval('kliv_mail._event_id'), v_at, 'failover', p_account, c.message_id, c.id,
-                   format('goes by the account "%s" instead of "%s", which is in trouble', p_account, c.instead_of)
-            FROM claimed AS c WHERE c.instead_of IS NOT NULL),
-        counted AS (
-            -- Nobody else gives the account's rows another generation while we have its lock; a recipient's have one.
-            INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, generation, updates, used, used_marketing)
-            SELECT p_account COLLATE "C", w.window_name, w.window_start, w.window_end, w.generation, 1, count(*), count(*) FILTER (WHERE c.priority = 2)
-            FROM claimed AS c, (VALUES ('hour', v.hour_start, v.hour_end, v.hour_generation), ('day', v.day_start, v.day_end, v.day_generation))
-                AS w (window_name, window_start, window_end, generation)
-            GROUP BY 1, 2, 3, 4, 5
-            UNION ALL
-            SELECT '@' || c.recipient, 'hour', v.hour_start, v.hour_end, 0, 0, count(*), 0 FROM claimed AS c WHERE v_cap > 0 GROUP BY 1
-            ORDER BY 1, 2, 3
-            ON CONFLICT (account, window_name, window_start, generation) DO UPDATE
-            SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing,
-                window_end = excluded.window_end, updates = u.updates + excluded.updates, generation = (u.updates + excluded.updates) / 50)
-        SELECT c.id, c.message_id, c.recipient, p_account, c.attempts, c.doubts,
-               coalesce((SELECT octet_length(m.entity) FROM kliv_mail._message AS m WHERE m.id = c.message_id), 0),
-               CASE WHEN v_any_suppressed AND kliv_mail._any_suppressed(ARRAY[c.recipient])
-                    THEN (SELECT s.reason FROM kliv_mail._suppressed(c.recipient, c.priority,
-                              (SELECT m.topic FROM kliv_mail._message AS m WHERE m.id = c.message_id), v_at) AS s) END,
-               f.from_address, f.from_name, c.expires_at, c.priority, c.due
-        FROM claimed AS c LEFT JOIN kliv_mail._account AS f ON f.name = c.instead_of ORDER BY c.priority, c.due, c.id;
+        UPDATE kliv_mail._outbox AS o
+        SET epoch = p_epoch, account = p_account, host = p_known.host, hour_start = v.hour_start, day_start = v.day_start,
+            attempts = o.attempts + 1, first_attempt_at = coalesce(o.first_attempt_at, v_at), held_by = NULL
+        WHERE o.id = ANY (v_ids)
+        RETURNING o.id, o.message_id, o.recipient,
+            CASE WHEN v_any_suppressed AND kliv_mail._any_suppressed(ARRAY[o.recipient])
+                 THEN (SELECT s.reason FROM kliv_mail._suppressed(o.recipient, o.priority,
+                           (SELECT m.topic FROM kliv_mail._message AS m WHERE m.id = o.message_id), v_at) AS s) END,
+            CASE WHEN v_foreign AND NOT o.route = ANY (v_own)
+                 THEN (SELECT f.from_address FROM kliv_mail._account AS f WHERE f.name = kliv_mail._own_account(o.route)) END,
+            CASE WHEN v_foreign AND NOT o.route = ANY (v_own)
+                 THEN (SELECT f.from_name FROM kliv_mail._account AS f WHERE f.name = kliv_mail._own_account(o.route)) END,
+            o.expires_at, o.priority, o.due;
 END;
 $$;
+
+-- The account that mail of this route is of.
+CREATE FUNCTION kliv_mail._own_account(p_route text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT CASE WHEN p_route = '' THEN kliv_mail._default_account() ELSE p_route END;
+END;
 
 -- recipient_hourly_limit: who had their share of this hour waits for the next
 -- one.  Looks at the first p_room of each route and priority; how many it sent there.
@@ -200,14 +214,14 @@ CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint,
                                  p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}',
                                  p_rooms integer[] DEFAULT '{}', p_dues timestamptz[] DEFAULT '{}', p_ids bigint[] DEFAULT '{}',
                                  p_untils timestamptz[] DEFAULT '{}')
-RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, size integer, suppressed text,
+RETURNS TABLE (id bigint, message_id bigint, recipient text, account text, suppressed text,
                sender text, sender_name text, settings text, expires_at timestamptz, priority smallint, due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     a record;
-    c record;
     v_bytes bigint := p_bytes;
+    v_offer bigint;
 BEGIN
     -- Where nothing leaves, nothing stale does.
     IF current_setting('kliv_mail.delivery') <> 'hold' THEN
@@ -223,17 +237,14 @@ BEGIN
         WHERE x.in_use AND x.problem IS NULL AND coalesce(b.room, p_room) > coalesce(b.busy, 0)
         ORDER BY coalesce(b.busy, 0), x.route_order, x.name
     LOOP
-        FOR c IN SELECT * FROM kliv_mail._claim_account(p_epoch, a.name, a.room,
-                coalesce(greatest(0, (v_bytes - a.held) / 2), 0), a.idle OR p_bytes IS NULL OR 'infinity' <> ALL (a.untils) AND a.held <= v_bytes / 4,
-                a.dues, a.ids, a.known, a.untils) LOOP
-            id := c.id; message_id := c.message_id; recipient := c.recipient; account := c.account;
-            size := c.size; suppressed := c.suppressed;
-            sender := c.sender; sender_name := c.sender_name; settings := a.settings; expires_at := c.expires_at;
-            priority := c.priority; due := c.due;
-            v_bytes := v_bytes - c.size;
-            RETURN NEXT;
-        END LOOP;
-        EXIT WHEN p_bytes IS NULL AND FOUND;
+        v_offer := coalesce(greatest(0, (v_bytes - a.held) / 2), 0);
+        RETURN QUERY SELECT c.id, c.message_id, c.recipient, a.name, c.suppressed, c.sender, c.sender_name, a.settings, c.expires_at, c.priority, c.due
+            FROM kliv_mail._claim_account(p_epoch, a.name, a.room, v_offer,
+                a.idle OR p_bytes IS NULL OR 'infinity' <> ALL (a.untils) AND a.held <= v_bytes / 4, a.dues, a.ids, a.known, a.untils) AS c;
+        IF FOUND THEN
+            EXIT WHEN p_bytes IS NULL;
+            v_bytes := v_bytes - v_offer;
+        END IF;
     END LOOP;
 END;
 $$;

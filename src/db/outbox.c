@@ -371,19 +371,18 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 		claim->message_id = column_int64(i, 2);
 		claim->recipient = column_text(i, 3);
 		claim->account = column_text(i, 4);
-		claim->size = (int) column_int64(i, 5);
-		claim->suppressed = column_text(i, 6);
-		claim->sender = column_text(i, 7);
-		claim->sender_name = column_text(i, 8);
-		claim->settings = column_text(i, 9);
-		claim->expires_at = column_int64(i, 10);	/* microseconds, too */
-		claim->priority = (int) column_int64(i, 11);
+		claim->suppressed = column_text(i, 5);
+		claim->sender = column_text(i, 6);
+		claim->sender_name = column_text(i, 7);
+		claim->settings = column_text(i, 8);
+		claim->expires_at = column_int64(i, 9); /* microseconds, too */
+		claim->priority = (int) column_int64(i, 10);
 		if (claim->priority < 0 || claim->priority >= KLM_PRIORITIES)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("delivery %lld has the priority %d, which is none",
 							(long long) claim->id, claim->priority)));
-		claim->place.due = column_int64(i, 12);
+		claim->place.due = column_int64(i, 11);
 		claim->place.id = claim->id;
 	}
 	return claims;

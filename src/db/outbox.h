@@ -59,7 +59,6 @@ typedef struct KlmClaim
 	char	   *return_path;	/* signed, or NULL */
 	const char *problem;		/* why the link cannot be made, or NULL */
 	bool		key_trouble;
-	int			size;
 	TimestampTz expires_at;		/* 0: never */
 	int			priority;
 	KlmPlace	place;

@@ -56,6 +56,7 @@ static bool look_wanted = false;	/* at the accounts */
 static void offer_room(KlmBatch *batch);
 static List *claim_stretches(KlmBatch *batch, char **names, int64 *held,
 							 const KlmStretch *stretches);
+static int	compare_claims(const ListCell *a, const ListCell *b);
 static void load_accounts(List *claims);
 static List *read_messages(List *claims);
 static int	compare_ids(const void *a, const void *b);
@@ -309,11 +310,26 @@ static List *
 claim_stretches(KlmBatch *batch, char **names, int64 *held, const KlmStretch *stretches)
 {
 	int64		memory = (int64) klm_sender_memory * 1024;
+	List	   *claims;
 
-	return klm_outbox_claim(klm_sender.epoch, batch->room,
-							klm_sender.isolating ? -1 : Max(0, memory - klm_sender.claimed_bytes),
-							names, batch->busy, held, batch->rooms, stretches, batch->offered,
-							&klm_sender.tried_ids, &klm_sender.tried_count);
+	claims = klm_outbox_claim(klm_sender.epoch, batch->room,
+							  klm_sender.isolating ? -1 : Max(0, memory - klm_sender.claimed_bytes),
+							  names, batch->busy, held, batch->rooms, stretches, batch->offered,
+							  &klm_sender.tried_ids, &klm_sender.tried_count);
+	list_sort(claims, compare_claims);
+	return claims;
+}
+
+/* As they leave. */
+static int
+compare_claims(const ListCell *a, const ListCell *b)
+{
+	const KlmClaim *left = lfirst(a);
+	const KlmClaim *right = lfirst(b);
+
+	if (left->priority != right->priority)
+		return left->priority - right->priority;
+	return klm_place_before(left->place, right->place) ? -1 : 1;
 }
 
 static void
@@ -642,7 +658,7 @@ prepare(KlmBatch *batch, KlmGrant *grant, KlmClaim *claimed, KlmStoredMessage *m
 	delivery->message = message;
 	delivery->priority = claimed->priority;
 	delivery->place = claimed->place;
-	delivery->size = claimed->size;
+	delivery->size = message->entity_length;
 	delivery->recipient = claimed->recipient;
 	delivery->expires_at = claimed->expires_at;
 	if (pool->own_path)
