@@ -28,6 +28,16 @@ klm_clock_ms(void)
 	return (int64) INSTR_TIME_GET_MILLISEC(now);
 }
 
+/* The same clock, for what takes less than that. */
+static inline int64
+klm_clock_us(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
+}
+
 /* When it will be that real time, as it looks now; DT_NOEND: never. */
 static inline int64
 klm_clock_at(TimestampTz time)

@@ -630,6 +630,7 @@ run_transaction(bool wanted)
 		KlmBatch   *batch = NULL;
 		KlmGrant   *grant;
 		char	   *payload = NULL;
+		int64		began;
 
 		if (may_claim)
 			klm_sender.claim_context = AllocSetContextCreate(klm_sender.context, "kliv_mail batch", ALLOCSET_DEFAULT_SIZES);
@@ -659,7 +660,9 @@ run_transaction(bool wanted)
 		/* Whatever fails from here on is no row's fault. */
 		klm_sender.tried_count = 0;
 		klm_grant(batch ? batch->claims : NIL);
+		began = klm_clock_us();
 		klm_outbox_commit();
+		klm_sender.commit_us = (3 * klm_sender.commit_us + klm_clock_us() - began) / 4;
 		if (payload != NULL)
 			notify_apart = false;
 		klm_sender.claim_context = NULL;

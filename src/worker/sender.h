@@ -189,6 +189,7 @@ typedef struct KlmSender
 	bool		recovery_wanted;	/* a sender may have died with claims */
 	bool		claim_wanted;
 	bool		claim_again;	/* an account's last claim found something, so there may be more */
+	int64		commit_us;		/* that a commit has taken of late */
 	int64		last_batch;		/* numbers of rows of _batch that were given */
 	int64	   *done;			/* those that the next transaction deletes */
 	int			done_count;

@@ -20,6 +20,9 @@
 #include "worker/sender.h"
 
 static KlmGrant *next_grant;	/* of the transaction under way */
+static int64 granted_at;		/* by the last one, of klm_clock_us() */
+
+static bool half_done(KlmPool *pool);
 
 /* As many second copies a death of ours can cost. */
 static int
@@ -37,10 +40,22 @@ klm_wants_grants(void)
 	{
 		KlmPool	   *pool = dlist_container(KlmPool, node, iter.cur);
 
-		if (pool->queued > 0 && !pool->paused && pool->granted == 0 && pool->open == 0)
+		if (pool->queued > 0 && !pool->paused && pool->granted == 0 &&
+			(pool->open == 0 || half_done(pool)))
 			return true;
 	}
 	return false;
+}
+
+/*
+ * While half of what may begin is with the server, our transaction for the other half
+ * costs no time, unless the disk takes longer than the server: then one commit has all.
+ */
+static bool
+half_done(KlmPool *pool)
+{
+	return klm_sender.outcome_count >= klm_connection_limit(pool) &&
+		klm_clock_us() - granted_at >= klm_sender.commit_us;
 }
 
 /* All outcomes that there are become known with it, and leave their room. */
@@ -112,6 +127,7 @@ klm_granted(void)
 	dlist_iter	iter;
 
 	next_grant = NULL;
+	granted_at = klm_clock_us();
 	klm_sender.last_batch += 2;
 	klm_sender.done_count = 0;
 	grant->number = klm_sender.last_batch;
