@@ -206,9 +206,9 @@ $$;
 -- size.  p_accounts, p_busy and p_held: how many deliveries and octets the sender
 -- already has of some of them; p_rooms: how many it is to have, p_room of the others; p_dues and
 -- p_ids: three for each, where in the line to begin, p_untils: and where to end.  An account gets
--- no more than half of what the others leave, so that one that hangs cannot fill the sender's
--- memory, and one that has nothing gets a mail of any size; so does who looks back, behind whom
--- nobody would look for it, where the account has little.
+-- no more than half of what the others leave (of several each its part at once), so that one that
+-- hangs cannot fill the sender's memory, and one that has nothing gets a mail of any size; so does
+-- who looks back, behind whom nobody would look for it, where the account has little.
 -- settings changes whenever the account was changed in any way.
 CREATE FUNCTION kliv_mail._claim(p_epoch bigint, p_room integer, p_bytes bigint,
                                  p_accounts text[] DEFAULT '{}', p_busy integer[] DEFAULT '{}', p_held bigint[] DEFAULT '{}',
@@ -220,8 +220,6 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     a record;
-    v_bytes bigint := p_bytes;
-    v_offer bigint;
 BEGIN
     -- Where nothing leaves, nothing stale does.
     IF current_setting('kliv_mail.delivery') <> 'hold' THEN
@@ -229,7 +227,8 @@ BEGIN
     END IF;
     FOR a IN
         SELECT x.name, coalesce(b.room, p_room) - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) = 0 AS idle, coalesce(b.held, 0) AS held,
-               md5(x::text) AS settings, x AS known, coalesce(nullif(p_dues[3 * b.n - 2 : 3 * b.n], '{}'), '{-infinity,-infinity,-infinity}') AS dues,
+               count(*) OVER () AS accounts, md5(x::text) AS settings, x AS known,
+               coalesce(nullif(p_dues[3 * b.n - 2 : 3 * b.n], '{}'), '{-infinity,-infinity,-infinity}') AS dues,
                coalesce(nullif(p_ids[3 * b.n - 2 : 3 * b.n], '{}'), '{0,0,0}') AS ids,
                coalesce(nullif(p_untils[3 * b.n - 2 : 3 * b.n], '{}'), '{infinity,infinity,infinity}') AS untils
         FROM kliv_mail._accounts() AS x
@@ -237,14 +236,10 @@ BEGIN
         WHERE x.in_use AND x.problem IS NULL AND coalesce(b.room, p_room) > coalesce(b.busy, 0)
         ORDER BY coalesce(b.busy, 0), x.route_order, x.name
     LOOP
-        v_offer := coalesce(greatest(0, (v_bytes - a.held) / 2), 0);
         RETURN QUERY SELECT c.id, c.message_id, c.recipient, a.name, c.suppressed, c.sender, c.sender_name, a.settings, c.expires_at, c.priority, c.due
-            FROM kliv_mail._claim_account(p_epoch, a.name, a.room, v_offer,
-                a.idle OR p_bytes IS NULL OR 'infinity' <> ALL (a.untils) AND a.held <= v_bytes / 4, a.dues, a.ids, a.known, a.untils) AS c;
-        IF FOUND THEN
-            EXIT WHEN p_bytes IS NULL;
-            v_bytes := v_bytes - v_offer;
-        END IF;
+            FROM kliv_mail._claim_account(p_epoch, a.name, a.room, coalesce(greatest(0, (p_bytes - a.held) / (a.accounts + 1)), 0),
+                a.idle OR p_bytes IS NULL OR 'infinity' <> ALL (a.untils) AND a.held <= p_bytes / 4, a.dues, a.ids, a.known, a.untils) AS c;
+        EXIT WHEN p_bytes IS NULL AND FOUND;
     END LOOP;
 END;
 $$;
