@@ -81,13 +81,35 @@ extern int no_such_variable
 #define pg_attribute_noreturn() __attribute__((noreturn))
 #endif
 
-/* PostgreSQL 18 counts what a scan of an index does, for EXPLAIN. */
-#if PG_VERSION_NUM >= 180000
+/*
+ * PostgreSQL 18 counts what a scan of an index does, for EXPLAIN; 19 is told what it
+ * may do beside it.
+ */
+#if PG_VERSION_NUM >= 190000
+#define klm_index_beginscan(table, index, snapshot, keys) \
+	index_beginscan(table, index, snapshot, NULL, keys, 0, SO_NONE)
+#elif PG_VERSION_NUM >= 180000
 #define klm_index_beginscan(table, index, snapshot, keys) \
 	index_beginscan(table, index, snapshot, NULL, keys, 0)
 #else
 #define klm_index_beginscan(table, index, snapshot, keys) \
 	index_beginscan(table, index, snapshot, keys, 0)
+#endif
+
+/* PostgreSQL 19 has options of a deletion, where there was one. */
+#if PG_VERSION_NUM >= 190000
+#define klm_tuple_delete(table, place, command, snapshot, failure) \
+	table_tuple_delete(table, place, command, 0, snapshot, InvalidSnapshot, true, failure)
+#else
+#define klm_tuple_delete(table, place, command, snapshot, failure) \
+	table_tuple_delete(table, place, command, snapshot, InvalidSnapshot, true, failure, false)
+#endif
+
+/* PostgreSQL 16: a check of new versions knows the tables that are written. */
+#if PG_VERSION_NUM >= 160000
+#define klm_epq_init(epq, estate) EvalPlanQualInit(epq, estate, NULL, NIL, -1, NIL)
+#else
+#define klm_epq_init(epq, estate) EvalPlanQualInit(epq, estate, NULL, NIL, -1)
 #endif
 
 /*

@@ -222,9 +222,8 @@ klm_rows_delete(KlmRows *rows, Datum *values, bool *nulls)
 	TM_Result	result;
 
 	if (rows->target->ri_TrigDesc == NULL)
-		result = table_tuple_delete(rows->table, &place, rows->estate->es_output_cid,
-									rows->estate->es_snapshot, InvalidSnapshot, true, &failure,
-									false);
+		result = klm_tuple_delete(rows->table, &place, rows->estate->es_output_cid,
+								  rows->estate->es_snapshot, &failure);
 	else
 		/* Triggers want a row that nobody changes any more. */
 		result = table_tuple_lock(rows->table, &place, rows->estate->es_snapshot, rows->slot,
@@ -259,7 +258,7 @@ delete_with_triggers(KlmRows *rows)
 {
 	EPQState	epq;
 
-	EvalPlanQualInit(&epq, rows->estate, NULL, NIL, -1);
+	klm_epq_init(&epq, rows->estate);
 	ExecSimpleRelationDelete(rows->target, rows->estate, &epq, rows->slot);
 	EvalPlanQualEnd(&epq);
 	ResetPerTupleExprContext(rows->estate);
