@@ -44,6 +44,7 @@
 #include "base/guc.h"
 #include "db/outbox.h"
 #include "db/owner_call.h"
+#include "db/rows.h"
 
 /* As the present transaction found them. */
 static Oid	extension_owner = InvalidOid;
@@ -345,6 +346,9 @@ klm_outbox_claim(int64 epoch, int room, int64 bytes, char **accounts, int *busy,
 	KlmCall		call = {0};
 	List	   *claims = NIL;
 
+	/* What could not be recorded must not leave. */
+	klm_rows_check("_outbox");
+	klm_rows_check("_delivery");
 	klm_add_int8(&call, epoch);
 	klm_add_int4(&call, room);
 	klm_add(&call, INT8OID, Int64GetDatum(bytes), bytes < 0);

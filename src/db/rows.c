@@ -19,14 +19,16 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "rewrite/rewriteHandler.h"
 #include "storage/bufmgr.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
-#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -44,10 +46,17 @@ struct KlmRows
 	TupleTableSlot *slot;
 	Relation	index;			/* that rows are looked for by, or NULL */
 	IndexScanDesc scan;
+	List	   *defaults;		/* of columns that are not ours: KlmDefault */
 	int			count;
 	int			guc_level;		/* where there are triggers, else 0 */
 	AttrNumber	numbers[FLEXIBLE_ARRAY_MEMBER];
 };
+
+typedef struct KlmDefault
+{
+	int			attribute;
+	ExprState  *value;
+} KlmDefault;
 
 /* What the session has looked up, until the catalogues tell of a change to one of them. */
 typedef struct KnownRelation
@@ -59,6 +68,9 @@ typedef struct KnownRelation
 static KnownRelation known[16];
 static int	known_count = 0;
 
+static void check_table(Relation table);
+static void prepare_defaults(KlmRows *rows);
+static void open_primary_key(KlmRows *rows);
 static void values_of(KlmRows *rows, Datum *values, bool *nulls);
 static bool delete_with_triggers(KlmRows *rows);
 static void refuse_change(TM_Result result);
@@ -120,6 +132,25 @@ klm_table_is_empty(const char *table)
 	return empty;
 }
 
+void
+klm_rows_check(const char *name)
+{
+	Relation	table = table_open(klm_relation(name), AccessShareLock);
+
+	check_table(table);
+	table_close(table, AccessShareLock);
+}
+
+static void
+check_table(Relation table)
+{
+	if (table->rd_rel->relkind != RELKIND_RELATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"" KLM_SCHEMA ".%s\" is no ordinary table any more", RelationGetRelationName(table)),
+				 errhint("kliv_mail needs its own tables as it made them: restore it, and drop or rename what stands in its place.")));
+}
+
 KlmRows *
 klm_rows_begin(const char *table, const KlmColumn *columns, int count)
 {
@@ -129,6 +160,7 @@ klm_rows_begin(const char *table, const KlmColumn *columns, int count)
 	MemoryContext old;
 
 	rows->table = table_open(klm_relation(table), RowExclusiveLock);
+	check_table(rows->table);
 	rows->count = count;
 	desc = RelationGetDescr(rows->table);
 	for (int i = 0; i < count; i++)
@@ -151,6 +183,7 @@ klm_rows_begin(const char *table, const KlmColumn *columns, int count)
 	rows->estate->es_output_cid = GetCurrentCommandId(true);
 	ExecOpenIndices(rows->target, false);
 	rows->slot = table_slot_create(rows->table, &rows->estate->es_tupleTable);
+	prepare_defaults(rows);
 	MemoryContextSwitchTo(old);
 
 	/* Somebody's own triggers: as in the functions of ours that fix the path. */
@@ -164,10 +197,40 @@ klm_rows_begin(const char *table, const KlmColumn *columns, int count)
 	return rows;
 }
 
+/* Columns that somebody has added: what an INSERT that does not name them gives them. */
+static void
+prepare_defaults(KlmRows *rows)
+{
+	TupleDesc	desc = RelationGetDescr(rows->table);
+	int			ours = 0;
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(desc, i);
+		KlmDefault *given;
+		Expr	   *value;
+
+		if (ours < rows->count && rows->numbers[ours] == i)
+		{
+			ours++;
+			continue;
+		}
+		if (attribute->attisdropped || attribute->attgenerated ||
+			!(attribute->atthasdef || attribute->attidentity) ||
+			(value = (Expr *) build_column_default(rows->table, i + 1)) == NULL)
+			continue;
+		given = palloc(sizeof(KlmDefault));
+		given->attribute = i;
+		given->value = ExecPrepareExpr(value, rows->estate);
+		rows->defaults = lappend(rows->defaults, given);
+	}
+}
+
 void
 klm_rows_add(KlmRows *rows, const Datum *values, const bool *nulls)
 {
 	TupleTableSlot *slot = rows->slot;
+	ListCell   *lc;
 
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
@@ -176,31 +239,54 @@ klm_rows_add(KlmRows *rows, const Datum *values, const bool *nulls)
 		slot->tts_values[rows->numbers[i]] = values[i];
 		slot->tts_isnull[rows->numbers[i]] = nulls[i];
 	}
+	foreach(lc, rows->defaults)
+	{
+		KlmDefault *given = lfirst(lc);
+
+		slot->tts_values[given->attribute] =
+			ExecEvalExprSwitchContext(given->value, GetPerTupleExprContext(rows->estate),
+									  &slot->tts_isnull[given->attribute]);
+	}
 	ExecStoreVirtualTuple(slot);
 	ExecSimpleRelationInsert(rows->target, rows->estate, slot);
 	ResetPerTupleExprContext(rows->estate);
 }
 
 bool
-klm_rows_find(KlmRows *rows, const char *index, int64 id, Datum *values, bool *nulls)
+klm_rows_find(KlmRows *rows, int64 id, Datum *values, bool *nulls)
 {
 	ScanKeyData key;
-	MemoryContext old;
 
 	if (rows->scan == NULL)
-	{
-		rows->estate->es_snapshot = GetActiveSnapshot();
-		old = MemoryContextSwitchTo(rows->estate->es_query_cxt);
-		rows->index = index_open(klm_relation(index), RowExclusiveLock);
-		rows->scan = klm_index_beginscan(rows->table, rows->index, rows->estate->es_snapshot, 1);
-		MemoryContextSwitchTo(old);
-	}
+		open_primary_key(rows);
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
 	index_rescan(rows->scan, &key, 1, NULL, 0);
 	if (!index_getnext_slot(rows->scan, ForwardScanDirection, rows->slot))
 		return false;
 	values_of(rows, values, nulls);
 	return true;
+}
+
+static void
+open_primary_key(KlmRows *rows)
+{
+	MemoryContext old = MemoryContextSwitchTo(rows->estate->es_query_cxt);
+	AttrNumber	id = get_attnum(RelationGetRelid(rows->table), "id");
+
+	/* (which is known once its indexes are) */
+	list_free(RelationGetIndexList(rows->table));
+	if (OidIsValid(rows->table->rd_pkindex))
+		rows->index = index_open(rows->table->rd_pkindex, RowExclusiveLock);
+	if (rows->index == NULL || rows->index->rd_index->indkey.values[0] != id ||
+		rows->index->rd_opcintype[0] != INT8OID)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("the primary key of \"" KLM_SCHEMA ".%s\" is not its id any more", RelationGetRelationName(rows->table)),
+				 errhint("kliv_mail needs its own tables as it made them.")));
+	CheckCmdReplicaIdentity(rows->table, CMD_DELETE);
+	rows->estate->es_snapshot = GetActiveSnapshot();
+	rows->scan = klm_index_beginscan(rows->table, rows->index, rows->estate->es_snapshot, 1);
+	MemoryContextSwitchTo(old);
 }
 
 static void
@@ -247,7 +333,17 @@ klm_rows_delete(KlmRows *rows, Datum *values, bool *nulls)
 	}
 	if (result == TM_Deleted)
 		refuse_change(result);
-	else if (result != TM_SelfModified)
+	else if (result == TM_SelfModified)
+	{
+		/* What was named twice is gone; what a trigger has changed must not be forgotten. */
+		if (failure.cmax != rows->estate->es_output_cid)
+			ereport(ERROR,
+					(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+					 errmsg("a row of \"" KLM_SCHEMA ".%s\" was changed by a trigger of the command that deletes it",
+							RelationGetRelationName(rows->table)),
+					 errhint("Consider using an AFTER trigger instead of a BEFORE trigger to change other rows.")));
+	}
+	else
 		elog(ERROR, "unexpected result of a deletion: %u", result);
 	return KLM_ROW_GONE;
 }

@@ -33,9 +33,16 @@ extern int64 klm_next_id(const char *sequence);
 extern bool klm_table_is_empty(const char *table);
 
 /*
- * Begin to put rows into a table of ours; the columns in the table's order.  The
- * extension's owner must be the current user, for whom triggers run that somebody
- * put on the table.  What is allocated lives in the present memory context.
+ * 42809 unless a table of ours is still one: what its owner made a partitioned one, a
+ * view or a foreign table of, nothing here can read or write.
+ */
+extern PGDLLEXPORT void klm_rows_check(const char *table);
+
+/*
+ * Begin with a table of ours; the columns in the table's order.  Others that it has by
+ * now get their defaults.  The extension's owner must be the current user, for whom
+ * triggers run that somebody put on the table (those of each row; none of a statement).
+ * What is allocated lives in the present memory context.
  */
 extern KlmRows *klm_rows_begin(const char *table, const KlmColumn *columns, int count);
 
@@ -43,10 +50,10 @@ extern KlmRows *klm_rows_begin(const char *table, const KlmColumn *columns, int 
 extern void klm_rows_add(KlmRows *rows, const Datum *values, const bool *nulls);
 
 /*
- * The row that has an id, as the active snapshot sees it: its values, which live until
- * the next one is looked for.  index: of the table, by the id.  false: there is none.
+ * The row that has an id, by the primary key, as the active snapshot sees it: its values,
+ * which live until the next one is looked for.  false: there is none.
  */
-extern bool klm_rows_find(KlmRows *rows, const char *index, int64 id, Datum *values, bool *nulls);
+extern bool klm_rows_find(KlmRows *rows, int64 id, Datum *values, bool *nulls);
 
 typedef enum KlmDeleted
 {
@@ -58,7 +65,8 @@ typedef enum KlmDeleted
 
 /*
  * Delete the row that was found; waits for who has locked it.  40001 where the
- * transaction's isolation lets it see no change of another one.
+ * transaction's isolation lets it see no change of another one, 27000 where a trigger
+ * of this very command has changed it.
  */
 extern KlmDeleted klm_rows_delete(KlmRows *rows, Datum *values, bool *nulls);
 

@@ -230,7 +230,7 @@ status_of(const char *verdict)
 static bool
 take(KlmRows *rows, int64 id, int64 epoch, Datum *values, bool *nulls)
 {
-	bool		found = klm_rows_find(rows, "_outbox_pkey", id, values, nulls);
+	bool		found = klm_rows_find(rows, id, values, nulls);
 
 	while (found && (nulls[W_EPOCH] ? 0 : DatumGetInt64(values[W_EPOCH])) == epoch)
 	{

@@ -106,6 +106,22 @@ is($node->sql(q{SELECT doubts FROM kliv_mail._delivery WHERE recipient = 'dup3@r
 $node->sql(q{CREATE TRIGGER plain BEFORE INSERT ON kliv_mail._delivery FOR EACH ROW EXECUTE FUNCTION full_disk()});
 my $plain = $node->sql(q{SELECT kliv_mail.send('plain@record.example', 'x', 'x')});
 is($node->sql("SELECT kliv_mail.wait($plain, '60 s')"), 'sent', 'an ordinary trigger does not run in the sender');
+
+# A history that its owner has made something else of: what could not be recorded does not leave.
+$node->sql(q{DROP TRIGGER plain ON kliv_mail._delivery;
+    BEGIN;
+    ALTER TABLE kliv_mail._delivery RENAME TO _delivery_before;
+    CREATE TABLE kliv_mail._delivery (LIKE kliv_mail._delivery_before) PARTITION BY RANGE (finished_at);
+    CREATE TABLE kliv_mail._delivery_all PARTITION OF kliv_mail._delivery DEFAULT;
+    COMMIT});
+$node->sql(q{SELECT kliv_mail.send('partition@record.example', 'x', 'x')});
+$node->wait_for("the log says so", sub { PostgreSQL::Test::Utils::slurp_file($node->logfile) =~ /"kliv_mail\._delivery" is no ordinary table any more/ });
+is(scalar($smtp->accepted('partition@record.example')), 0, 'a partitioned history: nothing leaves');
+$node->sql('BEGIN; DROP TABLE kliv_mail._delivery; ALTER TABLE kliv_mail._delivery_before RENAME TO _delivery; COMMIT; SELECT kliv_mail.resume()');
+$node->wait_until(q{SELECT status = 'sent' FROM kliv_mail.deliveries WHERE recipient = 'partition@record.example'});
+is(scalar($smtp->accepted('partition@record.example')), 1, '... and once it is as it was the mail, one copy');
+@lost = grep { /terminated by signal|PANIC|crash/ } split /\n/, PostgreSQL::Test::Utils::slurp_file($node->logfile);
+is("@lost", '', '... and no process died');
 $node->stop;
 
 done_testing();
