@@ -19,6 +19,9 @@
 
 #include "worker/sender.h"
 
+/* A transaction costs about as much as so many mails by itself. */
+#define WORTH_A_TRANSACTION 8
+
 static KlmGrant *next_grant;	/* of the transaction under way */
 static int64 granted_at;		/* by the last one, of klm_clock_us() */
 
@@ -49,12 +52,14 @@ klm_wants_grants(void)
 
 /*
  * While half of what may begin is with the server, our transaction for the other half
- * costs no time, unless the disk takes longer than the server: then one commit has all.
+ * costs no time, unless it has few mails, or the disk takes longer than the server:
+ * then one commit has all.
  */
 static bool
 half_done(KlmPool *pool)
 {
-	return klm_sender.outcome_count >= klm_connection_limit(pool) &&
+	return pool->open < window(pool) &&
+		klm_sender.outcome_count >= Max(WORTH_A_TRANSACTION, klm_connection_limit(pool)) &&
 		klm_clock_us() - granted_at >= klm_sender.commit_us;
 }
 
