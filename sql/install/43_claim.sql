@@ -18,15 +18,31 @@ BEGIN
 END;
 $$;
 
+-- Does anything wait on these routes, in that stretch of the line?
+CREATE FUNCTION kliv_mail._anything_waits(p_routes text[], p_dues timestamptz[], p_ids bigint[], p_untils timestamptz[]) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+    v_origin text := kliv_mail._origin();
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM unnest(p_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids, p_untils) AS p (priority, due, id, until), LATERAL (
+            SELECT FROM kliv_mail._outbox AS o
+            WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority AND (o.due, o.id) >= (p.due, p.id) AND o.due <= p.until
+              AND o.epoch IS NULL LIMIT 1) AS x);
+END;
+$$;
+
 -- Claim for one account: rows that are due, within all windows, at most
 -- p_room of them and (but for the first, when p_first) p_bytes octets.  Counts
 -- them in the windows in the same transaction.  sender: whose mail it is, where
 -- another account of ours is in trouble.  p_dues and p_ids: of each priority, where in
 -- the line to begin, p_untils: the last due time to look at (src/worker/sender_line.c).
--- p_known: the account, where the caller has looked at it.
+-- p_known, p_own and p_routes: the account, its own routes and all that it may claim from, where the
+-- caller has looked at them, and knows that something waits there.
 CREATE FUNCTION kliv_mail._claim_account(p_epoch bigint, p_account text, p_room integer, p_bytes bigint, p_first boolean,
                                          p_dues timestamptz[] DEFAULT '{-infinity,-infinity,-infinity}', p_ids bigint[] DEFAULT '{0,0,0}',
-                                         p_known kliv_mail._known_account DEFAULT NULL, p_untils timestamptz[] DEFAULT '{infinity,infinity,infinity}')
+                                         p_known kliv_mail._known_account DEFAULT NULL, p_untils timestamptz[] DEFAULT '{infinity,infinity,infinity}',
+                                         p_own text[] DEFAULT NULL, p_routes text[] DEFAULT NULL)
 RETURNS TABLE (id bigint, message_id bigint, recipient text, suppressed text, sender text, sender_name text,
                expires_at timestamptz, priority smallint, due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
@@ -37,25 +53,24 @@ DECLARE
     v_put_off integer;
     v_at timestamptz := kliv_mail._now();
     v_origin text := kliv_mail._origin();
-    v_own text[] := kliv_mail._own_routes(p_account);
-    v_routes text[] := kliv_mail._routes(p_account, v_own);
+    v_own text[] := coalesce(p_own, kliv_mail._own_routes(p_account));
+    v_routes text[] := coalesce(p_routes, kliv_mail._routes(p_account, v_own));
     v_cap integer := current_setting('kliv_mail.recipient_hourly_limit')::integer;
     v record;
     v_room integer;
     v_ids bigint[];
     v_keyed boolean;
+    v_replaced boolean;
     v_foreign boolean;
     v_count bigint;
+    v_stamped bigint;
     v_marketing bigint;
     v_suspects bigint[];
     v_any_suppressed boolean := pg_relation_size('kliv_mail._suppression') > 0 OR pg_relation_size('kliv_mail._forgotten') > 0;
 BEGIN
-    -- A glance without a lock, so that a look in vain writes nothing: is anything
+    -- Glances without a lock, so that a look in vain writes nothing: is anything
     -- waiting at all, and may it leave?
-    IF NOT EXISTS (SELECT FROM unnest(v_routes) AS r (route), unnest('{0,1,2}'::smallint[], p_dues, p_ids, p_untils) AS p (priority, due, id, until), LATERAL (
-            SELECT FROM kliv_mail._outbox AS o
-            WHERE o.origin = v_origin AND o.route = r.route AND o.priority = p.priority AND (o.due, o.id) >= (p.due, p.id) AND o.due <= p.until
-              AND o.epoch IS NULL LIMIT 1) AS x) THEN
+    IF p_routes IS NULL AND NOT kliv_mail._anything_waits(v_routes, p_dues, p_ids, p_untils) THEN
         RETURN;
     END IF;
     IF p_known.name IS NULL THEN
@@ -125,32 +140,17 @@ BEGIN
               WINDOW w AS (ORDER BY z.priority, z.due, z.id)) AS s
         WHERE (s.upto <= p_bytes OR (p_first AND s.n = 1)) AND (s.priority < 2 OR s.n <= v.remaining_marketing);
         -- What has been replaced is ours now, and goes; what stands behind it is looked for.
-        EXIT WHEN v_keyed IS NOT TRUE OR NOT kliv_mail._replace_chosen(v_ids, v_at);
+        v_replaced := v_keyed IS TRUE AND kliv_mail._replace_chosen(v_ids, v_at);
+        EXIT WHEN NOT v_replaced;
     END LOOP;
+    IF v_replaced THEN
+        RETURN;                 -- the next claim goes on with it
+    END IF;
     IF v.probe_room = 1 THEN
         UPDATE kliv_mail._quota AS q SET probe = v_ids[1] WHERE q.account = p_account;
     END IF;
     IF v_count = 0 THEN
         RETURN;
-    END IF;
-    -- The recipients first, as _refund() has them.
-    IF v_cap > 0 THEN
-        INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, used)
-        SELECT '@' || o.recipient, 'hour', v.hour_start, v.hour_end, count(*) FROM kliv_mail._outbox AS o WHERE o.id = ANY (v_ids) GROUP BY 1 ORDER BY 1
-        ON CONFLICT (account, window_name, window_start, generation) DO UPDATE SET used = u.used + excluded.used, window_end = excluded.window_end;
-    END IF;
-    -- Nobody else gives the account's rows another generation while we have its lock; a recipient's have one.
-    INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, generation, updates, used, used_marketing)
-    VALUES (p_account, 'day', v.day_start, v.day_end, v.day_generation, 1, v_count, v_marketing),
-           (p_account, 'hour', v.hour_start, v.hour_end, v.hour_generation, 1, v_count, v_marketing)
-    ON CONFLICT (account, window_name, window_start, generation) DO UPDATE
-    SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing,
-        window_end = excluded.window_end, updates = u.updates + 1, generation = (u.updates + 1) / 50;
-    IF v_foreign THEN
-        INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
-        SELECT nextval('kliv_mail._event_id'), v_at, 'failover', p_account, o.message_id, o.id,
-               format('goes by the account "%s" instead of "%s", which is in trouble', p_account, kliv_mail._own_account(o.route))
-        FROM kliv_mail._outbox AS o WHERE o.id = ANY (v_ids) AND NOT o.route = ANY (v_own);
     END IF;
     RETURN QUERY
         UPDATE kliv_mail._outbox AS o
@@ -166,6 +166,32 @@ BEGIN
             CASE WHEN v_foreign AND NOT o.route = ANY (v_own)
                  THEN (SELECT f.from_name FROM kliv_mail._account AS f WHERE f.name = kliv_mail._own_account(o.route)) END,
             o.expires_at, o.priority, o.due;
+    -- What somebody's trigger has kept is not counted.
+    GET DIAGNOSTICS v_stamped = ROW_COUNT;
+    IF v_stamped < v_count THEN
+        SELECT count(*), count(*) FILTER (WHERE o.priority = 2) INTO v_count, v_marketing
+        FROM kliv_mail._outbox AS o WHERE o.id = ANY (v_ids) AND o.epoch = p_epoch;
+    END IF;
+    -- The recipients first, as _refund() has them.
+    IF v_cap > 0 THEN
+        INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, used)
+        SELECT '@' || o.recipient, 'hour', v.hour_start, v.hour_end, count(*) FROM kliv_mail._outbox AS o
+        WHERE o.id = ANY (v_ids) AND o.epoch = p_epoch GROUP BY 1 ORDER BY 1
+        ON CONFLICT (account, window_name, window_start, generation) DO UPDATE SET used = u.used + excluded.used, window_end = excluded.window_end;
+    END IF;
+    -- Nobody else gives the account's rows another generation while we have its lock; a recipient's have one.
+    INSERT INTO kliv_mail._usage AS u (account, window_name, window_start, window_end, generation, updates, used, used_marketing)
+    VALUES (p_account, 'day', v.day_start, v.day_end, v.day_generation, 1, v_count, v_marketing),
+           (p_account, 'hour', v.hour_start, v.hour_end, v.hour_generation, 1, v_count, v_marketing)
+    ON CONFLICT (account, window_name, window_start, generation) DO UPDATE
+    SET used = u.used + excluded.used, used_marketing = u.used_marketing + excluded.used_marketing,
+        window_end = excluded.window_end, updates = u.updates + 1, generation = (u.updates + 1) / 50;
+    IF v_foreign THEN
+        INSERT INTO kliv_mail._event (id, at, kind, account, message_id, delivery_id, detail)
+        SELECT nextval('kliv_mail._event_id'), v_at, 'failover', p_account, o.message_id, o.id,
+               format('goes by the account "%s" instead of "%s", which is in trouble', p_account, kliv_mail._own_account(o.route))
+        FROM kliv_mail._outbox AS o WHERE o.id = ANY (v_ids) AND o.epoch = p_epoch AND NOT o.route = ANY (v_own);
+    END IF;
 END;
 $$;
 
@@ -206,7 +232,7 @@ $$;
 -- size.  p_accounts, p_busy and p_held: how many deliveries and octets the sender
 -- already has of some of them; p_rooms: how many it is to have, p_room of the others; p_dues and
 -- p_ids: three for each, where in the line to begin, p_untils: and where to end.  An account gets
--- no more than half of what the others leave (of several each its part at once), so that one that
+-- no more than half of what the others leave (of several that have mail each its part), so that one that
 -- hangs cannot fill the sender's memory, and one that has nothing gets a mail of any size; so does
 -- who looks back, behind whom nobody would look for it, where the account has little.
 -- settings changes whenever the account was changed in any way.
@@ -226,19 +252,23 @@ BEGIN
         PERFORM kliv_mail._replace_rest(kliv_mail._now());
     END IF;
     FOR a IN
-        SELECT x.name, coalesce(b.room, p_room) - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) = 0 AS idle, coalesce(b.held, 0) AS held,
-               count(*) OVER () AS accounts, md5(x::text) AS settings, x AS known,
-               coalesce(nullif(p_dues[3 * b.n - 2 : 3 * b.n], '{}'), '{-infinity,-infinity,-infinity}') AS dues,
-               coalesce(nullif(p_ids[3 * b.n - 2 : 3 * b.n], '{}'), '{0,0,0}') AS ids,
-               coalesce(nullif(p_untils[3 * b.n - 2 : 3 * b.n], '{}'), '{infinity,infinity,infinity}') AS untils
-        FROM kliv_mail._accounts() AS x
-        LEFT JOIN unnest(p_accounts, p_busy, p_held, p_rooms) WITH ORDINALITY AS b (name, busy, held, room, n) ON b.name = x.name
-        WHERE x.in_use AND x.problem IS NULL AND coalesce(b.room, p_room) > coalesce(b.busy, 0)
-        ORDER BY coalesce(b.busy, 0), x.route_order, x.name
+        SELECT y.*, count(*) OVER () AS accounts
+        FROM (SELECT x.name, coalesce(b.room, p_room) - coalesce(b.busy, 0) AS room, coalesce(b.busy, 0) AS busy, coalesce(b.held, 0) AS held,
+                     md5(x::text) AS settings, x AS known, x.route_order, o.own, kliv_mail._routes(x.name, o.own) AS routes,
+                     coalesce(nullif(p_dues[3 * b.n - 2 : 3 * b.n], '{}'), '{-infinity,-infinity,-infinity}') AS dues,
+                     coalesce(nullif(p_ids[3 * b.n - 2 : 3 * b.n], '{}'), '{0,0,0}') AS ids,
+                     coalesce(nullif(p_untils[3 * b.n - 2 : 3 * b.n], '{}'), '{infinity,infinity,infinity}') AS untils
+              FROM kliv_mail._accounts() AS x
+              LEFT JOIN unnest(p_accounts, p_busy, p_held, p_rooms) WITH ORDINALITY AS b (name, busy, held, room, n) ON b.name = x.name,
+                   LATERAL (SELECT kliv_mail._own_routes(x.name) AS own OFFSET 0) AS o
+              WHERE x.in_use AND x.problem IS NULL AND coalesce(b.room, p_room) > coalesce(b.busy, 0) OFFSET 0) AS y
+        WHERE kliv_mail._anything_waits(y.routes, y.dues, y.ids, y.untils)
+        ORDER BY y.busy, y.route_order, y.name
     LOOP
         RETURN QUERY SELECT c.id, c.message_id, c.recipient, a.name, c.suppressed, c.sender, c.sender_name, a.settings, c.expires_at, c.priority, c.due
             FROM kliv_mail._claim_account(p_epoch, a.name, a.room, coalesce(greatest(0, (p_bytes - a.held) / (a.accounts + 1)), 0),
-                a.idle OR p_bytes IS NULL OR 'infinity' <> ALL (a.untils) AND a.held <= p_bytes / 4, a.dues, a.ids, a.known, a.untils) AS c;
+                a.busy = 0 OR p_bytes IS NULL OR 'infinity' <> ALL (a.untils) AND a.held <= p_bytes / 4, a.dues, a.ids, a.known, a.untils,
+                a.own, a.routes) AS c;
         EXIT WHEN p_bytes IS NULL AND FOUND;
     END LOOP;
 END;
@@ -254,42 +284,5 @@ BEGIN
          OR EXISTS (SELECT FROM kliv_mail._pause AS p WHERE p.account IN ('', x.name)))::integer,
         (SELECT q.connections FROM kliv_mail._quota AS q WHERE q.account = x.name AND q.connections_until > kliv_mail._now())
     FROM kliv_mail._accounts() AS x;
-END;
-$$;
-
--- What the sender needs of the messages it does not hold yet.
-CREATE FUNCTION kliv_mail._messages(p_ids bigint[])
-RETURNS TABLE (id bigint, header_id text, from_address text, from_name text, reply_to text, smtputf8 boolean, unsubscribe boolean, topic text, entity bytea)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    RETURN QUERY SELECT m.id, m.header_id, m.from_address, m.from_name, m.reply_to, m.smtputf8, m.unsubscribe, m.topic, m.entity
-    FROM kliv_mail._message AS m WHERE m.id = ANY (p_ids);
-END;
-$$;
-
--- A message that was queued while there was no account has half a Message-ID: the first
--- account that tries it gives its domain, for good.  The whole one.
-CREATE FUNCTION kliv_mail._name_message(p_id bigint, p_domain text) RETURNS text
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    UPDATE kliv_mail._message AS m SET header_id = m.header_id || '@' || p_domain WHERE m.id = p_id AND strpos(m.header_id, '@') = 0;
-    RETURN (SELECT m.header_id FROM kliv_mail._message AS m WHERE m.id = p_id);
-END;
-$$;
-
--- What a transaction of the sender takes into its hands, and what of that a server may
--- have from its commit on; p_done: its batches that are finished.
-CREATE FUNCTION kliv_mail._stamp(p_epoch bigint, p_batch bigint, p_claimed bigint[], p_begun bigint[], p_done bigint[]) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF p_done <> '{}' THEN
-        DELETE FROM kliv_mail._batch AS b WHERE b.epoch = p_epoch AND b.id = ANY (p_done);
-    END IF;
-    IF p_claimed <> '{}' THEN
-        INSERT INTO kliv_mail._batch (epoch, id, begun, deliveries) VALUES (p_epoch, p_batch, false, p_claimed);
-    END IF;
-    IF p_begun <> '{}' THEN
-        INSERT INTO kliv_mail._batch (epoch, id, begun, deliveries) VALUES (p_epoch, p_batch + 1, true, p_begun);
-    END IF;
 END;
 $$;

@@ -245,6 +245,39 @@ SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true);
 SELECT l, kliv_mail._marketing_share(l) FROM unnest(ARRAY[0, 1, 2, 10, 50]) AS l;
 SELECT reset();
 
+-- what somebody's trigger keeps from being claimed is not counted, nor what was replaced meanwhile
+CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN CASE WHEN NEW.recipient = 'u2@x.example' THEN NULL ELSE NEW END; END; $$;
+CREATE TRIGGER keep BEFORE UPDATE ON kliv_mail._outbox FOR EACH ROW EXECUTE FUNCTION keep();
+SELECT count(kliv_mail.send(format('u%s@x.example', n), 'News', 'x', account => 'out', message_type => CASE WHEN n < 3 THEN 'transactional' ELSE 'marketing' END,
+    headers => '{"List-Unsubscribe": "<https://example.com/u>"}')) FROM generate_series(1, 4) AS n;
+SELECT recipient FROM kliv_mail._claim_account(78, 'out', 100, 1000000, true) ORDER BY 1;
+SELECT window_name, used, used_marketing FROM kliv_mail._usage WHERE account = 'out' ORDER BY 1;
+DROP TRIGGER keep ON kliv_mail._outbox;
+DROP FUNCTION keep();
+SELECT reset();
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT count(kliv_mail.send(format('v%s@x.example', n), 'Key', 'x', account => 'out', replace_key => 'k' || n % 21)) FROM generate_series(1, 42) AS n;
+SELECT count(*) FROM kliv_mail._claim_account(78, 'out', 1, 1000000, true);
+SELECT window_name, used FROM kliv_mail._usage WHERE account = 'out' ORDER BY 1;
+ROLLBACK;
+
+-- accounts that have no mail take no part of the memory, those that have some an equal one
+INSERT INTO kliv_mail._account (name, in_use, route_order, origin, host, port, encryption, from_address, hourly_limit, daily_limit, created_at, updated_at, updated_by, renewed_at)
+SELECT 'o' || n, true, 10 + n, kliv_mail._origin(), 'smtp.example.com', 25, 'none', 'app@example.com', 1000, 10000, now(), now(), 'me', now() FROM generate_series(1, 9) AS n;
+SELECT count(kliv_mail.send(format('m%s@x.example', n), 'Large', repeat('1234567890', 1000), account => a)) FROM generate_series(1, 20) AS n, unnest('{out,o1}'::text[]) AS a
+WHERE a = 'out' OR n <= 9;
+BEGIN;
+SELECT account, count(*) FROM kliv_mail._claim(78, 100, 100000) GROUP BY 1 ORDER BY 1;
+SELECT account, count(*) FROM kliv_mail._claim(78, 100, 100000, '{o1}', '{1}', '{90000}', '{100}') GROUP BY 1 ORDER BY 1;
+ROLLBACK;
+BEGIN;
+SELECT count(*) FROM kliv_mail._claim_account(78, 'o1', 100, 1000000, true);
+SELECT account, count(*) FROM kliv_mail._claim(78, 100, 100000) GROUP BY 1 ORDER BY 1;
+ROLLBACK;
+DELETE FROM kliv_mail._outbox WHERE route = 'o1';
+DELETE FROM kliv_mail._account WHERE name ~ '^o\d';
+SELECT reset();
+
 -- a row that cannot even be read is set aside
 SELECT kliv_mail.send('odd@x.example', 'Reset', 'x', account => 'out') AS odd \gset
 SELECT kliv_mail._set_aside(o.id, 'it cannot be read') FROM kliv_mail._outbox AS o WHERE o.message_id = :odd;
