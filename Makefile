@@ -135,9 +135,9 @@ test-chroot:
 test-production:
 	TARGETS=production bash test/chroot bookworm trixie
 
-## crashtest: a sender killed at each point of a mail's way, 50 times, with one sender and with two (RUNS, POINTS, SENDERS)
+## crashtest: a sender killed at each point of a mail's way, 50 times, with one sender and with two (RUNS, POINTS, SENDERS, CONNECTIONS)
 crashtest:
-	RUNS='$(RUNS)' POINTS='$(POINTS)' SENDERS='$(SENDERS)' bash test/run crash
+	RUNS='$(RUNS)' POINTS='$(POINTS)' SENDERS='$(SENDERS)' CONNECTIONS='$(CONNECTIONS)' bash test/run crash
 
 ## soak: an hour of mail with faults, kills and restarts, then ledger against outbox (MINUTES)
 soak:

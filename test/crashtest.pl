@@ -4,6 +4,8 @@
 #	RUNS       of each point and number of senders (50)
 #	POINTS     names from test/perl/KlivMail/Crash.pm (all)
 #	SENDERS    of the one database ("1 2")
+#	CONNECTIONS  of each sender (4); with 8 results are recorded while half of what may begin is
+#	           with the server (more, the test's server does not hold at once; "drain" can have any)
 #
 # Half of the runs kill a sender, half stop the server at once.  A line for each
 # point as it goes on, all lines again at the end.
@@ -23,6 +25,12 @@ my %known = map { $_ => 1 } KlivMail::Crash::points();
 my @unknown = grep { !$known{$_} } @points;
 BAIL_OUT("unknown points: @unknown; there are: " . join(' ', KlivMail::Crash::points())) if @unknown;
 
+sub cluster
+{
+    my ($name, $senders) = @_;
+    return KlivMail::Crash->new(senders => $senders, name => $name, $ENV{CONNECTIONS} ? (connections => $ENV{CONNECTIONS}) : ());
+}
+
 diag("the columns: mails accepted when the last kill fell; second copies in all, in the worst run, in the mean",
      " run, and how many a run may cost; mails sent and never committed; mails that did not finish; quota");
 diag($lines[0]);
@@ -34,7 +42,7 @@ for my $senders (@senders)
         my (@results, @wrong);
         for my $run (1 .. $runs)
         {
-            $crash //= KlivMail::Crash->new(senders => $senders, name => "senders_$senders");
+            $crash //= cluster("senders_$senders", $senders);
             my $result = eval { $crash->run($point, $run % 2 ? 'kill' : 'immediate') };
             if (!$result)
             {
@@ -42,7 +50,7 @@ for my $senders (@senders)
                 push @wrong, "run $run: $@";
                 diag("$point, $wrong[-1]");
                 eval { $crash->stop };
-                $crash = KlivMail::Crash->new(senders => $senders, name => "senders_${senders}_" . time);
+                $crash = cluster("senders_${senders}_" . time, $senders);
                 next;
             }
             push @results, $result;
