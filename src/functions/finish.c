@@ -33,51 +33,41 @@ PG_FUNCTION_INFO_V1(kliv_mail__finish);
 enum
 {
 	O_ID, O_ACCOUNT, O_VERDICT, O_SCOPE, O_BOUNCE_TYPE, O_PAUSE, O_STAGE, O_CODE, O_ENHANCED,
-	O_REPLY, O_REASON,
-	O_HINT, O_SERVER_ID, O_IDENTITY, O_FINGERPRINT, O_SIMULATED, O_COLUMNS
+	O_REPLY, O_REASON, O_HINT, O_SERVER_ID, O_IDENTITY, O_FINGERPRINT, O_SIMULATED, O_COLUMNS
 };
 
 /* What is known of a delivery that waits; each list in its table's order. */
 enum
 {
 	W_MESSAGE_ID, W_RECIPIENT, W_KIND, W_ROUTE, W_PRIORITY, W_CREATED_AT, W_EXPIRES_AT,
-	W_ATTEMPTS, W_DOUBTS,
-	W_EPOCH, W_ACCOUNT, W_HOST, W_IDENTITY, W_LAST_STAGE, W_LAST_CODE, W_LAST_ENHANCED,
-	W_LAST_REPLY, W_COLUMNS
+	W_ATTEMPTS, W_DOUBTS, W_EPOCH, W_ACCOUNT, W_HOST, W_IDENTITY, W_LAST_STAGE, W_LAST_CODE,
+	W_LAST_ENHANCED, W_LAST_REPLY, W_COLUMNS
 };
 static const KlmColumn waiting_columns[W_COLUMNS] = {
 	{"message_id", INT8OID}, {"recipient", TEXTOID}, {"kind", TEXTOID}, {"route", TEXTOID},
-	{"priority", INT2OID},
-	{"created_at", TIMESTAMPTZOID}, {"expires_at", TIMESTAMPTZOID}, {"attempts", INT4OID},
-	{"doubts", INT4OID},
-	{"epoch", INT8OID}, {"account", TEXTOID}, {"host", TEXTOID}, {"identity", TEXTOID},
-	{"last_stage", TEXTOID},
-	{"last_code", INT4OID}, {"last_enhanced", TEXTOID}, {"last_reply", TEXTOID}
+	{"priority", INT2OID}, {"created_at", TIMESTAMPTZOID}, {"expires_at", TIMESTAMPTZOID},
+	{"attempts", INT4OID}, {"doubts", INT4OID}, {"epoch", INT8OID}, {"account", TEXTOID},
+	{"host", TEXTOID}, {"identity", TEXTOID}, {"last_stage", TEXTOID}, {"last_code", INT4OID},
+	{"last_enhanced", TEXTOID}, {"last_reply", TEXTOID}
 };
 
 /* And of one that has ended. */
 enum
 {
 	E_ID, E_MESSAGE_ID, E_RECIPIENT, E_KIND, E_PRIORITY, E_ROUTE, E_STATUS, E_CREATED_AT,
-	E_EXPIRES_AT, E_ATTEMPTS,
-	E_DOUBTS, E_ACCOUNT, E_HOST, E_IDENTITY, E_BOUNCE_TYPE, E_LAST_STAGE, E_LAST_CODE,
-	E_LAST_ENHANCED, E_LAST_REPLY,
-	E_REASON, E_HINT, E_SERVER_MESSAGE_ID, E_SENT_AT, E_FINISHED_AT, E_SIMULATED, E_CHANGED,
-	E_COLUMNS
+	E_EXPIRES_AT, E_ATTEMPTS, E_DOUBTS, E_ACCOUNT, E_HOST, E_IDENTITY, E_BOUNCE_TYPE,
+	E_LAST_STAGE, E_LAST_CODE, E_LAST_ENHANCED, E_LAST_REPLY, E_REASON, E_HINT,
+	E_SERVER_MESSAGE_ID, E_SENT_AT, E_FINISHED_AT, E_SIMULATED, E_CHANGED, E_COLUMNS
 };
 static const KlmColumn ended_columns[E_COLUMNS] = {
 	{"id", INT8OID}, {"message_id", INT8OID}, {"recipient", TEXTOID}, {"kind", TEXTOID},
-	{"priority", INT2OID},
-	{"route", TEXTOID}, {"status", TEXTOID}, {"created_at", TIMESTAMPTZOID}, {"expires_at",
-	TIMESTAMPTZOID},
-	{"attempts", INT4OID}, {"doubts", INT4OID}, {"account", TEXTOID}, {"host", TEXTOID},
-	{"identity", TEXTOID},
-	{"bounce_type", TEXTOID}, {"last_stage", TEXTOID}, {"last_code", INT4OID}, {"last_enhanced",
-	TEXTOID},
-	{"last_reply", TEXTOID}, {"reason", TEXTOID}, {"hint", TEXTOID}, {"server_message_id",
-	TEXTOID},
-	{"sent_at", TIMESTAMPTZOID}, {"finished_at", TIMESTAMPTZOID}, {"simulated", BOOLOID},
-	{"changed", INT8OID}
+	{"priority", INT2OID}, {"route", TEXTOID}, {"status", TEXTOID},
+	{"created_at", TIMESTAMPTZOID}, {"expires_at", TIMESTAMPTZOID}, {"attempts", INT4OID},
+	{"doubts", INT4OID}, {"account", TEXTOID}, {"host", TEXTOID}, {"identity", TEXTOID},
+	{"bounce_type", TEXTOID}, {"last_stage", TEXTOID}, {"last_code", INT4OID},
+	{"last_enhanced", TEXTOID}, {"last_reply", TEXTOID}, {"reason", TEXTOID},
+	{"hint", TEXTOID}, {"server_message_id", TEXTOID}, {"sent_at", TIMESTAMPTZOID},
+	{"finished_at", TIMESTAMPTZOID}, {"simulated", BOOLOID}, {"changed", INT8OID}
 };
 
 static void read_outcome(Datum outcome, TupleDesc *desc, Datum *values, bool *nulls);
@@ -212,7 +202,7 @@ read_outcome(Datum outcome, TupleDesc *desc, Datum *values, bool *nulls)
 	heap_deform_tuple(&tuple, *desc, values, nulls);
 }
 
-/* What is no such verdict, a delivery cannot end with. */
+/* What _delivery has of it; another verdict ends nothing. */
 static const char *
 status_of(const char *verdict)
 {
